@@ -1,0 +1,159 @@
+"""Client of a router or a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook_core.clients.base import Client
+from openbook_core.vectors import dtype_of, encode_vectors
+from openbook_proto.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
+
+
+@dataclass(frozen=True)
+class ChunkTable:
+    """n chunks with m = `chunk_length`; fields that were not asked for are None or empty.
+
+    `tokens` uint32 [n, 2m] (chunk, then continuation, padded with 0), `lengths` uint16 [n, 2].
+    """
+
+    chunk_length: int
+    tokens: NDArray[np.uint32] | None
+    lengths: NDArray[np.uint16] | None
+    texts: list[str]
+    continuation_texts: list[str]
+    documents: list[retriever_pb2.Document]
+
+    @classmethod
+    def from_proto(cls, chunks: retriever_pb2.Chunks) -> ChunkTable:
+        tokens = lengths = None
+        if chunks.lengths:
+            lengths = np.frombuffer(chunks.lengths, dtype="<u2").reshape(-1, 2)
+            raw = np.frombuffer(chunks.tokens, dtype=dtype_of(chunks.token_type))
+            tokens = raw.reshape(-1, 2 * chunks.chunk_length).astype(np.uint32)
+        return cls(
+            chunk_length=chunks.chunk_length,
+            tokens=tokens,
+            lengths=lengths,
+            texts=list(chunks.texts),
+            continuation_texts=list(chunks.continuation_texts),
+            documents=[chunks.documents[i] for i in chunks.document_index],
+        )
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Neighbours of Q queries: `ids` int64 [Q, k] (-1 = missing), `scores` float32 [Q, k], all from `snapshot`.
+
+    `row_of` int64 [Q, k] is the row of each hit in `chunks`, -1 where it is missing.
+    """
+
+    snapshot: str
+    epoch: int
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    chunks: ChunkTable
+    row_of: NDArray[np.int64]
+    unknown_exclusions: int
+    missing_shards: list[int]
+    restarts: int
+    timings: common_pb2.Timings
+
+    @classmethod
+    def from_proto(cls, reply: retriever_pb2.SearchReply) -> SearchResult:
+        ids = np.frombuffer(reply.ids, dtype="<i8").reshape(reply.queries, reply.k)
+        found = ids.ravel() >= 0
+        return cls(
+            snapshot=reply.snapshot,
+            epoch=reply.epoch,
+            ids=ids,
+            scores=np.frombuffer(reply.scores, dtype="<f4").reshape(reply.queries, reply.k),
+            chunks=ChunkTable.from_proto(reply.chunks),
+            row_of=np.where(found, np.cumsum(found) - 1, -1).reshape(ids.shape),
+            unknown_exclusions=reply.unknown_exclusions,
+            missing_shards=list(reply.missing_shards),
+            restarts=reply.restarts,
+            timings=reply.timings,
+        )
+
+
+class RetrieverClient(Client):
+    """Calls one router or shard at HOST:PORT. Never retries."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__(address)
+        self._stub = retriever_pb2_grpc.RetrieverStub(self._channel)
+
+    def search(
+        self, database: str, queries: NDArray[Any], k: int, *, timeout_s: float = 30.0, **options: Any
+    ) -> SearchResult:
+        """Neighbours of `queries` [Q, d] float32 or float16; for the options see `search_request`."""
+        request = search_request(database, k, queries=queries, **options)
+        return SearchResult.from_proto(self._call(self._stub.Search, request, timeout_s))
+
+    def search_text(
+        self, database: str, texts: Sequence[str], k: int, *, timeout_s: float = 30.0, **options: Any
+    ) -> SearchResult:
+        """Neighbours of texts, embedded by the router's embedder; for the options see `search_request`."""
+        request = retriever_pb2.SearchTextRequest(texts=texts, search=search_request(database, k, **options))
+        return SearchResult.from_proto(self._call(self._stub.SearchText, request, timeout_s).result)
+
+    def get_chunks(
+        self,
+        database: str,
+        snapshot: str,
+        ids: NDArray[np.int64],
+        *,
+        tokens: bool = False,
+        text: bool = False,
+        documents: bool = False,
+        shard: int | None = None,
+        timeout_s: float = 30.0,
+    ) -> ChunkTable:
+        request = retriever_pb2.GetChunksRequest(
+            database=database,
+            snapshot=snapshot,
+            ids=np.asarray(ids, dtype="<i8").tobytes(),
+            fields=retriever_pb2.Fields(tokens=tokens, text=text, document=documents),
+            shard=shard,
+        )
+        return ChunkTable.from_proto(self._call(self._stub.GetChunks, request, timeout_s).chunks)
+
+    def describe(self, database: str, snapshot: str = "", *, timeout_s: float = 10.0) -> retriever_pb2.DescribeReply:
+        request = retriever_pb2.DescribeRequest(database=database, snapshot=snapshot)
+        reply: retriever_pb2.DescribeReply = self._call(self._stub.Describe, request, timeout_s)
+        return reply
+
+
+def search_request(
+    database: str,
+    k: int,
+    *,
+    queries: NDArray[Any] | None = None,
+    snapshot: str = "",
+    min_epoch: int = 0,
+    exclude: Sequence[Sequence[str]] | None = None,
+    min_score: float | None = None,
+    tokens: bool = False,
+    text: bool = False,
+    documents: bool = False,
+    allow_partial: bool = False,
+    shard: int | None = None,
+) -> retriever_pb2.SearchRequest:
+    """`exclude` holds, for each query, external ids of documents that must not come back."""
+    return retriever_pb2.SearchRequest(
+        database=database,
+        snapshot=snapshot,
+        min_epoch=min_epoch,
+        queries=None if queries is None else encode_vectors(queries),
+        k=k,
+        exclusions=[retriever_pb2.Exclusion(document_ids=ids) for ids in exclude or ()],
+        min_score=min_score,
+        fields=retriever_pb2.Fields(tokens=tokens, text=text, document=documents),
+        allow_partial=allow_partial,
+        shard=shard,
+    )

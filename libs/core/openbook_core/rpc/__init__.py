@@ -1,0 +1,1 @@
+"""gRPC plumbing that every service and client shares."""

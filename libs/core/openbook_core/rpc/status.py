@@ -1,0 +1,55 @@
+"""OpenbookError to a gRPC status with google.rpc details, and back."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from openbook_core.errors import ERRORS_BY_CODE, OpenbookError, Reason
+
+DOMAIN = "openbook"
+
+
+def status_from_error(error: OpenbookError) -> status_pb2.Status:
+    """ErrorInfo always; BadRequest where a field is named; RetryInfo where a delay is known."""
+    details = [error_details_pb2.ErrorInfo(reason=error.reason.value, domain=DOMAIN, metadata=error.metadata)]
+    packed = [_pack(details[0])]
+    if error.field:
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        packed.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
+    if error.retry_after_s is not None:
+        delay = duration_pb2.Duration(nanos=0)
+        delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        packed.append(_pack(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status_pb2.Status(code=code_pb2.Code.Value(error.grpc_code), message=error.message, details=packed)
+
+
+def error_from_rpc(error: grpc.RpcError, peer: str) -> OpenbookError:
+    """The error that a service raised, or the transport's, with the peer named where nobody answered."""
+    call: grpc.Call = error
+    code = call.code()
+    kind = ERRORS_BY_CODE.get(code.name, OpenbookError)
+    message, field, retry_after, reason = call.details() or code.name, None, None, None
+    metadata: dict[str, str] = {}
+    status = rpc_status.from_call(call)
+    if status is None:
+        message = f"{peer}: {code.name}: {message}"
+        return kind(message, peer=peer)
+    for detail in status.details:
+        info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            metadata = dict(info.metadata)
+            reason = Reason(info.reason) if info.reason in Reason.__members__ else None
+        elif detail.Unpack(bad) and bad.field_violations:
+            field = bad.field_violations[0].field
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    return kind(message, field=field, reason=reason, retry_after_s=retry_after, **metadata)
+
+
+def _pack(message: object) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)  # type: ignore[arg-type]
+    return packed

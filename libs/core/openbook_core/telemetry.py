@@ -1,0 +1,59 @@
+"""JSON logs with request ids, and the metrics that all services share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import uuid
+from contextvars import ContextVar
+
+from prometheus_client import Histogram
+
+RPC_SECONDS = Histogram("openbook_rpc_seconds", "Time of each RPC in seconds", ["method", "code"])
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def request_id() -> str:
+    """The id of the request that this thread or task works on; empty outside of one."""
+    return _request_id.get()
+
+
+def bind_request_id(value: str | None) -> str:
+    """Take over the caller's id, or make one."""
+    chosen = value or uuid.uuid4().hex[:16]
+    _request_id.set(chosen)
+    return chosen
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "service": self._service,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if request_id():
+            entry["request_id"] = request_id()
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def setup_logging(service: str, level: str = "info") -> None:
+    """One JSON object a line on stderr, from every logger of the process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter(service))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def get_logger(name: str) -> logging.Logger:
+    return logging.getLogger(name)

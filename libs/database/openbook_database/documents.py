@@ -1,0 +1,116 @@
+"""The document table of a snapshot: an Arrow file that is mapped, not parsed.
+
+Rows are in canonical order (by the UTF-8 bytes of the external id), so the row is the document number and an id is
+found by bisection. Metadata values are kept as JSON text, one column for each name.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from openbook_core.errors import ArgumentError, CorruptError
+
+METADATA_PREFIX = "metadata."
+_TEXT_COLUMNS = ("external_id", "title", "uri", "licence")
+
+
+@dataclass(frozen=True)
+class DocumentRecord:
+    """A document: its number, what its source said of it, and its rows [first_row, first_row + rows)."""
+
+    number: int
+    external_id: str
+    title: str | None
+    uri: str | None
+    licence: str | None
+    first_row: int
+    rows: int
+    metadata: dict[str, Any]
+
+
+def document_schema(metadata_columns: Sequence[str]) -> pa.Schema:
+    """Columns of documents.arrow."""
+    return pa.schema(
+        [(name, pa.large_string()) for name in _TEXT_COLUMNS]
+        + [("first_row", pa.int64()), ("rows", pa.int64())]
+        + [(METADATA_PREFIX + name, pa.large_string()) for name in metadata_columns]
+    )
+
+
+class DocumentTable:
+    """Documents by number or by external id."""
+
+    def __init__(self, path: Path, *, documents: int) -> None:
+        """Raises CorruptError where the file is no document table of `documents` rows."""
+        try:
+            with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+                table = reader.read_all()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CorruptError(f"{path}: is not a document table: {error}") from error
+        self.metadata_columns = tuple(
+            name.removeprefix(METADATA_PREFIX) for name in table.column_names if name.startswith(METADATA_PREFIX)
+        )
+        if table.num_rows != documents or table.schema != document_schema(self.metadata_columns):
+            raise CorruptError(
+                f"{path}: holds {table.num_rows} documents with columns {table.column_names}, expected {documents}"
+            )
+        batches = table.to_batches()
+        if len(batches) != 1:
+            raise CorruptError(f"{path}: holds {len(batches)} record batches, expected 1")
+        self._batch = batches[0]
+        self._columns = {name: self._batch.column(name) for name in self._batch.schema.names}
+        self.first_rows: NDArray[np.int64] = self._columns["first_row"].to_numpy()
+        self.rows: NDArray[np.int64] = self._columns["rows"].to_numpy()
+        _, offsets, data = self._columns["external_id"].buffers()
+        self._id_offsets = np.frombuffer(offsets, dtype=np.int64, count=documents + 1)
+        self._id_data = memoryview(data)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def record(self, number: int) -> DocumentRecord:
+        """The document `number`; raises ArgumentError for one that there is not."""
+        if not 0 <= number < len(self):
+            raise ArgumentError(f"document {number}: the snapshot has numbers 0 to {len(self) - 1}", field="document")
+        metadata = {}
+        for name in self.metadata_columns:
+            value = self._columns[METADATA_PREFIX + name][number].as_py()
+            if value is not None:
+                metadata[name] = json.loads(value)
+        return DocumentRecord(
+            number=number,
+            external_id=self._columns["external_id"][number].as_py(),
+            title=self._columns["title"][number].as_py(),
+            uri=self._columns["uri"][number].as_py(),
+            licence=self._columns["licence"][number].as_py(),
+            first_row=int(self.first_rows[number]),
+            rows=int(self.rows[number]),
+            metadata=metadata,
+        )
+
+    def number(self, external_id: str) -> int | None:
+        """Number of a document, or None where the snapshot does not hold it."""
+        wanted = external_id.encode("utf-8", "surrogatepass")
+        place = bisect_left(range(len(self)), wanted, key=self._id_bytes)
+        return place if place < len(self) and self._id_bytes(place) == wanted else None
+
+    def numbers(self, external_ids: Iterable[str]) -> tuple[set[int], int]:
+        """Numbers of the documents that there are, and how many ids are unknown."""
+        found = [self.number(external_id) for external_id in external_ids]
+        known = {number for number in found if number is not None}
+        return known, sum(number is None for number in found)
+
+    def of_rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Document number of each chunk id."""
+        return np.searchsorted(self.first_rows, ids, side="right") - 1
+
+    def _id_bytes(self, number: int) -> bytes:
+        return bytes(self._id_data[self._id_offsets[number] : self._id_offsets[number + 1]])

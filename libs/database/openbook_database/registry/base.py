@@ -1,0 +1,356 @@
+"""The registry's verbs: one state machine over the few storage operations that a backend supplies.
+
+Every change of the control record is one compare-and-set on (epoch, fence), so a coordinator that dies between
+any two steps leaves a record that the next one can go on from or undo (design section 4).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from openbook_core.errors import ArgumentError, ConflictError, NotFoundError, OpenbookError, PreconditionError, Reason
+
+from openbook_database.contract import Contract
+from openbook_database.manifest import Manifest
+from openbook_database.registry.readiness import ReadyCheck, every_shard_ready
+from openbook_database.registry.records import (
+    AuditEntry,
+    Control,
+    DatabaseState,
+    KnownSnapshot,
+    Phase,
+    ReplicaReport,
+    RouterReport,
+)
+
+DEFAULT_TTL_S = 5.0
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+_PROCESS_NAME = re.compile(r"[A-Za-z0-9_\[-][A-Za-z0-9._:@\[\]-]{0,199}")
+
+
+def is_database_name(name: str) -> bool:
+    """Whether `name` has 1 to 128 of [A-Za-z0-9._-] and does not start with a dot."""
+    return _NAME.fullmatch(name) is not None
+
+
+def check_database_name(name: str) -> str:
+    """`name` where it can name a database; else ArgumentError."""
+    if not is_database_name(name):
+        raise ArgumentError(
+            f"database {name!r} is no name: use 1 to 128 of letters, digits, '.', '_' and '-', not starting with a dot",
+            field="database",
+        )
+    return name
+
+
+class Registry(ABC):
+    """Databases, their snapshots, which one is live, and who serves them.
+
+    Verbs raise ArgumentError (a bad name), NotFoundError (unknown database or snapshot), MismatchError (another
+    contract), PreconditionError (not prepared, not ready, nothing to go back to) and ConflictError (somebody else
+    changed the record first, or another swap is under way). Repeating a verb that was done changes nothing.
+    """
+
+    def __init__(self, *, ttl_s: float = DEFAULT_TTL_S, clock: Callable[[], float] = time.time) -> None:
+        """`ttl_s`: age at which a report no longer counts, by the reader's `clock` (seconds since 1970)."""
+        self._ttl_s = ttl_s
+        self._clock = clock
+
+    # --- verbs ---
+
+    def register(self, database: str, path: str | Path, *, actor: str = "") -> KnownSnapshot:
+        """Make the snapshot in the folder `path` known; the first one fixes the database's contract."""
+        check_database_name(database)
+        url = str(Path(path).absolute())
+        manifest = Manifest.read(Path(url))
+        known = KnownSnapshot(
+            snapshot=manifest.snapshot_id,
+            url=url,
+            shards=len(manifest.shards),
+            documents=manifest.documents,
+            chunks=manifest.chunks,
+        )
+        if manifest.database != database:
+            raise ArgumentError(
+                f"{path} was built for database {manifest.database!r}, not {database!r}: register it under that name "
+                "or build it again",
+                field="database",
+            )
+        contract = self._create_contract(database, manifest.contract)
+        manifest.contract.require_equal(contract, f"snapshot {known.snapshot[:12]}", f"database {database!r}")
+        with self._audited(database, "register", known.snapshot, actor):
+            self._put_snapshot(database, known)
+        return known
+
+    def prepare(self, database: str, snapshot: str, *, actor: str = "") -> Control:
+        """Have replicas load `snapshot` beside the live one."""
+        known = self.snapshot(database, snapshot)
+        control = self.control(database)
+        if control.candidate == known.snapshot or (control.live == known.snapshot and control.candidate is None):
+            return control
+        with self._audited(database, "prepare", known.snapshot, actor):
+            if control.candidate is not None:
+                raise ConflictError(
+                    f"database {database!r} is already being moved to snapshot {control.candidate[:12]}: activate or "
+                    "abort that one first"
+                )
+            return self._change(control, replace(control, candidate=known.snapshot, phase=Phase.PREPARING))
+
+    def activate(
+        self,
+        database: str,
+        snapshot: str,
+        *,
+        expected_epoch: int | None = None,
+        ready_check: ReadyCheck = every_shard_ready,
+        actor: str = "",
+    ) -> Control:
+        """Make the prepared `snapshot` live by one compare-and-set; `ready_check` raises where it may not be yet."""
+        known = self.snapshot(database, snapshot)
+        control = self.control(database)
+        if control.live == known.snapshot and expected_epoch in (None, control.epoch, control.epoch - 1):
+            return control
+        with self._audited(database, "activate", known.snapshot, actor):
+            self._expect_epoch(control, expected_epoch)
+            if control.candidate != known.snapshot:
+                raise PreconditionError(
+                    f"snapshot {known.snapshot[:12]} of database {database!r} is not prepared (being prepared: "
+                    f"{(control.candidate or 'none')[:12]}): prepare it first",
+                    reason=Reason.NOT_READY,
+                    field="snapshot",
+                )
+            ready_check(known, self.replicas(database))
+            return self._change(
+                control,
+                replace(
+                    control,
+                    epoch=control.epoch + 1,
+                    live=known.snapshot,
+                    previous=control.live,
+                    candidate=None,
+                    phase=Phase.IDLE,
+                    moved_by="activate",
+                ),
+            )
+
+    def abort(self, database: str, *, actor: str = "") -> Control:
+        """Give up the snapshot that is being prepared; the live one is untouched."""
+        control = self.control(database)
+        if control.candidate is None:
+            return control
+        with self._audited(database, "abort", control.candidate, actor):
+            return self._change(control, replace(control, candidate=None, phase=Phase.IDLE))
+
+    def rollback(
+        self,
+        database: str,
+        *,
+        expected_epoch: int | None = None,
+        ready_check: ReadyCheck = every_shard_ready,
+        actor: str = "",
+    ) -> Control:
+        """Make the previous snapshot live again, at once.
+
+        The snapshot it replaces becomes the previous one, so a second rollback goes forward again. With
+        `expected_epoch` a repeated call changes nothing.
+        """
+        control = self.control(database)
+        if expected_epoch is not None and control.epoch == expected_epoch + 1 and control.moved_by == "rollback":
+            return control
+        with self._audited(database, "rollback", control.previous or "", actor):
+            self._expect_epoch(control, expected_epoch)
+            if control.previous is None:
+                raise PreconditionError(
+                    f"database {database!r} has no previous snapshot to go back to", reason=Reason.NOT_READY
+                )
+            ready_check(self.snapshot(database, control.previous), self.replicas(database))
+            candidate = None if control.candidate == control.previous else control.candidate
+            return self._change(
+                control,
+                replace(
+                    control,
+                    epoch=control.epoch + 1,
+                    live=control.previous,
+                    previous=control.live,
+                    candidate=candidate,
+                    phase=Phase.PREPARING if candidate else Phase.IDLE,
+                    moved_by="rollback",
+                ),
+            )
+
+    # --- reading ---
+
+    def list(self) -> Sequence[DatabaseState]:
+        """Every database, by name."""
+        return [self.state(database) for database in self._databases()]
+
+    def state(self, database: str) -> DatabaseState:
+        """All that is known of one database."""
+        contract = self.contract(database)
+        return DatabaseState(
+            control=self.control(database),
+            contract=contract,
+            snapshots=tuple(sorted(self._snapshots(database), key=lambda known: known.snapshot)),
+            replicas=tuple(self.replicas(database)),
+            routers=tuple(self.routers(database)),
+        )
+
+    def contract(self, database: str) -> Contract:
+        """The contract that the first snapshot fixed."""
+        contract = self._load_contract(check_database_name(database))
+        if contract is None:
+            raise self._unknown_database(database)
+        return contract
+
+    def snapshot(self, database: str, snapshot: str) -> KnownSnapshot:
+        """A registered snapshot by its id, or by the first 8 or more digits of it where they name just one."""
+        snapshots = self._snapshots(check_database_name(database))
+        found = [known for known in snapshots if known.snapshot == snapshot]
+        if not found and len(snapshot) >= 8:
+            found = [known for known in snapshots if known.snapshot.startswith(snapshot)]
+        if len(found) != 1:
+            self.contract(database)
+            names = ", ".join(sorted(known.snapshot[:12] for known in snapshots)) or "none"
+            raise NotFoundError(
+                f"database {database!r} has no snapshot {snapshot!r} (registered: {names}); register it first",
+                field="snapshot",
+            )
+        return found[0]
+
+    def control(self, database: str) -> Control:
+        """The control record: one small read, made for polling."""
+        control = self._load_control(check_database_name(database))
+        if control is None:
+            if self._load_contract(database) is None:
+                raise self._unknown_database(database)
+            return Control(database)
+        return control
+
+    def audit(self, database: str) -> Sequence[AuditEntry]:
+        """Who asked for what when, oldest first."""
+        return self._audit(check_database_name(database))
+
+    # --- reports ---
+
+    def report_replica(self, report: ReplicaReport) -> None:
+        """Store a replica's report, stamped with this clock; call it again well within the time to live."""
+        self._put_report("replicas", replace(report, heartbeat=self._clock()))
+
+    def report_router(self, report: RouterReport) -> None:
+        """Store a router's report, stamped with this clock."""
+        self._put_report("routers", replace(report, heartbeat=self._clock()))
+
+    def withdraw(self, report: ReplicaReport | RouterReport) -> None:
+        """Take a report back, at a clean stop; nothing happens where there is none."""
+        kind = "replicas" if isinstance(report, ReplicaReport) else "routers"
+        self._drop_report(kind, check_database_name(report.database), _check_process_name(report.name))
+
+    def replicas(self, database: str) -> Sequence[ReplicaReport]:
+        """Reports of replicas that have not expired, by name."""
+        return [r for r in self._reports("replicas", database) if isinstance(r, ReplicaReport)]
+
+    def routers(self, database: str) -> Sequence[RouterReport]:
+        """Reports of routers that have not expired, by name."""
+        return [r for r in self._reports("routers", database) if isinstance(r, RouterReport)]
+
+    # --- what a backend supplies ---
+
+    @abstractmethod
+    def _databases(self) -> Sequence[str]:
+        """Names of all databases, sorted."""
+
+    @abstractmethod
+    def _create_contract(self, database: str, contract: Contract) -> Contract:
+        """Store `contract` unless there is one; return the stored one. Atomic."""
+
+    @abstractmethod
+    def _load_contract(self, database: str) -> Contract | None: ...
+
+    @abstractmethod
+    def _load_control(self, database: str) -> Control | None: ...
+
+    @abstractmethod
+    def _compare_and_set(self, expected: Control, new: Control) -> bool:
+        """Replace the control record if epoch and fence are still `expected`'s (no record counts as 0, 0)."""
+
+    @abstractmethod
+    def _put_snapshot(self, database: str, known: KnownSnapshot) -> None: ...
+
+    @abstractmethod
+    def _snapshots(self, database: str) -> Sequence[KnownSnapshot]: ...
+
+    @abstractmethod
+    def _store_report(self, kind: str, report: ReplicaReport | RouterReport) -> None: ...
+
+    @abstractmethod
+    def _drop_report(self, kind: str, database: str, name: str) -> None: ...
+
+    @abstractmethod
+    def _load_reports(self, kind: str, database: str) -> Sequence[ReplicaReport | RouterReport]:
+        """All stored reports of one kind, expired ones too, by name."""
+
+    @abstractmethod
+    def _append_audit(self, database: str, entry: AuditEntry) -> None: ...
+
+    @abstractmethod
+    def _audit(self, database: str) -> Sequence[AuditEntry]: ...
+
+    # --- inside ---
+
+    def _change(self, old: Control, new: Control) -> Control:
+        new = replace(new, fence=old.fence + 1)
+        if not self._compare_and_set(old, new):
+            raise ConflictError(
+                f"the record of database {old.database!r} was changed by somebody else (was epoch {old.epoch}, fence "
+                f"{old.fence}): look at its state and try again"
+            )
+        return new
+
+    def _expect_epoch(self, control: Control, expected_epoch: int | None) -> None:
+        if expected_epoch is not None and control.epoch != expected_epoch:
+            raise ConflictError(
+                f"database {control.database!r} is at epoch {control.epoch}, not {expected_epoch}: somebody else moved it",
+                field="expected_epoch",
+            )
+
+    def _put_report(self, kind: str, report: ReplicaReport | RouterReport) -> None:
+        self.contract(report.database)
+        _check_process_name(report.name)
+        self._store_report(kind, report)
+
+    def _reports(self, kind: str, database: str) -> Sequence[ReplicaReport | RouterReport]:
+        oldest = self._clock() - self._ttl_s
+        return [r for r in self._load_reports(kind, check_database_name(database)) if r.heartbeat >= oldest]
+
+    def _unknown_database(self, database: str) -> NotFoundError:
+        names = ", ".join(self._databases()) or "none"
+        return NotFoundError(f"no database {database!r} (registered: {names})", field="database")
+
+    @contextmanager
+    def _audited(self, database: str, verb: str, snapshot: str, actor: str) -> Iterator[None]:
+        def note(outcome: str) -> None:
+            control = self._load_control(database) or Control(database)
+            self._append_audit(database, AuditEntry(self._clock(), actor, verb, snapshot, outcome, control.epoch))
+
+        note("asked")
+        try:
+            yield
+        except OpenbookError as error:
+            note(f"refused: {error}")
+            raise
+        note("done")
+
+
+def _check_process_name(name: str) -> str:
+    if not _PROCESS_NAME.fullmatch(name):
+        raise ArgumentError(
+            f"{name!r} is no name of a process: use 1 to 200 of letters, digits and ._:@-[], not starting with a dot",
+            field="name",
+        )
+    return name

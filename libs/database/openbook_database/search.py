@@ -1,0 +1,174 @@
+"""Exact search in one shard: fetch more than asked, rescore, and go on until nothing that was left out could matter.
+
+Axes: Q queries, K neighbours, F fetched, D dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from openbook_core.errors import ArgumentError
+
+from openbook_database.index import IndexReader
+from openbook_database.scoring import MISSING, Hits, exact_scores, merge
+
+MAX_K = 4096
+_SLACK = 16
+_FEW, _OVERFETCH_LIMIT = 256, 1024
+_GATHER_ELEMENTS = 1 << 23
+_RESULT_ELEMENTS = 1 << 24
+
+RowRanges = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Queries that are searched together: their excluded rows are either dropped from what was fetched (`dropped`,
+    one for each query, at most `largest` rows) or passed over by the index (`passed_over`, the same for all)."""
+
+    queries: NDArray[np.intp]
+    dropped: Sequence[RowRanges] = ()
+    largest: int = 0
+    passed_over: RowRanges = ()
+
+
+def check_query(queries_QD: NDArray[np.float32], k: int, dimension: int) -> NDArray[np.float32]:
+    """The queries as contiguous float32; ArgumentError naming the field for a wrong shape, value or k."""
+    queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
+    if queries_QD.ndim != 2 or queries_QD.shape[1] != dimension:
+        raise ArgumentError(
+            f"queries: the database holds vectors of {dimension} elements, given an array of shape {queries_QD.shape}",
+            field="queries",
+        )
+    if not np.isfinite(queries_QD).all():
+        raise ArgumentError("queries: hold values that are not finite", field="queries")
+    if not 1 <= k <= MAX_K:
+        raise ArgumentError(f"k: must be from 1 to {MAX_K}, given {k}", field="k")
+    return queries_QD
+
+
+def search_rows(
+    index: IndexReader,
+    queries_QD: NDArray[np.float32],
+    k: int,
+    *,
+    excluded: Sequence[RowRanges] | None = None,
+    min_score: float | None = None,
+) -> Hits:
+    """The k best rows of the index for each query, exactly: by score, then row. -1 where fewer qualify.
+
+    `excluded`: for each query the row ranges [first, end) that must not come back.
+    """
+    hits = Hits(
+        np.full((len(queries_QD), k), MISSING, dtype=np.int64), np.zeros((len(queries_QD), k), dtype=np.float32)
+    )
+    for group in _groups(excluded, len(queries_QD)):
+        _search_group(index, queries_QD, k, group, min_score, hits)
+    if min_score is not None:
+        low_QK = hits.scores_QK < np.float32(min_score)
+        hits.ids_QK[low_QK] = MISSING
+        hits.scores_QK[low_QK] = 0
+    return hits
+
+
+def _groups(excluded: Sequence[RowRanges] | None, queries: int) -> list[_Group]:
+    if not queries:
+        return []
+    if excluded is None:
+        return [_Group(np.arange(queries))]
+    small: dict[bool, list[int]] = {}
+    large: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for query, ranges in enumerate(excluded):
+        size = sum(end - first for first, end in ranges)
+        if size <= _OVERFETCH_LIMIT:
+            small.setdefault(size <= _FEW, []).append(query)
+        else:
+            large.setdefault(tuple(ranges), []).append(query)
+    groups = [_Group(np.asarray(members), passed_over=ranges) for ranges, members in large.items()]
+    for members in small.values():
+        dropped = [excluded[query] for query in members]
+        largest = max(sum(end - first for first, end in ranges) for ranges in dropped)
+        groups.append(_Group(np.asarray(members), dropped, largest))
+    return groups
+
+
+def _search_group(
+    index: IndexReader,
+    queries_QD: NDArray[np.float32],
+    k: int,
+    group: _Group,
+    min_score: float | None,
+    hits: Hits,
+) -> None:
+    """Fill the group's rows of `hits`: fetch twice as many until what was left out scores strictly less than the
+    k-th, by more than the rounding of the rough scores."""
+    passed_over_N = None
+    if group.passed_over:
+        passed_over_N = np.zeros(index.rows, dtype=np.bool_)
+        for first, end in group.passed_over:
+            passed_over_N[first:end] = True
+    margin_Q = index.margin(queries_QD[group.queries])
+    pending = np.arange(len(group.queries))
+    count = k + group.largest + _SLACK
+    while len(pending):
+        count = min(count, index.rows)
+        unsettled = []
+        step = max(1, _RESULT_ELEMENTS // count)
+        for start in range(0, len(pending), step):
+            some = pending[start : start + step]
+            queries = group.queries[some]
+            rough_QF, rows_QF = index.fetch(queries_QD[queries], count, passed_over_N)
+            last_Q = np.where(rows_QF[:, -1] == MISSING, -np.inf, rough_QF[:, -1].astype(np.float64))
+            if group.dropped:
+                kept = count if count == index.rows else count - group.largest
+                ranges = [group.dropped[member] for member in some]
+                rows_QF, last_Q = _drop(rows_QF, rough_QF, last_Q, ranges, kept)
+            found = _rescore(index, queries_QD[queries], rows_QF, k)
+            kth_Q = np.where(found.ids_QK[:, -1] == MISSING, -np.inf, found.scores_QK[:, -1].astype(np.float64))
+            if min_score is not None:
+                kth_Q = np.maximum(kth_Q, np.float32(min_score))
+            settled_Q = (last_Q + margin_Q[some] < kth_Q) | (count == index.rows) | np.isneginf(last_Q)
+            hits.ids_QK[queries[settled_Q]] = found.ids_QK[settled_Q]
+            hits.scores_QK[queries[settled_Q]] = found.scores_QK[settled_Q]
+            unsettled.append(some[~settled_Q])
+        pending = np.concatenate(unsettled)
+        count *= 2
+
+
+def _drop(
+    rows_QF: NDArray[np.int64],
+    rough_QF: NDArray[np.float32],
+    last_Q: NDArray[np.float64],
+    excluded: Sequence[RowRanges],
+    kept: int,
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The first `kept` fetched rows of each query that are not excluded, and the new bound on what was left out."""
+    for rows_F, ranges in zip(rows_QF, excluded, strict=True):
+        for first, end in ranges:
+            rows_F[(rows_F >= first) & (rows_F < end)] = MISSING
+    dropped_QF = rows_QF == MISSING
+    order_QF = np.argsort(dropped_QF, axis=1, kind="stable")[:, :kept]
+    left_over_Q = (~dropped_QF).sum(axis=1) > kept
+    kept_last_Q = np.take_along_axis(rough_QF, order_QF[:, -1:], axis=1)[:, 0].astype(np.float64)
+    return np.take_along_axis(rows_QF, order_QF, axis=1), np.where(left_over_Q, kept_last_Q, last_Q)
+
+
+def _rescore(index: IndexReader, queries_QD: NDArray[np.float32], rows_QF: NDArray[np.int64], k: int) -> Hits:
+    """The k best of the fetched rows (-1: none) by their exact scores, in blocks of bounded memory."""
+    dimension = queries_QD.shape[1]
+    fetched = rows_QF.shape[1]
+    columns = min(fetched, max(k, _GATHER_ELEMENTS // dimension))
+    step = max(1, _GATHER_ELEMENTS // (columns * dimension))
+    parts = []
+    for start in range(0, len(queries_QD), step):
+        some = slice(start, start + step)
+        found = []
+        for column in range(0, fetched, columns):
+            rows_QC = rows_QF[some, column : column + columns]
+            scores_QC = exact_scores(queries_QD[some], index.vectors(np.maximum(rows_QC, 0)))
+            found.append((rows_QC, scores_QC))
+        parts.append(merge(found, k))
+    return Hits(np.concatenate([part.ids_QK for part in parts]), np.concatenate([part.scores_QK for part in parts]))

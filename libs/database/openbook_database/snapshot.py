@@ -1,0 +1,144 @@
+"""A snapshot as a reader sees it: verified, mapped, immutable."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from openbook_core.errors import ArgumentError, CorruptError, MismatchError, Reason
+from openbook_core.fingerprint import require_equal
+from openbook_core.tokenizer import Tokenizer
+
+from openbook_database.documents import DocumentTable
+from openbook_database.files import BLOCK_BYTES, block_digest, file_digests
+from openbook_database.manifest import FileEntry, Manifest
+from openbook_database.scoring import Hits, merge
+from openbook_database.shard import Shard, shard_folder
+
+Verification = Literal["sizes", "sample", "full"]
+
+
+class Snapshot:
+    """An opened snapshot with some or all of its shards. It stays readable while its folder is renamed or unlinked."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, documents: DocumentTable, tokenizer: Tokenizer, shards: tuple[Shard, ...]
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.documents = documents
+        self.tokenizer = tokenizer
+        self.shards = shards
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        verify: Verification = "sample",
+        *,
+        shards: Sequence[int] | None = None,
+        expected_id: str | None = None,
+    ) -> Self:
+        """Open the snapshot in the folder `path`, or only some of its `shards`.
+
+        verify: "sizes" compares sizes alone; "sample" also the checksums of files up to 64 MiB and of the first, middle
+        and last block of larger ones; "full" every byte. expected_id: the id that the folder must have.
+        Raises NotFoundError where there is no snapshot and CorruptError naming the file and what differs.
+        """
+        path = Path(path)
+        manifest = Manifest.read(path)
+        if expected_id is not None and manifest.snapshot_id != expected_id:
+            raise CorruptError(
+                f"{path / 'manifest.json'}: its digest is {manifest.snapshot_id}, expected snapshot {expected_id}"
+            )
+        numbers = range(len(manifest.shards)) if shards is None else shards
+        for number in numbers:
+            if not 0 <= number < len(manifest.shards):
+                raise ArgumentError(
+                    f"shard {number}: snapshot {manifest.snapshot_id[:12]} has shards 0 to {len(manifest.shards) - 1}",
+                    field="shard",
+                )
+        check_files(path, manifest, verify, {shard_folder(number) for number in numbers})
+        tokenizer = Tokenizer.load(path / "tokenizer")
+        try:
+            require_equal(
+                "tokenizer", tokenizer.fingerprint, manifest.contract.tokenizer, "folder tokenizer", "manifest"
+            )
+        except MismatchError as error:
+            raise CorruptError(f"{path / 'tokenizer'}: {error}", reason=Reason.CORRUPT) from error
+        documents = DocumentTable(path / "documents.arrow", documents=manifest.documents)
+        opened = tuple(Shard(path, manifest, number, documents, tokenizer) for number in numbers)
+        return cls(path, manifest, documents, tokenizer, opened)
+
+    @property
+    def id(self) -> str:
+        """Digest of the manifest: the snapshot's name."""
+        return self.manifest.snapshot_id
+
+    def search(
+        self,
+        queries_QD: NDArray[np.float32],
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        min_score: float | None = None,
+    ) -> Hits:
+        """As `Shard.search`, over all opened shards."""
+        return merge([shard.search(queries_QD, k, exclude, min_score) for shard in self.shards], k)
+
+    def shard_of(self, chunk_id: int) -> Shard:
+        """The opened shard that holds a chunk; raises ArgumentError where there is none."""
+        for shard in self.shards:
+            if shard.entry.first_row <= chunk_id < shard.entry.end_row:
+                return shard
+        raise ArgumentError(
+            f"chunk id {chunk_id} is in no opened shard of snapshot {self.id[:12]} with {self.manifest.chunks} chunks",
+            field="ids",
+        )
+
+    def check_golden(self) -> None:
+        """Have every opened shard answer the golden queries; raises CorruptError where an answer differs."""
+        for shard in self.shards:
+            shard.check_golden()
+
+
+def check_files(path: Path, manifest: Manifest, verify: Verification, folders: Collection[str]) -> None:
+    """Compare files with the manifest: those of the snapshot itself and those of the shards in `folders`."""
+    if verify not in ("sizes", "sample", "full"):
+        raise ArgumentError(f"verify: {verify!r} is not known; known: sizes, sample, full", field="verify")
+    wanted = {
+        name: entry
+        for name, entry in manifest.files.items()
+        if not name.startswith("shard-") or name.split("/")[0] in folders
+    }
+    for name, entry in wanted.items():
+        file = path / name
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise CorruptError(f"{file}: is missing or cannot be read ({error.strerror})") from error
+        if size != entry.size:
+            raise CorruptError(f"{file}: {size} bytes, the manifest says {entry.size}")
+    if verify != "sizes":
+        for name, entry in wanted.items():
+            _check_digest(path / name, entry, whole=verify == "full")
+
+
+def _check_digest(file: Path, entry: FileEntry, *, whole: bool) -> None:
+    try:
+        if whole or not entry.blocks:
+            found, _ = file_digests(file)
+            if found != entry.blake3:
+                raise CorruptError(f"{file}: checksum is {found}, the manifest says {entry.blake3}")
+            return
+        for block in sorted({0, len(entry.blocks) // 2, len(entry.blocks) - 1}):
+            found = block_digest(file, block)
+            if found != entry.blocks[block]:
+                raise CorruptError(
+                    f"{file}: checksum of its bytes from {block * BLOCK_BYTES} is {found}, the manifest says "
+                    f"{entry.blocks[block]}"
+                )
+    except OSError as error:
+        raise CorruptError(f"{file}: cannot be read: {error}") from error

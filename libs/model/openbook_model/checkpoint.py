@@ -1,0 +1,174 @@
+"""A model as a directory: config.json, model.safetensors, and the tokenizer's files. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from openbook_core.errors import (
+    ConflictError,
+    CorruptError,
+    InputError,
+    NotFoundError,
+    Reason,
+)
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from openbook_model.config import RetroConfig
+from openbook_model.model import RetroModel
+
+FORMAT = "openbook-retro"
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def save(model: RetroModel, path: str | Path, tokenizer_dir: str | Path | None = None) -> None:
+    """Write the model's directory, with the tokenizer files found in `tokenizer_dir`, by one rename.
+
+    Replaces an older model directory; raises ConflictError if `path` is anything else, NotFoundError if the tokenizer
+    folder has no tokenizer.json.
+    """
+    target = Path(path)
+    if target.exists() and not (target.is_dir() and (_is_ours(target) or not any(target.iterdir()))):
+        raise ConflictError(
+            f"{target} exists and is not a model directory; choose another path or remove it",
+            field="path",
+            reason=Reason.ALREADY_EXISTS,
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    draft.mkdir()
+    try:
+        if tokenizer_dir is not None:
+            _copy_tokenizer(Path(tokenizer_dir), draft)
+        tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+        save_file(tensors, draft / WEIGHTS_FILE)
+        record = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "model": model.config.model_dump(mode="json"),
+        }
+        (draft / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for file in draft.iterdir():
+            _sync(file)
+        if target.exists():
+            old = draft.with_name(f"{draft.name}.old")
+            target.rename(old)
+            draft.rename(target)
+            shutil.rmtree(old)
+        else:
+            draft.rename(target)
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None) -> RetroModel:
+    """The model of a directory that `save` wrote, in float32 unless a dtype is named, in evaluation mode on the CPU.
+
+    Raises NotFoundError for a missing file, CorruptError for a truncated one, InputError for another format,
+    parameters that do not fit the configuration, or values that are not finite.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    weights = folder / WEIGHTS_FILE
+    if not weights.is_file():
+        raise NotFoundError(f"{folder} holds no {WEIGHTS_FILE}", field="model")
+    model = RetroModel.allocate(config, dtype or torch.float32)
+    parameters = dict(model.named_parameters())
+    try:
+        with safe_open(weights, framework="pt") as file, torch.no_grad():
+            names = set(file.keys())
+            _check_names(folder, set(parameters), names)
+            for name, parameter in parameters.items():
+                tensor = file.get_tensor(name)
+                if tensor.shape != parameter.shape:
+                    raise InputError(
+                        f"{weights}: {name} has shape {list(tensor.shape)}, {CONFIG_FILE} asks for "
+                        f"{list(parameter.shape)}",
+                        field="model",
+                    )
+                if not torch.isfinite(tensor).all():
+                    raise InputError(f"{weights}: {name} holds NaN or infinite values", field="model")
+                parameter.copy_(tensor)
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(
+            f"{weights} is truncated or not a safetensors file ({error}); copy or convert the model again",
+            field="model",
+        ) from error
+    return model.eval()
+
+
+def read_config(folder: Path) -> RetroConfig:
+    """The configuration in a model directory; errors as in `load`."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise NotFoundError(f"no model at {folder}: it holds no {CONFIG_FILE}", field="model")
+    record = _read_record(path)
+    if record.get("format") != FORMAT:
+        architecture = record.get("architectures") or record.get("model_type") or record.get("implementation")
+        raise InputError(
+            f"{path} is not an Openbook model (architecture {architecture!r}); convert it first: "
+            "openbook model convert",
+            field="model",
+        )
+    if record.get("format_version") != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {record.get('format_version')!r}; this release reads {FORMAT_VERSION}",
+            field="model",
+        )
+    return RetroConfig.parse(record.get("model") or {}, source=str(path))
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorruptError(f"{path} is not JSON: {error}", field="model") from error
+    if not isinstance(record, dict):
+        raise CorruptError(f"{path} must hold an object", field="model")
+    return record
+
+
+def _check_names(folder: Path, ours: set[str], theirs: set[str]) -> None:
+    if ours != theirs:
+        missing, unknown = sorted(ours - theirs)[:5], sorted(theirs - ours)[:5]
+        raise InputError(
+            f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}: {len(ours - theirs)} parameters missing "
+            f"{missing}, {len(theirs - ours)} unknown {unknown}",
+            field="model",
+        )
+
+
+def _is_ours(folder: Path) -> bool:
+    path = folder / CONFIG_FILE
+    return path.is_file() and _read_record(path).get("format") == FORMAT
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    if not (source / "tokenizer.json").is_file():
+        raise NotFoundError(f"{source} holds no tokenizer.json", field="tokenizer_dir")
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

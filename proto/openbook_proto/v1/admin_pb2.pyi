@@ -1,0 +1,157 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SwapPhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SWAP_PHASE_UNSPECIFIED: _ClassVar[SwapPhase]
+    SWAP_PHASE_IDLE: _ClassVar[SwapPhase]
+    SWAP_PHASE_PREPARING: _ClassVar[SwapPhase]
+SWAP_PHASE_UNSPECIFIED: SwapPhase
+SWAP_PHASE_IDLE: SwapPhase
+SWAP_PHASE_PREPARING: SwapPhase
+
+class ReplicaSnapshot(_message.Message):
+    __slots__ = ("snapshot", "state", "error", "shards")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    snapshot: str
+    state: str
+    error: str
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, snapshot: _Optional[str] = ..., state: _Optional[str] = ..., error: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("name", "address", "snapshots", "epoch")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    snapshots: _containers.RepeatedCompositeFieldContainer[ReplicaSnapshot]
+    epoch: int
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., snapshots: _Optional[_Iterable[_Union[ReplicaSnapshot, _Mapping]]] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class Router(_message.Message):
+    __slots__ = ("name", "address", "epoch")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    epoch: int
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class KnownSnapshot(_message.Message):
+    __slots__ = ("snapshot", "url", "shards", "documents", "chunks")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    snapshot: str
+    url: str
+    shards: int
+    documents: int
+    chunks: int
+    def __init__(self, snapshot: _Optional[str] = ..., url: _Optional[str] = ..., shards: _Optional[int] = ..., documents: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
+
+class DatabaseState(_message.Message):
+    __slots__ = ("database", "epoch", "live", "previous", "candidate", "phase", "snapshots", "replicas", "routers")
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    ROUTERS_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    epoch: int
+    live: str
+    previous: str
+    candidate: str
+    phase: SwapPhase
+    snapshots: _containers.RepeatedCompositeFieldContainer[KnownSnapshot]
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    routers: _containers.RepeatedCompositeFieldContainer[Router]
+    def __init__(self, database: _Optional[str] = ..., epoch: _Optional[int] = ..., live: _Optional[str] = ..., previous: _Optional[str] = ..., candidate: _Optional[str] = ..., phase: _Optional[_Union[SwapPhase, str]] = ..., snapshots: _Optional[_Iterable[_Union[KnownSnapshot, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ...) -> None: ...
+
+class RegisterRequest(_message.Message):
+    __slots__ = ("database", "url")
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    url: str
+    def __init__(self, database: _Optional[str] = ..., url: _Optional[str] = ...) -> None: ...
+
+class RegisterReply(_message.Message):
+    __slots__ = ("snapshot", "state")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    snapshot: str
+    state: DatabaseState
+    def __init__(self, snapshot: _Optional[str] = ..., state: _Optional[_Union[DatabaseState, _Mapping]] = ...) -> None: ...
+
+class PrepareRequest(_message.Message):
+    __slots__ = ("database", "snapshot")
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    snapshot: str
+    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ...) -> None: ...
+
+class PrepareReply(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: DatabaseState
+    def __init__(self, state: _Optional[_Union[DatabaseState, _Mapping]] = ...) -> None: ...
+
+class ActivateRequest(_message.Message):
+    __slots__ = ("database", "snapshot", "expected_epoch")
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    snapshot: str
+    expected_epoch: int
+    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ..., expected_epoch: _Optional[int] = ...) -> None: ...
+
+class ActivateReply(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: DatabaseState
+    def __init__(self, state: _Optional[_Union[DatabaseState, _Mapping]] = ...) -> None: ...
+
+class RollbackRequest(_message.Message):
+    __slots__ = ("database",)
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    def __init__(self, database: _Optional[str] = ...) -> None: ...
+
+class RollbackReply(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: DatabaseState
+    def __init__(self, state: _Optional[_Union[DatabaseState, _Mapping]] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ("database",)
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    def __init__(self, database: _Optional[str] = ...) -> None: ...
+
+class ListReply(_message.Message):
+    __slots__ = ("databases",)
+    DATABASES_FIELD_NUMBER: _ClassVar[int]
+    databases: _containers.RepeatedCompositeFieldContainer[DatabaseState]
+    def __init__(self, databases: _Optional[_Iterable[_Union[DatabaseState, _Mapping]]] = ...) -> None: ...

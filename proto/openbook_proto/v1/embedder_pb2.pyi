@@ -1,0 +1,66 @@
+from openbook_proto.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class EmbedRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EMBED_ROLE_UNSPECIFIED: _ClassVar[EmbedRole]
+    EMBED_ROLE_QUERY: _ClassVar[EmbedRole]
+    EMBED_ROLE_PASSAGE: _ClassVar[EmbedRole]
+EMBED_ROLE_UNSPECIFIED: EmbedRole
+EMBED_ROLE_QUERY: EmbedRole
+EMBED_ROLE_PASSAGE: EmbedRole
+
+class EmbedRequest(_message.Message):
+    __slots__ = ("texts", "role", "truncate")
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    role: EmbedRole
+    truncate: bool
+    def __init__(self, texts: _Optional[_Iterable[str]] = ..., role: _Optional[_Union[EmbedRole, str]] = ..., truncate: _Optional[bool] = ...) -> None: ...
+
+class EmbedReply(_message.Message):
+    __slots__ = ("vectors", "token_counts", "truncated", "fingerprint", "timings")
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    vectors: _common_pb2.Vectors
+    token_counts: _containers.RepeatedScalarFieldContainer[int]
+    truncated: _containers.RepeatedScalarFieldContainer[bool]
+    fingerprint: str
+    timings: _common_pb2.Timings
+    def __init__(self, vectors: _Optional[_Union[_common_pb2.Vectors, _Mapping]] = ..., token_counts: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., fingerprint: _Optional[str] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ...) -> None: ...
+
+class GetInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetInfoReply(_message.Message):
+    __slots__ = ("model", "dimension", "max_tokens", "max_texts", "dtype", "fingerprint", "probe_texts", "probe_vectors")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    PROBE_TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PROBE_VECTORS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    dimension: int
+    max_tokens: int
+    max_texts: int
+    dtype: str
+    fingerprint: _common_pb2.Fingerprint
+    probe_texts: _containers.RepeatedScalarFieldContainer[str]
+    probe_vectors: _common_pb2.Vectors
+    def __init__(self, model: _Optional[str] = ..., dimension: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_texts: _Optional[int] = ..., dtype: _Optional[str] = ..., fingerprint: _Optional[_Union[_common_pb2.Fingerprint, _Mapping]] = ..., probe_texts: _Optional[_Iterable[str]] = ..., probe_vectors: _Optional[_Union[_common_pb2.Vectors, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,60 @@
+"""Wiring and start of the embedder service."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+from openbook_core.errors import ConfigError
+from openbook_core.rpc.server import start_server
+from openbook_core.telemetry import get_logger, setup_logging
+from openbook_proto.v1 import embedder_pb2_grpc
+from prometheus_client import start_http_server
+
+from openbook_embedder.batching import Batcher
+from openbook_embedder.config import EmbedderConfig
+from openbook_embedder.engine import EncoderEngine
+from openbook_embedder.metrics import EmbedderMetrics
+from openbook_embedder.service import SERVICE_NAME, EmbedderService
+
+# A waiting call holds a thread; this many callers can share batches.
+_MAX_CALLS = 32
+
+_log = get_logger(__name__)
+
+
+def serve(config: EmbedderConfig) -> None:
+    """Load the encoder and serve it until SIGTERM or SIGINT.
+
+    When ready, prints one JSON line on standard output: {"service": "embedder", "address": "HOST:PORT"}.
+    Raises ConfigError, NotFoundError or InputError for a setting or model that cannot be served, and the error for
+    a port that is in use.
+    """
+    setup_logging("embedder")
+    engine = EncoderEngine.load(config.model, dtype=config.dtype, threads=config.threads)
+    if config.batch_tokens < engine.max_tokens:
+        raise ConfigError(
+            f"batch_tokens: {config.batch_tokens} is less than one text of {engine.max_tokens} tokens, which "
+            f"{config.model} reads; give at least {engine.max_tokens}",
+            field="batch_tokens",
+        )
+    metrics = EmbedderMetrics()
+    batcher = Batcher(
+        engine.encode_batch,
+        batch_tokens=config.batch_tokens,
+        max_queue_texts=config.max_queue_texts,
+        metrics=metrics,
+    )
+    service = EmbedderService(engine, batcher, config, metrics)
+
+    def register(server: grpc.Server) -> None:
+        embedder_pb2_grpc.add_EmbedderServicer_to_server(service, server)
+
+    server = start_server(register, host=config.host, port=config.port, services=[SERVICE_NAME], max_workers=_MAX_CALLS)
+    if config.metrics_port is not None:
+        start_http_server(config.metrics_port, addr=config.host)
+    server.set_ready(True)
+    _log.info(f"serving {config.model} in {engine.dtype} on {server.address}")
+    print(json.dumps({"service": "embedder", "address": server.address}), flush=True)
+    server.wait_for_signal()
+    batcher.close()

@@ -1,0 +1,34 @@
+"""Settings of the embedder service."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from openbook_core.config import FrozenConfig
+from openbook_core.weights import DEFAULT_EMBEDDER
+from pydantic import Field, model_validator
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+class EmbedderConfig(FrozenConfig):
+    """What `openbook serve embedder` takes. `batch_tokens` counts tokens with padding: texts times the longest."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=50051, ge=0, le=65535, description="0 takes a free port")
+    model: str = Field(default=DEFAULT_EMBEDDER, min_length=1, description="folder, or name of a model")
+    dtype: Dtype = Field(default="auto", description="auto times bfloat16 against float32 at start")
+    threads: int | None = Field(default=None, ge=1, description="threads of the encoder; by default one per core")
+    max_texts: int = Field(default=1024, ge=1, description="most texts in one call")
+    max_queue_texts: int = Field(default=8192, ge=1, description="most texts that wait; more are refused")
+    batch_tokens: int = Field(default=4096, ge=1, description="most padded tokens in one batch")
+    metrics_port: int | None = Field(default=None, ge=1, le=65535, description="Prometheus over HTTP; off by default")
+
+    @model_validator(mode="after")
+    def _one_call_fits_the_queue(self) -> Self:
+        if self.max_queue_texts < self.max_texts:
+            raise ValueError(
+                f"max_queue_texts ({self.max_queue_texts}) must be at least max_texts ({self.max_texts}), "
+                "or a call of the largest size would never be admitted"
+            )
+        return self

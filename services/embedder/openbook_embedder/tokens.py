@@ -1,0 +1,57 @@
+"""Texts to the encoder's own token ids, cut to its limit. Runs on the caller's thread, not the encoder's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openbook_core.errors import InputError
+from openbook_core.fingerprint import canonical_json
+from openbook_core.tokenizer import Tokenizer
+from tokenizers import Tokenizer as RawTokenizer
+
+from openbook_embedder.folder import EncoderFolder
+from openbook_embedder.probes import PROBE_TEXTS
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of each text, special tokens included, and whether it was cut."""
+
+    ids: list[list[int]]
+    truncated: list[bool]
+
+    @property
+    def counts(self) -> list[int]:
+        return [len(ids) for ids in self.ids]
+
+
+class EncoderTokenizer:
+    """The tokenizer.json of an encoder's folder; adds the role's prompt and the special tokens."""
+
+    def __init__(self, folder: EncoderFolder) -> None:
+        self._prompts = folder.prompts
+        canonical = Tokenizer.load(folder.path).fingerprint.record
+        self._raw = RawTokenizer.from_file(str(folder.path / "tokenizer.json"))
+        self._raw.no_padding()
+        self._raw.enable_truncation(folder.max_tokens)
+        largest = max(self._raw.get_vocab(with_added_tokens=True).values())
+        if largest >= folder.architecture["vocab_size"]:
+            raise InputError(
+                f"{folder.path}: the tokenizer gives ids up to {largest}, the encoder knows "
+                f"{folder.architecture['vocab_size']}; tokenizer and weights are not of one model",
+                field="model",
+            )
+        template = canonical_json([self._raw.encode(text).ids for text in PROBE_TEXTS])
+        self.record: dict[str, Any] = {**canonical, "template": hashlib.sha256(template.encode()).hexdigest()}
+
+    def tokenize(self, texts: Sequence[str], role: str) -> TokenizedTexts:
+        """`role` is "query" or "passage"."""
+        prompt = self._prompts[role]
+        encodings = self._raw.encode_batch_fast([prompt + text for text in texts])
+        return TokenizedTexts(
+            ids=[encoding.ids for encoding in encodings],
+            truncated=[bool(encoding.overflowing) for encoding in encodings],
+        )

@@ -1,0 +1,185 @@
+"""The HTTP routes: OpenAI's shapes around `service.Generator`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from openbook_core.errors import OpenbookError
+from openbook_core.telemetry import bind_request_id, get_logger
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from openbook_generator.job import Piece
+from openbook_generator.schemas import ChatRequest, CompletionRequest, parse_request
+from openbook_generator.service import Generator, Prepared
+
+logger = get_logger(__name__)
+
+
+def create_app(generator: Generator) -> FastAPI:
+    """The application around a generator, which its caller closes."""
+    app = FastAPI(title="Openbook generator", docs_url=None, redoc_url=None, openapi_url=None)
+    created = int(time.time())
+
+    @app.middleware("http")
+    async def observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        identity = bind_request_id(request.headers.get("x-request-id"))
+        response = await call_next(request)
+        route = request.scope.get("route")
+        generator.metrics.requests.labels(getattr(route, "path", "other"), response.status_code).inc()
+        response.headers["x-request-id"] = identity
+        return response
+
+    @app.exception_handler(OpenbookError)
+    async def refuse(_: Request, error: OpenbookError) -> Response:
+        return error_response(error)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await _answer(generator, request, parse_request(CompletionRequest, await request.body()))
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await _answer(generator, request, parse_request(ChatRequest, await request.body()))
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        model = {"id": generator.config.model, "object": "model", "created": created, "owned_by": "openbook"}
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/weights")
+    async def weights() -> dict[str, str]:
+        return {"model": generator.config.model, "sha256": await asyncio.to_thread(generator.weights)}
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        try:
+            return JSONResponse(await asyncio.to_thread(generator.check_ready))
+        except OpenbookError as error:
+            return JSONResponse({"status": "not ready", "reason": error.message}, status_code=503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(generator.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def error_response(error: OpenbookError) -> JSONResponse:
+    """OpenAI's error object, with Retry-After where the error says when to come back."""
+    headers = {"retry-after": str(max(1, round(error.retry_after_s)))} if error.retry_after_s is not None else None
+    return JSONResponse(_error_body(error), status_code=error.http_status, headers=headers)
+
+
+def _error_body(error: OpenbookError) -> dict[str, Any]:
+    kind = "invalid_request_error" if error.http_status < 500 else "server_error"
+    kind = "rate_limit_error" if error.http_status == 429 else kind
+    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": str(error.reason)}}
+
+
+async def _answer(generator: Generator, http: Request, request: CompletionRequest | ChatRequest) -> Response:
+    generator.engine.reserve()
+    release = generator.engine.release
+    try:
+        prepared = await asyncio.to_thread(generator.prepare, request)
+        reply = Reply(generator.config.model, request, prepared)
+        if request.stream:
+            response = StreamingResponse(_stream(generator, reply, release), media_type="text/event-stream")
+            release = _nothing
+            return response
+        return await _whole(generator, http, reply)
+    finally:
+        release()
+
+
+async def _whole(generator: Generator, http: Request, reply: Reply) -> Response:
+    work = asyncio.create_task(_collect(generator, reply))
+    try:
+        while not (await asyncio.wait([work], timeout=0.25))[0]:
+            if await http.is_disconnected():
+                return Response(status_code=499)
+        text, last = work.result()
+        return JSONResponse(reply.whole(text, last))
+    finally:
+        work.cancel()
+
+
+async def _collect(generator: Generator, reply: Reply) -> tuple[str, Piece]:
+    texts, last = [], Piece("", 0)
+    async with aclosing(generator.decode(reply.request, reply.prepared)) as pieces:
+        async for last in pieces:
+            texts.append(last.text)
+    return "".join(texts), last
+
+
+async def _stream(generator: Generator, reply: Reply, release: Callable[[], None]) -> AsyncIterator[str]:
+    try:
+        yield _event(reply.first())
+        async with aclosing(generator.decode(reply.request, reply.prepared)) as pieces:
+            async for piece in pieces:
+                yield _event(reply.piece(piece))
+                if piece.finish_reason and reply.request.stream_options and reply.request.stream_options.include_usage:
+                    yield _event({**reply.head(True), "choices": [], "usage": reply.usage(piece)})
+        yield "data: [DONE]\n\n"
+    except OpenbookError as error:
+        yield _event(_error_body(error))
+    except Exception as error:
+        logger.exception("a stream failed")
+        yield _event(_error_body(OpenbookError(f"unexpected {type(error).__name__}: {error}")))
+    finally:
+        release()
+
+
+class Reply:
+    """The JSON bodies of one reply."""
+
+    def __init__(self, model: str, request: CompletionRequest | ChatRequest, prepared: Prepared) -> None:
+        self.request, self.prepared, self._model = request, prepared, model
+        self._chat = isinstance(request, ChatRequest)
+        self._id = f"{'chatcmpl' if self._chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    def head(self, streaming: bool) -> dict[str, Any]:
+        kind = "text_completion" if not self._chat else "chat.completion.chunk" if streaming else "chat.completion"
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def usage(self, last: Piece) -> dict[str, int]:
+        prompt = len(self.prepared.prompt.ids)
+        return {"prompt_tokens": prompt, "completion_tokens": last.tokens, "total_tokens": prompt + last.tokens}
+
+    def whole(self, text: str, last: Piece) -> dict[str, Any]:
+        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self._chat else {"text": text}
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": last.finish_reason}
+        body = {**self.head(False), "choices": [choice], "usage": self.usage(last)}
+        return {**body, "retrieval": self.prepared.retrieval}
+
+    def first(self) -> dict[str, Any]:
+        """The first event, sent before any token: what was retrieved."""
+        said: dict[str, Any] = {"delta": {"role": "assistant", "content": ""}} if self._chat else {"text": ""}
+        choice = {"index": 0, **said, "finish_reason": None}
+        return {**self.head(True), "choices": [choice], "retrieval": self.prepared.retrieval}
+
+    def piece(self, piece: Piece) -> dict[str, Any]:
+        said: dict[str, Any] = {"text": piece.text}
+        if self._chat:
+            said = {"delta": {"content": piece.text} if piece.text else {}}
+        return {**self.head(True), "choices": [{"index": 0, **said, "finish_reason": piece.finish_reason}]}
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,67 @@
+"""Wiring and start of the generator."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from openbook_core.clients import RetrieverClient
+from openbook_core.errors import Reason, UnavailableError
+from openbook_core.telemetry import setup_logging
+
+from openbook_generator.api import create_app
+from openbook_generator.config import GeneratorConfig
+from openbook_generator.models import load_model
+from openbook_generator.retrieval import Retriever
+from openbook_generator.service import Generator
+
+
+def serve(config: GeneratorConfig) -> None:
+    """Serve until SIGTERM or SIGINT; prints one JSON line with the address once requests are accepted.
+
+    Raises UnavailableError with reason PORT_IN_USE, or what loading the model raises. The retriever may come later.
+    """
+    setup_logging("generator")
+    listener = _listen(config.host, config.port)
+    try:
+        model, tokenizer = load_model(config)
+        client = RetrieverClient(config.retriever)
+        generator = Generator(config, model, tokenizer, Retriever(client, config.search_timeout_s))
+        app = create_app(generator)
+        app.router.lifespan_context = _announce(f"http://{config.host}:{listener.getsockname()[1]}")
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+        try:
+            server.run(sockets=[listener])
+        finally:
+            generator.close()
+    finally:
+        listener.close()
+
+
+def _announce(address: str):  # type: ignore[no-untyped-def]
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        print(json.dumps({"service": "generator", "address": address}), flush=True)
+        yield
+
+    return lifespan
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise UnavailableError(
+            f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it or choose another port",
+            field="port",
+            reason=Reason.PORT_IN_USE,
+        ) from error
+    return listener

@@ -1,0 +1,45 @@
+"""The generator's configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from openbook_core.config import FrozenConfig
+from openbook_core.weights import DEFAULT_MODEL
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class PromptSettings(FrozenConfig):
+    """How passages enter the prompt; see `prompting.build_messages`.
+
+    `order`: "last-best" puts the best passage nearest the question. `continuation_characters`: how much of the
+    passage's continuation follows its text. `instruction` follows the question.
+    """
+
+    order: Literal["last-best", "first-best"] = "last-best"
+    continuation_characters: NonNegativeInt = 300
+    instruction: str = "Answer briefly."
+
+
+class GeneratorConfig(FrozenConfig):
+    """`port` 0 picks a free one. `model` is a folder of ours, or a name that is converted into the cache at start.
+
+    `k` passages are read per question, 0 to `max_k`. `max_context` bounds prompt and reply together, in tokens.
+    At most `slots` sequences decode at once and `max_queue` more wait; further ones are refused with 429.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65535)
+    model: str = DEFAULT_MODEL
+    retriever: str = "127.0.0.1:7100"
+    database: str = "default"
+    k: int = Field(default=4, ge=0)
+    max_k: PositiveInt = 32
+    slots: PositiveInt = 8
+    max_context: PositiveInt = 2048
+    default_max_tokens: PositiveInt = 256
+    max_queue: NonNegativeInt = 64
+    retry_after_s: PositiveFloat = 1.0
+    search_timeout_s: PositiveFloat = 30.0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    prompt: PromptSettings = PromptSettings()

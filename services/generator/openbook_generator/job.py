@@ -1,0 +1,80 @@
+"""One request inside the engine: its tokens, its chunk grid, and what it waits for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openbook_model import Neighbors
+from openbook_model.chunks import complete_chunks, default_first_chunk
+
+from openbook_generator.retrieval import Pin
+from openbook_generator.sampling import Sampler, TextStream
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New text of a request (perhaps empty) and tokens so far; the last one has a finish reason."""
+
+    text: str
+    tokens: int
+    finish_reason: FinishReason | None = None
+
+
+Event = Piece | Exception
+
+
+@dataclass
+class Job:
+    """Made by the service, then owned by the engine's thread; only `cancel` may be called from elsewhere.
+
+    `emit` gets each Piece, or one exception as the last event, on the engine's thread. `pin` is None where the
+    request's chunks get no neighbours.
+    """
+
+    prompt: list[int]
+    max_tokens: int
+    sampler: Sampler
+    stop: tuple[str, ...]
+    emit: Callable[[Event], None]
+    pin: Pin | None = None
+    neighbors: int = 2
+    slot: int = -1
+    fed: int = 0
+    phase: int = 0
+    generated: list[int] = field(default_factory=list)
+    found: Neighbors | None = None
+    asking: bool = False
+    _cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.stream = TextStream(self.stop)
+
+    def cancel(self) -> None:
+        """Give up: the engine frees the slot before its next pass."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def start(self, slot: int, chunk_length: int) -> None:
+        self.slot = slot
+        self.phase = default_first_chunk(len(self.prompt), chunk_length)
+
+    @property
+    def next_tokens(self) -> list[int]:
+        """What the next pass reads: the prompt, then the newest token."""
+        return self.prompt if self.fed == 0 else self.generated[-1:]
+
+    def due_chunks(self, chunk_length: int) -> list[list[int]]:
+        """The token ids of each chunk that the next pass completes, in order."""
+        tokens = self.prompt + self.generated
+        first = complete_chunks(self.fed, self.phase, chunk_length)
+        last = complete_chunks(self.fed + len(self.next_tokens), self.phase, chunk_length)
+        ends = [self.phase + chunk * chunk_length for chunk in range(first, last)]
+        return [tokens[max(0, end - chunk_length) if end > self.phase else 0 : end] for end in ends]

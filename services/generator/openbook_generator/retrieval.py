@@ -1,0 +1,85 @@
+"""What the generator asks of the retriever: passages of a question, and neighbours of chunks, of one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from openbook_core.clients import RetrieverClient
+from openbook_model import Neighbors
+
+from openbook_generator.prompting import Passage
+
+
+@dataclass(frozen=True)
+class Pin:
+    """The one snapshot that a request reads from."""
+
+    database: str
+    snapshot: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Retriever:
+    """Searches through one client; safe to use from several threads. Errors are the client's."""
+
+    client: RetrieverClient
+    timeout_s: float
+
+    def passages(self, database: str, question: str, k: int, snapshot: str = "") -> tuple[Pin, list[Passage]]:
+        """The k best passages, best first, and the snapshot that they are from (the live one if none is named)."""
+        found = self.client.search_text(
+            database, [question], k, snapshot=snapshot, text=True, documents=True, timeout_s=self.timeout_s
+        )
+        passages = []
+        for chunk_id, score, row in zip(found.ids[0], found.scores[0], found.row_of[0], strict=True):
+            if chunk_id < 0:
+                continue
+            document = found.chunks.documents[int(row)]
+            passages.append(
+                Passage(
+                    chunk_id=int(chunk_id),
+                    document_id=document.external_id,
+                    title=document.title,
+                    uri=document.uri,
+                    licence=document.licence,
+                    score=float(score),
+                    text=found.chunks.texts[int(row)],
+                    continuation=found.chunks.continuation_texts[int(row)],
+                )
+            )
+        return Pin(database, found.snapshot, found.epoch), passages
+
+    def neighbors(self, pin: Pin, texts: Sequence[str], k: int, neighbor_length: int) -> Neighbors:
+        """Neighbours of L chunks as ids [L, k, R] and lengths [L, k]: each a chunk and what follows it.
+
+        R is `neighbor_length`. A blank text has none.
+        """
+        ids_LKR = torch.zeros(len(texts), k, neighbor_length, dtype=torch.long)
+        lengths_LK = torch.zeros(len(texts), k, dtype=torch.long)
+        asked = [row for row, text in enumerate(texts) if text.strip()]
+        if not asked:
+            return Neighbors(ids_LKR, lengths_LK)
+        found = self.client.search_text(
+            pin.database,
+            [texts[row] for row in asked],
+            k,
+            snapshot=pin.snapshot,
+            tokens=True,
+            timeout_s=self.timeout_s,
+        )
+        table = found.chunks
+        assert table.tokens is not None and table.lengths is not None, "tokens were asked for"
+        for query, place in enumerate(asked):
+            for rank, row in enumerate(found.row_of[query].tolist()):
+                if row < 0:
+                    continue
+                own, following = (int(length) for length in table.lengths[row])
+                m = table.chunk_length
+                tokens = [*table.tokens[row, :own].tolist(), *table.tokens[row, m : m + following].tolist()]
+                tokens = tokens[:neighbor_length]
+                ids_LKR[place, rank, : len(tokens)] = torch.tensor(tokens)
+                lengths_LK[place, rank] = len(tokens)
+        return Neighbors(ids_LKR, lengths_LK)

@@ -1,0 +1,143 @@
+"""The requests: OpenAI's fields that are supported, and `retrieval`. Anything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, NoReturn, Self, TypeVar
+
+from openbook_core.errors import ArgumentError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+MAX_STOP, MAX_STOP_LENGTH = 4, 256
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RetrievalOptions(_Strict):
+    """What a request reads: None means the service's default; `snapshot` empty is the live one."""
+
+    database: str | None = Field(default=None, min_length=1)
+    k: int | None = Field(default=None, ge=0)
+    enabled: bool = True
+    snapshot: str = ""
+
+
+class StreamOptions(_Strict):
+    include_usage: bool = False
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(_Strict):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class _Decoding(_Strict):
+    """Fields of both endpoints. `user` and `metadata` are accepted and not used."""
+
+    model: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    retrieval: RetrievalOptions = RetrievalOptions()
+
+    @field_validator("presence_penalty", "frequency_penalty")
+    @classmethod
+    def _no_penalty(cls, value: float | None) -> float | None:
+        if value:
+            raise ValueError("penalties are not supported; leave it out or give 0")
+        return value
+
+    @field_validator("stop")
+    @classmethod
+    def _usable_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
+        stops = [value] if isinstance(value, str) else value or []
+        if len(stops) > MAX_STOP or any(not 1 <= len(stop) <= MAX_STOP_LENGTH for stop in stops):
+            raise ValueError(f"expected at most {MAX_STOP} strings of 1 to {MAX_STOP_LENGTH} characters")
+        return value
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def reply_limit(self) -> int | None:
+        return self.max_tokens
+
+
+class CompletionRequest(_Decoding):
+    """POST /v1/completions, for one prompt."""
+
+    prompt: str = Field(min_length=1)
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+
+
+class ChatRequest(_Decoding):
+    """POST /v1/chat/completions; the last message is the user's question."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1_000_000)
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if self.messages[-1].role != "user" or not self.messages[-1].text.strip():
+            raise ValueError("messages: the last message must be the user's and not empty")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens: give it or max_completion_tokens, not both")
+        return self
+
+    @property
+    def reply_limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+Request = TypeVar("Request", CompletionRequest, ChatRequest)
+
+
+def parse_request(kind: type[Request], body: bytes) -> Request:
+    """Raises ArgumentError whose field is the request's field at fault, None if the body is no JSON object."""
+    try:
+        data = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"the body is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ArgumentError(f"the body must be a JSON object, given {type(data).__name__}")
+    data = {key: value for key, value in data.items() if value is not None}
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        item = error.errors()[0]
+        message = item["msg"].removeprefix("Value error, ")
+        field, colon, rest = message.partition(": ")
+        if item["loc"]:
+            field = ".".join(str(part) for part in item["loc"] if part not in _UNION_NAMES)
+            rest = message
+        given = "" if item["type"] in ("missing", "value_error") else f"; given {str(item['input'])[:80]!r}"
+        raise ArgumentError(f"{field}: {rest}{given}", field=field) from None
+
+
+_UNION_NAMES = ("str", "list[str]", "list[TextPart]", "constrained-str")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")

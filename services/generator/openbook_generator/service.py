@@ -1,0 +1,175 @@
+"""One request from its fields to its events: retrieval, prompt, job."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from openbook_core.errors import ArgumentError, MismatchError
+from openbook_core.fingerprint import canonical_json
+from openbook_core.tokenizer import Tokenizer
+from openbook_model import RetroModel, cross_attention_state, weights_hash
+
+from openbook_generator.chat import ChatFormat, Encoded, fit
+from openbook_generator.config import GeneratorConfig
+from openbook_generator.engine import Engine
+from openbook_generator.job import Event, Job, Piece
+from openbook_generator.metrics import Metrics
+from openbook_generator.models import stop_ids
+from openbook_generator.prompting import Message, Passage, build_messages, build_prompt, render_passage
+from openbook_generator.retrieval import Pin, Retriever
+from openbook_generator.sampling import Sampler
+from openbook_generator.schemas import ChatRequest, CompletionRequest
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that is ready to decode: its prompt, the reply's token limit, and its `retrieval` record."""
+
+    prompt: Encoded
+    max_tokens: int
+    pin: Pin | None
+    retrieval: dict[str, Any]
+
+
+class Generator:
+    """Owns the model, its engine and the retriever; methods are safe to call from several threads."""
+
+    def __init__(self, config: GeneratorConfig, model: RetroModel, tokenizer: Tokenizer, retriever: Retriever) -> None:
+        self.config, self.model, self.retriever = config, model, retriever
+        self.metrics = Metrics()
+        self.cross_attention = cross_attention_state(model)
+        self.max_context = min(config.max_context, model.config.max_positions)
+        self._tokenizer, self._format, self._encoding = tokenizer, ChatFormat(tokenizer), threading.Lock()
+        self.engine = Engine(
+            model,
+            tokenizer,
+            retriever.neighbors,
+            self.metrics,
+            slots=config.slots,
+            max_context=self.max_context,
+            max_queue=config.max_queue,
+            retry_after_s=config.retry_after_s,
+            max_neighbors=model.config.num_neighbors,
+            stop_ids=stop_ids(tokenizer),
+        )
+
+    def check_ready(self) -> dict[str, Any]:
+        """What is served; raises the reason (UnavailableError and others) while questions cannot be answered."""
+        found = self.retriever.client.describe(self.config.database, timeout_s=2.0)
+        return {"status": "ready", "database": found.database, "snapshot": found.live_snapshot, "epoch": found.epoch}
+
+    def weights(self) -> str:
+        """A hash over every tensor of the model as it is in memory now."""
+        return weights_hash(self.model)
+
+    def prepare(self, request: CompletionRequest | ChatRequest) -> Prepared:
+        """Search, then build the prompt. Raises ArgumentError for what does not fit, else the retriever's errors."""
+        self._check(request)
+        pin, passages = self._retrieve(request)
+        field = "messages" if isinstance(request, ChatRequest) else "prompt"
+        rendered = [render_passage(passage, self.config.prompt) for passage in passages]
+        with self._encoding:
+            reply_tokens = self._reply_tokens(request, len(self._encode(request, []).ids))
+            limit = self.max_context - reply_tokens
+            prompt = fit(self._tokenizer, rendered, limit, lambda kept: self._encode(request, kept), field)
+        state: str = self.cross_attention if request.retrieval.enabled else "off (disabled)"
+        record = {
+            "database": pin.database if pin else None,
+            "snapshot": pin.snapshot if pin else None,
+            "epoch": pin.epoch if pin else None,
+            "cross_attention": state,
+            "passages": [
+                _passage_record(passage, prompt.spans[rank])
+                for rank, passage in enumerate(passages)
+                if rank in prompt.spans
+            ],
+        }
+        return Prepared(prompt, reply_tokens, pin if self.cross_attention == "on" else None, record)
+
+    async def decode(self, request: CompletionRequest | ChatRequest, prepared: Prepared) -> AsyncIterator[Piece]:
+        """The pieces of the reply as they come; the last has a finish reason. Closing the iterator cancels the job."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+
+        def emit(event: Event) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        job = Job(
+            prompt=prepared.prompt.ids,
+            max_tokens=prepared.max_tokens,
+            sampler=Sampler(request.temperature, request.top_p, request.seed),
+            stop=request.stops,
+            emit=emit,
+            pin=prepared.pin,
+            neighbors=self.model.config.num_neighbors,
+        )
+        self.engine.submit(job)
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event.finish_reason:
+                    return
+        finally:
+            job.cancel()
+
+    def close(self) -> None:
+        self.engine.close()
+        self.retriever.client.close()
+
+    def _check(self, request: CompletionRequest | ChatRequest) -> None:
+        if request.model not in (None, self.config.model):
+            raise ArgumentError(f"model {request.model!r} is not served; {self.config.model!r} is", field="model")
+        k = request.retrieval.k
+        if k is not None and k > self.config.max_k:
+            raise ArgumentError(f"k may be at most {self.config.max_k}, given {k}", field="retrieval.k")
+
+    def _retrieve(self, request: CompletionRequest | ChatRequest) -> tuple[Pin | None, list[Passage]]:
+        options = request.retrieval
+        if not options.enabled:
+            return None, []
+        k = self.config.k if options.k is None else options.k
+        question = request.messages[-1].text if isinstance(request, ChatRequest) else request.prompt
+        database = options.database or self.config.database
+        pin, passages = self.retriever.passages(database, question, max(k, 1), options.snapshot)
+        return pin, passages[:k]
+
+    def _encode(self, request: CompletionRequest | ChatRequest, passages: Sequence[str]) -> Encoded:
+        if isinstance(request, CompletionRequest):
+            return self._format.encode_text(build_prompt(request.prompt, passages, self.config.prompt))
+        earlier = [Message(message.role, message.text) for message in request.messages[:-1]]
+        last = build_messages(request.messages[-1].text, passages, self.config.prompt)
+        return self._format.encode_chat([*earlier, *last])
+
+    def _reply_tokens(self, request: CompletionRequest | ChatRequest, bare: int) -> int:
+        asked = request.reply_limit
+        if asked is None:
+            return max(1, min(self.config.default_max_tokens, self.max_context - bare))
+        if asked >= self.max_context:
+            raise ArgumentError(
+                f"max_tokens {asked} leaves no room for a prompt in a context of {self.max_context} tokens",
+                field="max_tokens",
+            )
+        return asked
+
+
+def _passage_record(passage: Passage, span: tuple[tuple[int, int], tuple[int, int]]) -> dict[str, Any]:
+    characters, tokens = span
+    return {**asdict(passage), "span": {"characters": list(characters), "tokens": list(tokens)}}
+
+
+def check_tokenizer(contract: dict[str, Any], tokenizer: Tokenizer, database: str) -> None:
+    """Raise MismatchError unless the database's tokens are the model's: its neighbours enter the network as tokens."""
+    theirs, ours = contract.get("tokenizer"), tokenizer.fingerprint.record
+    if theirs is not None and canonical_json(theirs) != canonical_json(ours):
+        raise MismatchError(
+            f"database {database!r} holds tokens of another tokenizer than the model's, whose cross attention reads "
+            "them; build the database with the model's tokenizer",
+            field="database",
+        )

@@ -1,0 +1,31 @@
+"""The DatabaseAdmin RPCs, served by a router."""
+
+from __future__ import annotations
+
+import grpc
+from openbook_proto.v1 import admin_pb2 as pb
+from openbook_proto.v1 import admin_pb2_grpc
+
+from openbook_retriever.admin_engine import AdminEngine
+
+
+class AdminService(admin_pb2_grpc.DatabaseAdminServicer):
+    """Errors that the engine raises become statuses in the server. The peer's address goes into the audit."""
+
+    def __init__(self, engine: AdminEngine) -> None:
+        self._engine = engine
+
+    def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
+        return self._engine.register(request, context.peer())
+
+    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:
+        return self._engine.prepare(request, context.peer())
+
+    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:
+        return self._engine.activate(request, context.peer())
+
+    def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackReply:
+        return self._engine.rollback(request, context.peer())
+
+    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListReply:
+        return self._engine.list(request)

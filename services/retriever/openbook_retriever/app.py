@@ -1,0 +1,93 @@
+"""Wires a retriever process together and runs it until a signal."""
+
+from __future__ import annotations
+
+import json
+
+import grpc
+from openbook_core.rpc.server import RunningServer, start_server
+from openbook_core.telemetry import setup_logging
+from openbook_database.registry import open_registry
+from openbook_database.registry.base import Registry
+from openbook_proto.v1 import admin_pb2_grpc, retriever_pb2_grpc
+
+from openbook_retriever.admin_engine import AdminEngine
+from openbook_retriever.admin_service import AdminService
+from openbook_retriever.attach import EmbedderGate
+from openbook_retriever.config import RetrieverConfig
+from openbook_retriever.fan_out import Replicas
+from openbook_retriever.holdings import Holdings
+from openbook_retriever.router_engine import RouterEngine
+from openbook_retriever.router_service import RouterService
+from openbook_retriever.router_watch import RouterWatch
+from openbook_retriever.shard_engine import ShardEngine
+from openbook_retriever.shard_service import ShardService
+from openbook_retriever.shard_watch import ShardWatch
+
+RETRIEVER = "openbook_proto.v1.Retriever"
+ADMIN = "openbook_proto.v1.DatabaseAdmin"
+
+
+def serve(config: RetrieverConfig) -> None:
+    """Serve until SIGTERM or Ctrl-C. Once ready, print one JSON line with service, role and address on stdout.
+
+    A shard is ready when what the registry wants of it was loaded or failed to load; a router after its first look at
+    the registry. Raises UnavailableError with reason PORT_IN_USE where the port is taken.
+    """
+    setup_logging(f"retriever-{config.role}")
+    registry = open_registry(config.registry)
+    if config.role == "shard":
+        _serve_shard(config, registry)
+    else:
+        _serve_router(config, registry)
+
+
+def _serve_shard(config: RetrieverConfig, registry: Registry) -> None:
+    holdings = Holdings()
+    watch = ShardWatch(config, registry, holdings)
+    service = ShardService(ShardEngine(holdings, snapshot_guard=config.snapshot_guard))
+
+    def register(server: grpc.Server) -> None:
+        retriever_pb2_grpc.add_RetrieverServicer_to_server(service, server)
+
+    running = start_server(
+        register, host=config.host, port=config.port, services=[RETRIEVER], max_workers=config.max_workers
+    )
+    watch.start(_name(config, running), running.address)
+    try:
+        watch.wait_settled()
+        _run(config, running)
+    finally:
+        watch.stop()
+
+
+def _serve_router(config: RetrieverConfig, registry: Registry) -> None:
+    watch = RouterWatch(config, registry)
+    gate = EmbedderGate(config.embedder) if config.embedder else None
+    service = RouterService(RouterEngine(watch, Replicas(), gate, snapshot_guard=config.snapshot_guard))
+    admin = AdminService(AdminEngine(registry, watch))
+
+    def register(server: grpc.Server) -> None:
+        retriever_pb2_grpc.add_RetrieverServicer_to_server(service, server)
+        admin_pb2_grpc.add_DatabaseAdminServicer_to_server(admin, server)
+
+    running = start_server(
+        register, host=config.host, port=config.port, services=[RETRIEVER, ADMIN], max_workers=config.max_workers
+    )
+    watch.start(_name(config, running), running.address)
+    try:
+        _run(config, running)
+    finally:
+        watch.stop()
+        if gate is not None:
+            gate.close()
+
+
+def _run(config: RetrieverConfig, running: RunningServer) -> None:
+    running.set_ready(True)
+    print(json.dumps({"service": "retriever", "role": config.role, "address": running.address}), flush=True)
+    running.wait_for_signal()
+
+
+def _name(config: RetrieverConfig, running: RunningServer) -> str:
+    return config.process_name(int(running.address.rpartition(":")[2]))

@@ -1,0 +1,87 @@
+"""The embedder that a router attaches: it must be the one that the database was built with.
+
+Two checks, before any vector is used: the fingerprint equals the contract's, field by field; and the probe texts of the
+snapshot come out as the vectors that the build stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+from openbook_core.clients import EmbedderClient
+from openbook_core.errors import MismatchError, UnavailableError
+from openbook_core.fingerprint import require_equal
+from openbook_database.contract import Contract
+from openbook_database.manifest import Probes
+
+
+class EmbedderGate:
+    """Queries to vectors, through one embedder; safe to use from several threads."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._client = EmbedderClient(address)
+        self._lock = Lock()
+        self._probed: set[tuple[str, bytes]] = set()
+
+    def embed(
+        self, database: str, texts: Sequence[str], contract: Contract, probes: Probes, timeout_s: float
+    ) -> NDArray[np.float32]:
+        """Vectors [q, d] of q queries.
+
+        Raises MismatchError naming both sides where the embedder is not the database's, and UnavailableError where it
+        cannot be reached.
+        """
+        try:
+            self._check_probes(database, contract, probes, timeout_s)
+            result = self._client.embed(list(texts), "query", timeout_s=timeout_s)
+        except UnavailableError as error:
+            raise UnavailableError(f"the embedder at {self._address} does not answer: {error}") from error
+        if result.fingerprint_digest != contract.embedder.digest:
+            self._forget(contract)
+            self._check_fingerprint(database, contract, timeout_s)
+        return result.vectors
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _check_fingerprint(self, database: str, contract: Contract, timeout_s: float) -> None:
+        require_equal(
+            "embedder",
+            contract.embedder,
+            self._client.info(timeout_s=timeout_s).fingerprint,
+            f"database {database!r}",
+            f"the embedder at {self._address}",
+        )
+
+    def _check_probes(self, database: str, contract: Contract, probes: Probes, timeout_s: float) -> None:
+        key = (contract.embedder.digest, probes.vectors_ND.tobytes())
+        with self._lock:
+            if key in self._probed:
+                return
+        self._check_fingerprint(database, contract, timeout_s)
+        found_ND = self._client.embed(list(probes.texts), "passage", timeout_s=timeout_s).vectors
+        cosines_N = _cosines(found_ND, probes.vectors_ND)
+        worst = int(np.argmin(cosines_N))
+        if not cosines_N[worst] >= probes.min_cosine:
+            raise MismatchError(
+                f"the embedder at {self._address} has the fingerprint of database {database!r} but other vectors: probe "
+                f"text {worst} ({probes.texts[worst][:40]!r}) has cosine {cosines_N[worst]:.6f} with the stored vector, "
+                f"at least {probes.min_cosine} is needed",
+                field="probe_vectors",
+            )
+        with self._lock:
+            self._probed.add(key)
+
+    def _forget(self, contract: Contract) -> None:
+        with self._lock:
+            self._probed = {key for key in self._probed if key[0] != contract.embedder.digest}
+
+
+def _cosines(left_ND: NDArray[np.float32], right_ND: NDArray[np.float32]) -> NDArray[np.float64]:
+    left, right = left_ND.astype(np.float64), right_ND.astype(np.float64)
+    norms_N = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.asarray((left * right).sum(axis=1) / norms_N)

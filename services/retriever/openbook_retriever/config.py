@@ -1,0 +1,46 @@
+"""Configuration of a retriever process."""
+
+from __future__ import annotations
+
+import socket
+from typing import Literal, Self
+
+from openbook_core.config import FrozenConfig
+from pydantic import Field, model_validator
+
+
+class RetrieverConfig(FrozenConfig):
+    """One process, a shard or a router."""
+
+    role: Literal["shard", "router"]
+    registry: str = Field(description="folder (or URL) of the registry")
+    host: str = "127.0.0.1"
+    port: int = Field(default=0, ge=0, le=65_535, description="0: any free port")
+    databases: tuple[str, ...] = Field(default=(), description="databases that are served; empty: all in the registry")
+    member_index: int = Field(
+        default=0, ge=0, description="shard role: serves the shards whose number % members is this"
+    )
+    member_count: int = Field(default=1, ge=1, le=4096, description="shard role: processes that share the shards")
+    embedder: str = Field(default="", description="router role: address of the embedder, for SearchText")
+    name: str = Field(default="", description="name in the registry; empty: role, member, host and port")
+    verify: Literal["sizes", "sample", "full"] = Field(default="sample", description="what is checked on load")
+    poll_interval_s: float = Field(default=0.1, gt=0, le=60)
+    heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="between two reports to the registry")
+    load_retry_s: float = Field(default=5.0, gt=0, description="before a snapshot that failed to load is tried again")
+    max_workers: int = Field(default=8, ge=1, le=256, description="requests that are worked on at once")
+    snapshot_guard: bool = Field(
+        default=True, description="false only in the test that shows what happens without the snapshot in each request"
+    )
+
+    @model_validator(mode="after")
+    def _member_in_count(self) -> Self:
+        if self.member_index >= self.member_count:
+            raise ValueError(f"member_index: must be below member_count {self.member_count}, given {self.member_index}")
+        return self
+
+    def process_name(self, port: int) -> str:
+        """`name`, or one that is unique on this host while the process listens on `port`."""
+        if self.name:
+            return self.name
+        member = f"-{self.member_index}-of-{self.member_count}" if self.role == "shard" else ""
+        return f"{self.role}{member}-{socket.gethostname()[:100]}-{port}"

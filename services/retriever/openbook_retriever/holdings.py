@@ -1,0 +1,141 @@
+"""The snapshots that a shard process holds: the only owner of what is loaded, and of how many requests use it.
+
+A snapshot is loading, then ready or failed. One that is no longer wanted is retiring: it refuses new requests, and goes
+when the last request that uses it is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Lock
+
+from openbook_core.errors import ArgumentError, PreconditionError, Reason
+from openbook_database.registry.records import LoadState, ReplicaSnapshot
+from openbook_database.shard import Shard
+from openbook_database.snapshot import Snapshot
+
+
+@dataclass
+class _Held:
+    shards: tuple[int, ...]
+    state: LoadState = LoadState.LOADING
+    snapshot: Snapshot | None = None
+    error: str = ""
+    failed_at: float = 0.0
+    users: int = 0
+    retiring: bool = False
+
+
+class Holdings:
+    """Loaded snapshots by (database, snapshot id); safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._live: dict[str, str] = {}
+
+    # --- for requests ---
+
+    @contextmanager
+    def lease(self, database: str, snapshot: str) -> Iterator[Snapshot]:
+        """The snapshot, which stays loaded meanwhile; PreconditionError where it is not ready here. Never another one."""
+        with self._lock:
+            held = self._held.get((database, snapshot))
+            if held is None or held.retiring or held.snapshot is None:
+                raise self._not_loaded(database, snapshot, held)
+            held.users += 1
+            opened = held.snapshot
+        try:
+            yield opened
+        finally:
+            with self._lock:
+                held.users -= 1
+
+    def live(self, database: str) -> str:
+        """What this process believes to be the live snapshot; empty where it knows of none."""
+        with self._lock:
+            return self._live.get(database, "")
+
+    # --- for the loader ---
+
+    def set_live(self, database: str, snapshot: str) -> None:
+        with self._lock:
+            self._live[database] = snapshot
+
+    def begin(self, database: str, snapshot: str, shards: tuple[int, ...], retry_s: float) -> bool:
+        """Whether to load `snapshot` now: it is neither here, nor being loaded, nor failed less than `retry_s` ago."""
+        with self._lock:
+            held = self._held.get((database, snapshot))
+            if held is not None:
+                held.retiring = False
+                if held.state is not LoadState.FAILED or time.monotonic() - held.failed_at < retry_s:
+                    return False
+            self._held[database, snapshot] = _Held(shards)
+            return True
+
+    def loaded(self, database: str, opened: Snapshot) -> None:
+        with self._lock:
+            held = self._held.get((database, opened.id))
+            if held is not None:
+                held.snapshot, held.state = opened, LoadState.READY
+
+    def failed(self, database: str, snapshot: str, error: str) -> None:
+        with self._lock:
+            held = self._held.get((database, snapshot))
+            if held is not None:
+                held.state, held.error, held.failed_at = LoadState.FAILED, error, time.monotonic()
+
+    def keep_only(self, database: str, wanted: Collection[str]) -> list[str]:
+        """Retire what is not `wanted`; returns the snapshots that were unloaded now, which no request uses."""
+        gone = []
+        with self._lock:
+            for (name, snapshot), held in list(self._held.items()):
+                if name != database or snapshot in wanted:
+                    continue
+                held.retiring = True
+                if held.users == 0 and held.state is not LoadState.LOADING:
+                    del self._held[name, snapshot]
+                    gone.append(snapshot)
+        return gone
+
+    def report(self, database: str) -> tuple[ReplicaSnapshot, ...]:
+        """What is held of a database, for the registry."""
+        with self._lock:
+            return tuple(
+                ReplicaSnapshot(snapshot=snapshot, state=held.state, shards=held.shards, error=held.error)
+                for (name, snapshot), held in sorted(self._held.items())
+                if name == database and not held.retiring
+            )
+
+    def settled(self) -> bool:
+        """Whether nothing is being loaded."""
+        with self._lock:
+            return all(held.state is not LoadState.LOADING for held in self._held.values())
+
+    def _not_loaded(self, database: str, snapshot: str, held: _Held | None) -> PreconditionError:
+        if held is None or held.retiring:
+            why = "it is not loaded here (retired, or never prepared)"
+        elif held.state is LoadState.FAILED:
+            why = f"it could not be loaded: {held.error}"
+        else:
+            why = "it is still being loaded"
+        ready = [
+            name[:12] for (owner, name), other in self._held.items() if owner == database and other.snapshot is not None
+        ]
+        return PreconditionError(
+            f"snapshot {snapshot[:12]} of database {database!r}: {why}; loaded: {', '.join(sorted(ready)) or 'none'}",
+            reason=Reason.SNAPSHOT_NOT_LOADED,
+            field="snapshot",
+        )
+
+
+def find_shard(opened: Snapshot, number: int) -> Shard:
+    """Shard `number` of those opened; ArgumentError where this process does not serve it."""
+    for shard in opened.shards:
+        if shard.number == number:
+            return shard
+    served = ", ".join(str(shard.number) for shard in opened.shards) or "none"
+    raise ArgumentError(f"shard {number}: this process serves of this snapshot: {served}", field="shard")

@@ -1,0 +1,15 @@
+"""Counters of a retriever process, in Prometheus' default registry."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter
+
+# Must stay 0: each one is an internal error.
+SNAPSHOT_MIX = Counter("openbook_snapshot_mix", "Answers whose parts came from different snapshots")
+RESTARTS = Counter("openbook_retriever_restarts", "Requests begun again because their snapshot was retired")
+REPLICA_RETRIES = Counter("openbook_retriever_replica_retries", "Shards asked again at another replica")
+SHARDS_MISSING = Counter("openbook_retriever_shards_missing", "Shards without an answer from any replica")
+LOADS = Counter("openbook_retriever_loads", "Snapshots loaded")
+LOAD_FAILURES = Counter("openbook_retriever_load_failures", "Snapshots that could not be loaded")
+UNLOADS = Counter("openbook_retriever_unloads", "Snapshots unloaded")
+REGISTRY_ERRORS = Counter("openbook_retriever_registry_errors", "Failed readings of the registry or writings to it")

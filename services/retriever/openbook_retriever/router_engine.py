@@ -1,0 +1,257 @@
+"""The work of a router: one snapshot per request, every shard asked for exactly it, one merged answer.
+
+Axes: Q queries, K neighbours, N chunks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from openbook_core.errors import ArgumentError, OpenbookError, PreconditionError, Reason, UnavailableError
+from openbook_core.telemetry import get_logger
+from openbook_core.vectors import encode_vectors
+from openbook_database.scoring import MISSING
+from openbook_proto.v1 import retriever_pb2 as pb
+
+from openbook_retriever.attach import EmbedderGate
+from openbook_retriever.chunks import gather_chunks
+from openbook_retriever.fan_out import Answers, Replicas
+from openbook_retriever.merging import merge_replies
+from openbook_retriever.metrics import RESTARTS, SNAPSHOT_MIX
+from openbook_retriever.requests import check_names, check_search, read_ids, read_queries, refuse_shard
+from openbook_retriever.router_watch import RouterWatch, View
+from openbook_retriever.shard_engine import describe
+
+_MAX_RESTARTS = 3
+_log = get_logger("openbook_retriever.router")
+
+Reply = TypeVar("Reply")
+
+
+class SnapshotGoneError(Exception):
+    """Inside of the router: the shards do not hold the snapshot any more."""
+
+
+class RouterEngine:
+    """Search, SearchText, GetChunks and Describe over replicas; safe to use from several threads."""
+
+    def __init__(
+        self, watch: RouterWatch, replicas: Replicas, embedder: EmbedderGate | None, *, snapshot_guard: bool = True
+    ) -> None:
+        self._watch = watch
+        self._replicas = replicas
+        self._embedder = embedder
+        self._snapshot_guard = snapshot_guard
+
+    def search(self, request: pb.SearchRequest, timeout_s: float) -> pb.SearchReply:
+        """k neighbours for each query vector, all from one snapshot."""
+        started = time.perf_counter()
+        refuse_shard(request.HasField("shard"))
+        check_search(request, request.queries.rows)
+
+        def once(view: View, snapshot: str, left_s: float) -> pb.SearchReply:
+            read_queries(request, view.contract.dimension)
+            return self._search_once(request, view, snapshot, left_s)
+
+        reply = self._restarting(request, timeout_s, once)
+        reply.timings.total_ms = (time.perf_counter() - started) * 1e3
+        return reply
+
+    def search_text(self, request: pb.SearchTextRequest, timeout_s: float) -> pb.SearchTextReply:
+        """As `search`, for texts, which are encoded as queries by the embedder of the database's contract."""
+        started = time.perf_counter()
+        search = request.search
+        refuse_shard(search.HasField("shard"))
+        if search.HasField("queries"):
+            raise ArgumentError("search.queries: must be unset, the texts are the queries", field="search.queries")
+        check_search(search, len(request.texts))
+        for place, text in enumerate(request.texts):
+            if not text.strip():
+                raise ArgumentError(f"texts[{place}]: is empty", field="texts")
+        embedder = self._embedder
+        if embedder is None:
+            raise PreconditionError(
+                "this router has no embedder: start it with --embedder HOST:PORT, or call Search with vectors",
+                reason=Reason.NOT_READY,
+            )
+
+        def once(view: View, snapshot: str, left_s: float) -> pb.SearchReply:
+            begun = time.perf_counter()
+            probes = self._watch.manifest(search.database, snapshot).probes
+            vectors_QD = embedder.embed(search.database, list(request.texts), view.contract, probes, left_s)
+            embed_s = time.perf_counter() - begun
+            whole = pb.SearchRequest()
+            whole.CopyFrom(search)
+            whole.queries.CopyFrom(encode_vectors(vectors_QD))
+            reply = self._search_once(whole, view, snapshot, left_s - embed_s)
+            reply.timings.embed_ms = embed_s * 1e3
+            return reply
+
+        reply = self._restarting(search, timeout_s, once)
+        reply.timings.total_ms = (time.perf_counter() - started) * 1e3
+        return pb.SearchTextReply(result=reply)
+
+    def get_chunks(self, request: pb.GetChunksRequest, timeout_s: float) -> pb.GetChunksReply:
+        """Chunks by id, in the order of the request."""
+        started = time.perf_counter()
+        refuse_shard(request.HasField("shard"))
+        check_names(request.database, request.snapshot, snapshot_required=True)
+        view = self._watch.view(request.database)
+        manifest = self._watch.manifest(request.database, request.snapshot)
+        ids_N = read_ids(request.ids, manifest.chunks)
+        first_rows = np.asarray([entry.first_row for entry in manifest.shards])
+        shards_N = np.searchsorted(first_rows, ids_N, side="right") - 1
+        asked = sorted(set(shards_N.tolist()))
+        requests = {
+            shard: pb.GetChunksRequest(
+                database=request.database,
+                snapshot=request.snapshot,
+                ids=ids_N[shards_N == shard].astype("<i8").tobytes(),
+                fields=request.fields,
+                shard=shard,
+            )
+            for shard in asked
+        }
+        try:
+            answers = self._ask("GetChunks", requests, view, request.snapshot, timeout_s)
+        except SnapshotGoneError as error:
+            raise _retired(request.database, request.snapshot, str(error)) from error
+        if answers.missing:
+            raise _unavailable(request.database, request.snapshot, answers.missing)
+        self._require_one_snapshot(request.snapshot, answers.parts)
+        asked_order_N = np.argsort(shards_N, kind="stable")
+        rows_N = np.empty(len(ids_N), dtype=np.int64)
+        rows_N[asked_order_N] = np.arange(len(ids_N))
+        reply = pb.GetChunksReply(
+            snapshot=request.snapshot,
+            chunks=gather_chunks([answers.parts[shard].chunks for shard in asked], rows_N, request.fields),
+        )
+        reply.timings.fetch_ms = max(part.timings.fetch_ms for part in answers.parts.values())
+        reply.timings.total_ms = (time.perf_counter() - started) * 1e3
+        return reply
+
+    def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
+        """The contract, counts and shards of a snapshot, and how many replicas report each shard ready."""
+        check_names(request.database, request.snapshot)
+        view = self._watch.view(request.database)
+        snapshot = request.snapshot or _live(view)
+        reply = describe(self._watch.manifest(request.database, snapshot), request.database)
+        reply.live_snapshot = view.control.live or ""
+        reply.epoch = view.control.epoch
+        for shard in reply.shards:
+            shard.ready_replicas = sum(shard.shard in replica.serves(snapshot) for replica in view.replicas)
+        return reply
+
+    # --- inside ---
+
+    def _restarting(
+        self, request: pb.SearchRequest, timeout_s: float, once: Callable[[View, str, float], pb.SearchReply]
+    ) -> pb.SearchReply:
+        """Resolve the snapshot and answer `once`; an unpinned request whose snapshot was retired begins again."""
+        deadline = time.monotonic() + timeout_s
+        restarts = 0
+        view = self._watch.view(request.database, request.min_epoch)
+        while True:
+            snapshot = request.snapshot or _live(view)
+            try:
+                reply = once(view, snapshot, deadline - time.monotonic())
+            except SnapshotGoneError as error:
+                if request.snapshot:
+                    raise _retired(request.database, snapshot, str(error)) from error
+                view = self._watch.refresh(request.database)
+                if view.control.live == snapshot or restarts == _MAX_RESTARTS:
+                    raise _unavailable(request.database, snapshot, str(error)) from error
+                restarts += 1
+                RESTARTS.inc()
+                continue
+            reply.epoch = view.control.epoch
+            reply.restarts = restarts
+            return reply
+
+    def _search_once(self, request: pb.SearchRequest, view: View, snapshot: str, left_s: float) -> pb.SearchReply:
+        manifest = self._watch.manifest(request.database, snapshot)
+        requests = {}
+        for shard in range(len(manifest.shards)):
+            part = pb.SearchRequest()
+            part.CopyFrom(request)
+            part.snapshot, part.shard, part.min_epoch, part.allow_partial = snapshot, shard, 0, False
+            requests[shard] = part
+        asked = time.perf_counter()
+        answers = self._ask("Search", requests, view, snapshot, left_s)
+        answered = time.perf_counter()
+        if answers.missing and not (request.allow_partial and answers.parts):
+            raise _unavailable(request.database, snapshot, answers.missing)
+        self._require_one_snapshot(snapshot, answers.parts)
+        parts = [answers.parts[shard] for shard in sorted(answers.parts)]
+        reply = merge_replies(parts, request.queries.rows, request.k, request.fields)
+        reply.snapshot = snapshot
+        reply.missing_shards.extend(sorted(answers.missing))
+        reply.timings.search_ms = (answered - asked) * 1e3
+        reply.timings.fetch_ms = max(part.timings.fetch_ms for part in parts)
+        reply.timings.merge_ms = (time.perf_counter() - answered) * 1e3
+        return reply
+
+    def _ask(
+        self, method: str, requests: Mapping[int, Any], view: View, snapshot: str, timeout_s: float
+    ) -> Answers[Any]:
+        """Ask every shard; raises SnapshotGoneError where replicas have let go of a snapshot that nobody wants kept."""
+        latest = view
+
+        def again() -> Callable[[int], Sequence[str]]:
+            nonlocal latest
+            latest = self._watch.refresh(view.control.database)
+            return lambda shard: latest.serving(snapshot, shard)
+
+        answers = self._replicas.ask(method, requests, lambda shard: view.serving(snapshot, shard), again, timeout_s)
+        if answers.missing and not latest.kept(snapshot):
+            raise SnapshotGoneError(_reasons(answers.missing))
+        return answers
+
+    def _require_one_snapshot(self, snapshot: str, parts: Mapping[int, Any]) -> None:
+        others = {shard: part.snapshot for shard, part in parts.items() if part.snapshot != snapshot}
+        if not others or not self._snapshot_guard:
+            return
+        SNAPSHOT_MIX.inc()
+        named = ", ".join(f"shard {shard} from {other[:12]}" for shard, other in sorted(others.items()))
+        _log.error("snapshot %s was asked for, answered: %s", snapshot[:12], named)
+        raise OpenbookError(
+            f"snapshot {snapshot[:12]} was asked for, but answered: {named}. No mixed answer is given; this is an error of "
+            "the program",
+            reason=Reason.SNAPSHOT_MIX,
+        )
+
+
+def _live(view: View) -> str:
+    if view.control.live is None:
+        raise PreconditionError(
+            f"database {view.control.database!r} has no live snapshot yet: prepare and activate one",
+            reason=Reason.NOT_READY,
+            field="database",
+        )
+    return view.control.live
+
+
+def _reasons(missing: Mapping[int, str]) -> str:
+    return "; ".join(f"shard {shard}: {why}" for shard, why in sorted(missing.items()))
+
+
+def _retired(database: str, snapshot: str, why: str) -> PreconditionError:
+    return PreconditionError(
+        f"snapshot {snapshot[:12]} of database {database!r} was retired or never prepared ({why}); ask without a pin, or "
+        "prepare it again",
+        reason=Reason.SNAPSHOT_RETIRED,
+        field="snapshot",
+    )
+
+
+def _unavailable(database: str, snapshot: str, missing: Mapping[int, str] | str) -> UnavailableError:
+    shards = "" if isinstance(missing, str) else ",".join(map(str, sorted(missing)))
+    why = missing if isinstance(missing, str) else _reasons(missing)
+    return UnavailableError(
+        f"database {database!r}, snapshot {snapshot[:12]}: no answer from {why}. Start a replica, or set allow_partial",
+        reason=Reason.SHARD_UNAVAILABLE,
+        shards=shards,
+    )

@@ -1,0 +1,192 @@
+"""What a router knows of each database: cached, refreshed every poll interval, never moved back.
+
+A registry that cannot be read changes nothing; replicas whose reports have expired are kept as a last resort.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Lock, Thread
+
+from openbook_core.errors import NotFoundError, OpenbookError, PreconditionError, Reason, UnavailableError
+from openbook_core.telemetry import get_logger
+from openbook_database.contract import Contract
+from openbook_database.manifest import Manifest
+from openbook_database.registry.base import Registry
+from openbook_database.registry.records import Control, ReplicaReport, RouterReport
+
+from openbook_retriever.config import RetrieverConfig
+from openbook_retriever.metrics import REGISTRY_ERRORS
+
+_log = get_logger("openbook_retriever.router_watch")
+
+
+@dataclass(frozen=True)
+class View:
+    """One database at one moment. `replicas`: fresh reports; `stale`: reports that have expired since."""
+
+    control: Control
+    contract: Contract
+    replicas: tuple[ReplicaReport, ...] = ()
+    stale: tuple[ReplicaReport, ...] = ()
+
+    def kept(self, snapshot: str) -> bool:
+        """Whether shards are to have `snapshot`: it is live, previous or being prepared."""
+        return snapshot in (self.control.live, self.control.previous, self.control.candidate)
+
+    def serving(self, snapshot: str, shard: int) -> list[str]:
+        """Addresses of the replicas that report this shard ready, or reported it last where none does now."""
+        fresh = [replica.address for replica in self.replicas if shard in replica.serves(snapshot)]
+        return fresh or [replica.address for replica in self.stale if shard in replica.serves(snapshot)]
+
+
+class RouterWatch:
+    """Owner of the views; `start` it once the address is known."""
+
+    def __init__(self, config: RetrieverConfig, registry: Registry) -> None:
+        self._config = config
+        self._registry = registry
+        self._lock = Lock()
+        self._views: dict[str, View] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._reported: dict[str, tuple[float, int]] = {}
+        self._failing: set[str] = set()
+        self._databases: tuple[str, ...] = config.databases
+        self._listed_at = -1e9
+        self._name = ""
+        self._address = ""
+        self._stop = Event()
+        self._polled = Event()
+        self._thread = Thread(target=self._run, name="router-watch", daemon=True)
+
+    def start(self, name: str, address: str) -> None:
+        """Follow the registry; returns after the first look."""
+        self._name, self._address = name, address
+        self._thread.start()
+        self._polled.wait()
+
+    def stop(self) -> None:
+        """Stop following and take the reports back."""
+        self._stop.set()
+        self._thread.join()
+        for database, view in self._views.items():
+            try:
+                self._registry.withdraw(self._router_report(database, view.control.epoch))
+            except (OpenbookError, OSError) as error:
+                _log.warning("database %s: report not withdrawn: %s", database, error)
+
+    def view(self, database: str, min_epoch: int = 0) -> View:
+        """The cached view, read anew where there is none or its epoch is below `min_epoch`.
+
+        Raises NotFoundError for an unknown database and UnavailableError where the registry has not that epoch.
+        """
+        with self._lock:
+            view = self._views.get(database)
+        if self._config.databases and database not in self._config.databases:
+            raise NotFoundError(
+                f"database {database!r} is not served here (served: {', '.join(self._config.databases)})",
+                field="database",
+            )
+        if view is None or view.control.epoch < min_epoch:
+            view = self.refresh(database)
+        if view.control.epoch < min_epoch:
+            raise UnavailableError(
+                f"min_epoch: the caller has seen epoch {min_epoch} of database {database!r}, this router and its registry "
+                f"know {view.control.epoch}: try again",
+                field="min_epoch",
+                reason=Reason.NOT_READY,
+            )
+        return view
+
+    def refresh(self, database: str) -> View:
+        """Read the registry now; where it cannot be read, the cached view, or the error if there is none."""
+        try:
+            contract = self._registry.contract(database)
+            control = self._registry.control(database)
+            replicas = tuple(self._registry.replicas(database))
+        except (OpenbookError, OSError) as error:
+            with self._lock:
+                cached = self._views.get(database)
+            if cached is not None:
+                self._note_failure(database, str(error))
+                return cached
+            if isinstance(error, OpenbookError):
+                raise
+            raise UnavailableError(f"the registry cannot be read: {error}") from error
+        self._failing.discard(database)
+        with self._lock:
+            old = self._views.get(database)
+            if old is not None and (control.epoch, control.fence) < (old.control.epoch, old.control.fence):
+                control = old.control
+            names = {replica.name for replica in replicas}
+            last = (*old.replicas, *old.stale) if old else ()
+            stale = tuple(replica for replica in last if replica.name not in names)
+            view = self._views[database] = View(control, contract, replicas, stale[-64:])
+        return view
+
+    def manifest(self, database: str, snapshot: str) -> Manifest:
+        """The manifest of a registered snapshot, kept once it was read."""
+        with self._lock:
+            cached = self._manifests.get(snapshot)
+        if cached is None:
+            known = self._registry.snapshot(database, snapshot)
+            cached = Manifest.read(Path(known.url))
+            if cached.snapshot_id != snapshot:
+                raise PreconditionError(
+                    f"the folder of snapshot {snapshot[:12]} of database {database!r} now holds "
+                    f"{cached.snapshot_id[:12]}: register it where it is now",
+                    reason=Reason.SNAPSHOT_RETIRED,
+                    field="snapshot",
+                )
+            with self._lock:
+                self._manifests[snapshot] = cached
+        if cached.database != database:
+            raise NotFoundError(f"database {database!r} has no snapshot {snapshot[:12]}", field="snapshot")
+        return cached
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            for database in self._find_databases():
+                try:
+                    self._poll(database)
+                except (OpenbookError, OSError) as error:
+                    self._note_failure(database, str(error))
+            self._polled.set()
+            self._stop.wait(self._config.poll_interval_s)
+
+    def _poll(self, database: str) -> None:
+        view = self.refresh(database)
+        epoch, now = view.control.epoch, time.monotonic()
+        last = self._reported.get(database)
+        if last is None or last[1] != epoch or now - last[0] >= self._config.heartbeat_s:
+            self._registry.report_router(self._router_report(database, epoch))
+            self._reported[database] = (now, epoch)
+        for snapshot in (view.control.live, view.control.candidate, view.control.previous):
+            if snapshot:
+                self.manifest(database, snapshot)
+
+    def _find_databases(self) -> Sequence[str]:
+        if self._config.databases or time.monotonic() - self._listed_at < self._config.heartbeat_s:
+            return self._databases
+        self._listed_at = time.monotonic()
+        try:
+            listed = {state.control.database for state in self._registry.list()}
+            with self._lock:
+                self._databases = tuple(sorted(listed | set(self._databases) | set(self._views)))
+        except (OpenbookError, OSError) as error:
+            REGISTRY_ERRORS.inc()
+            _log.warning("registry not listed: %s", error)
+        return self._databases
+
+    def _note_failure(self, database: str, error: str) -> None:
+        """Count each failure, log the first of a row."""
+        REGISTRY_ERRORS.inc()
+        if database not in self._failing:
+            _log.warning("database %s: registry not read, nothing is changed: %s", database, error)
+        self._failing.add(database)
+
+    def _router_report(self, database: str, epoch: int) -> RouterReport:
+        return RouterReport(database=database, name=self._name, address=self._address, epoch=epoch)

@@ -1,0 +1,130 @@
+"""The work of a shard: answers from exactly the snapshot that the request names, or refuses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from openbook_core.errors import ArgumentError
+from openbook_database.manifest import Manifest
+from openbook_database.scoring import MISSING
+from openbook_database.snapshot import Snapshot
+from openbook_proto.v1 import common_pb2
+from openbook_proto.v1 import retriever_pb2 as pb
+
+from openbook_retriever.chunks import encode_chunks
+from openbook_retriever.holdings import Holdings, find_shard
+from openbook_retriever.requests import check_names, check_search, read_ids, read_queries
+
+
+class ShardEngine:
+    """Search, GetChunks and Describe over what `holdings` has; safe to use from several threads."""
+
+    def __init__(self, holdings: Holdings, *, snapshot_guard: bool = True) -> None:
+        self._holdings = holdings
+        self._snapshot_guard = snapshot_guard
+
+    def search(self, request: pb.SearchRequest) -> pb.SearchReply:
+        """The k nearest chunks of one shard."""
+        started = time.perf_counter()
+        check_search(request, request.queries.rows)
+        check_names(request.database, request.snapshot, snapshot_required=True)
+        _require_shard(request.HasField("shard"))
+        with self._lease(request.database, request.snapshot) as opened:
+            shard = find_shard(opened, request.shard)
+            queries_QD = read_queries(request, opened.manifest.contract.dimension)
+            exclude, unknown = _excluded_numbers(opened, request)
+            min_score = request.min_score if request.HasField("min_score") else None
+            hits = shard.search(queries_QD, request.k, exclude, min_score)
+            searched = time.perf_counter()
+            chunks = encode_chunks(shard, hits.ids_QK[hits.ids_QK != MISSING], request.fields)
+            finished = time.perf_counter()
+            return pb.SearchReply(
+                snapshot=opened.id,
+                queries=len(queries_QD),
+                k=request.k,
+                ids=hits.ids_QK.astype("<i8").tobytes(),
+                scores=hits.scores_QK.astype("<f4").tobytes(),
+                chunks=chunks,
+                unknown_exclusions=unknown,
+                timings=common_pb2.Timings(
+                    search_ms=(searched - started) * 1e3,
+                    fetch_ms=(finished - searched) * 1e3,
+                    total_ms=(finished - started) * 1e3,
+                ),
+            )
+
+    def get_chunks(self, request: pb.GetChunksRequest) -> pb.GetChunksReply:
+        """Chunks of one shard by id."""
+        started = time.perf_counter()
+        check_names(request.database, request.snapshot, snapshot_required=True)
+        _require_shard(request.HasField("shard"))
+        with self._lease(request.database, request.snapshot) as opened:
+            shard = find_shard(opened, request.shard)
+            ids = read_ids(request.ids, opened.manifest.chunks)
+            chunks = encode_chunks(shard, ids, request.fields)
+            elapsed_ms = (time.perf_counter() - started) * 1e3
+            return pb.GetChunksReply(
+                snapshot=opened.id,
+                chunks=chunks,
+                timings=common_pb2.Timings(fetch_ms=elapsed_ms, total_ms=elapsed_ms),
+            )
+
+    def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
+        """The snapshot as this process holds it; only shards that are served here count as ready."""
+        check_names(request.database, request.snapshot)
+        live = self._holdings.live(request.database)
+        with self._holdings.lease(request.database, request.snapshot or live) as opened:
+            served = {shard.number for shard in opened.shards}
+            reply = describe(opened.manifest, request.database)
+        reply.live_snapshot = live
+        for shard in reply.shards:
+            shard.ready_replicas = int(shard.shard in served)
+        return reply
+
+    @contextmanager
+    def _lease(self, database: str, snapshot: str) -> Iterator[Snapshot]:
+        if not self._snapshot_guard:
+            snapshot = self._holdings.live(database) or snapshot
+        with self._holdings.lease(database, snapshot) as opened:
+            yield opened
+
+
+def describe(manifest: Manifest, database: str) -> pb.DescribeReply:
+    """What the manifest says; who serves it and what is live is the caller's to add."""
+    return pb.DescribeReply(
+        database=database,
+        snapshot=manifest.snapshot_id,
+        contract_json=manifest.contract.fingerprint.to_json(),
+        documents=manifest.documents,
+        chunks=manifest.chunks,
+        shards=[
+            pb.ShardState(shard=number, first_row=entry.first_row, rows=entry.rows)
+            for number, entry in enumerate(manifest.shards)
+        ],
+    )
+
+
+def _excluded_numbers(opened: Snapshot, request: pb.SearchRequest) -> tuple[list[set[int]] | None, int]:
+    """Document numbers to leave out for each query, and how many different ids the snapshot does not hold."""
+    if not request.exclusions:
+        return None, 0
+    exclude = []
+    unknown: set[str] = set()
+    for exclusion in request.exclusions:
+        known: set[int] = set()
+        for external_id in exclusion.document_ids:
+            number = opened.documents.number(external_id)
+            if number is None:
+                unknown.add(external_id)
+            else:
+                known.add(number)
+        exclude.append(known)
+    return exclude, len(unknown)
+
+
+def _require_shard(given: bool) -> None:
+    if not given:
+        raise ArgumentError("shard: this process serves single shards: name one, or ask the router", field="shard")

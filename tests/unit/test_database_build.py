@@ -1,0 +1,481 @@
+"""Building: the same bytes after every kind of interruption, and a clear error for everything that cannot be built."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from openbook_core.errors import ArgumentError, ConfigError, ConflictError, InputError
+from openbook_database import files
+from openbook_database.build.add_stage import split_documents
+from openbook_database.build.progress import Update
+from openbook_database.build.run import build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_database.build.workspace import Workspace
+from openbook_database.snapshot import Snapshot
+from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.verify import verify
+
+SETTINGS = BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def build(source: Path | Sequence[Path], out: Path, settings: BuildSettings = SETTINGS, **changes: Any) -> Any:
+    sources = [source] if isinstance(source, Path) else source
+    arguments: dict[str, Any] = {"database": "tiny", "tokenizer": tiny_tokenizer(), "encoder": HashEncoder()} | changes
+    return build_snapshot(sources, out, settings=settings, **arguments)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_rows(tmp_path_factory.mktemp("source") / "input.jsonl", tiny_rows(40, seed=2))
+
+
+@pytest.fixture(scope="module")
+def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("expected") / "snapshot"
+    build(source, out)
+    verify(out)
+    return tree(out)
+
+
+# A build in its own process, which kills itself at the Nth event: an update of a stage, or a call that makes a file.
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from openbook_database import files
+from openbook_database.build.run import build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_database.testing import HashEncoder, tiny_tokenizer
+
+source, out, settings, kind, count = sys.argv[1:]
+left = int(count)
+
+def event(*arguments):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def before(function):
+    def run(*arguments, **named):
+        event()
+        return function(*arguments, **named)
+    return run
+
+if kind == "syncs":
+    os.fsync = before(os.fsync)
+if kind == "renames":
+    os.replace = before(os.replace)
+build_snapshot([source], out, database="tiny", tokenizer=tiny_tokenizer(), encoder=HashEncoder(),
+               settings=BuildSettings.model_validate_json(settings), progress=event if kind == "updates" else lambda update: None)
+print("events left", left)
+"""
+
+
+def start_child(source: Path, out: Path, kind: str = "none", count: int = 0) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", CHILD, str(source), str(out), SETTINGS.model_dump_json(), kind, str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("updates", 1), ("updates", 9), ("updates", 23), ("updates", 26), ("updates", 27)]
+    + [("renames", count) for count in (1, 2, 3, 6, 20, 34, 45, 48)]
+    + [("syncs", count) for count in (1, 4, 40, 90, 100)],
+)
+def test_a_killed_build_goes_on_to_the_same_bytes(
+    source: Path, expected: dict[str, bytes], tmp_path: Path, kind: str, count: int
+) -> None:
+    out = tmp_path / "snapshot"
+    child = start_child(source, out, kind, count)
+    output, errors = child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGKILL, (output, errors)
+    assert not out.exists() or tree(out) == expected
+    build(source, out)
+    assert tree(out) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot", "snapshot.log.jsonl"]
+
+
+def test_killed_again_and_again_at_any_moment(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    random = np.random.default_rng()
+    out = tmp_path / "snapshot"
+    kills = 0
+    for _ in range(6):
+        child = start_child(source, out)
+        while not (tmp_path / "snapshot.log.jsonl").exists() and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(float(random.uniform(0, 0.4)))
+        child.kill()
+        child.communicate(timeout=60)
+        kills += child.returncode == -signal.SIGKILL
+    build(source, out)
+    assert tree(out) == expected
+    assert kills
+
+
+def test_interrupted_by_the_keyboard(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "snapshot"
+
+    def interrupt(update: Update) -> None:
+        if update.stage == "embed" and update.done > 64:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out, progress=interrupt)
+    assert not out.exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    updates: list[Update] = []
+    build(source, out, progress=updates.append)
+    assert tree(out) == expected
+    assert {update.stage for update in updates} == {"chunk", "embed", "add", "finish"}
+    events = [json.loads(line) for line in (tmp_path / "snapshot.log.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events if "stage" not in event] == ["start", "resume", "finish"]
+    assert next(e["reused"] for e in events if e["event"] == "end" and e.get("stage") == "embed") == 96
+
+
+def test_a_finished_snapshot_is_left_alone(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    class NoEncoder(HashEncoder):
+        def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+            raise AssertionError("nothing is left to encode")
+
+    out = tmp_path / "snapshot"
+    first = build(source, out)
+    assert not first.reused
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    again = build(source, out, encoder=NoEncoder())
+    assert again.reused
+    assert again.snapshot_id == first.snapshot_id
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    (tmp_path / "snapshot.building").mkdir()
+    assert build(source, out, encoder=NoEncoder()).reused
+    assert not (tmp_path / "snapshot.building").exists()
+
+
+def test_the_folder_does_not_matter(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(source, tmp_path / "elsewhere" / source.name)
+    out = tmp_path / "a" / "b"
+    out.mkdir(parents=True)
+    build(tmp_path / "elsewhere" / source.name, out)
+    assert tree(out) == expected
+
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    ({"settings": SETTINGS.model_copy(update={"chunk_length": 8})}, r"settings\.chunk_length: was 16, now 8"),
+    ({"settings": SETTINGS.model_copy(update={"passage_template": "{text}"})}, r"passage_template: was .*now \"\{text\}\""),
+    ({"settings": SETTINGS.model_copy(update={"shards": 2})}, r"settings\.shards: was 3, now 2"),
+    ({"encoder": HashEncoder(8)}, r"encoder\.dimension: was 16, now 8; encoder\.fingerprint\.dimension: was 16, now 8"),
+    ({"database": "other"}, r'database: was "tiny", now "other"'),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), CHANGES)
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_settings_are_named_and_never_mixed(
+    source: Path, tmp_path: Path, changes: dict[str, Any], message: str, finished: bool
+) -> None:
+    out = tmp_path / "snapshot"
+    if finished:
+        build(source, out)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            build(source, out, progress=_raise(KeyboardInterrupt()))
+    with pytest.raises(ConfigError, match=message):
+        build(source, out, **changes)
+
+
+def test_another_input_is_named(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "snapshot"
+    build(source, out)
+    other = write_rows(tmp_path / "input.jsonl", tiny_rows(3))
+    with pytest.raises(ConfigError, match=r"sources\.0\.blake3: was .*sources\.0\.size: was"):
+        build(other, out)
+    with pytest.raises(ConfigError, match=r"sources\.1: was null"):
+        build([source, other], out)
+
+
+def test_a_source_that_changes_while_it_is_read_is_found(source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "input.jsonl"
+    shutil.copy(source, copy)
+
+    def append(update: Update) -> None:
+        with copy.open("a") as stream:
+            stream.write('{"id": "late", "text": "words"}\n')
+
+    with pytest.raises(InputError, match=r"input\.jsonl changed while it was being read"):
+        build(copy, tmp_path / "snapshot", progress=append)
+    result = build(copy, tmp_path / "snapshot")
+    assert result.documents >= 41
+
+
+def test_a_second_build_into_one_folder_refuses(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "snapshot"
+    refused: list[ConflictError] = []
+
+    def second(update: Update) -> None:
+        if not refused:
+            with pytest.raises(ConflictError, match="another build writes into") as caught:
+                build(source, out)
+            refused.append(caught.value)
+
+    build(source, out, progress=second)
+    assert refused
+
+
+def test_a_folder_with_other_files_is_refused(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match="exists and is no snapshot"):
+        build(source, tmp_path)
+    with pytest.raises(InputError, match="exists and is no snapshot"):
+        build(source, tmp_path / "photo.jpg")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        build(source, tmp_path / "photo.jpg" / "snapshot")
+
+
+@pytest.mark.parametrize("broken", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("call", [1, 7, 30, 40])
+def test_a_disk_that_cannot_be_written(
+    source: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int, call: int
+) -> None:
+    calls = 0
+
+    def failing(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(broken, os.strerror(broken))
+
+    out = tmp_path / "snapshot"
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", failing)
+        with pytest.raises(InputError, match="cannot be written: (the disk is full|permission denied|the file system)"):
+            build(source, out)
+    assert not out.exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    build(source, out)
+    assert tree(out) == expected
+
+
+def test_a_file_size_limit_of_the_system(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+    """A real refusal by the kernel in the middle of a file, from Arrow, from Faiss and from Python alike."""
+    program = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.argv[1:2] = []\n"
+    out = tmp_path / "snapshot"
+    for limit in (2_000, 6_000, 10_000, 16_000):
+        command = [sys.executable, "-c", program + CHILD, str(limit), str(source), str(out), SETTINGS.model_dump_json()]
+        done = subprocess.run([*command, "none", "0"], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert "InputError" in done.stderr.splitlines()[-1], done.stderr
+        assert not out.exists()
+    build(source, out)
+    assert tree(out) == expected
+
+
+class Broken(HashEncoder):
+    def __init__(self, spoil: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
+        super().__init__()
+        self.spoil = spoil
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.spoil(super().encode(texts))
+
+
+def _one_nan(vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    vectors_ND[-1, 3] = np.nan
+    return vectors_ND
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_one_nan, "not finite for 1 of chunks 0 to 31, first for the passage"),
+        (lambda vectors_ND: vectors_ND * np.float32(np.inf), "not finite"),
+        (lambda vectors_ND: vectors_ND[:-1], r"shape \(31, 16\) for chunks 0 to 31, expected \(32, 16\)"),
+        (lambda vectors_ND: vectors_ND[:, :8], r"expected \(32, 16\)"),
+    ],
+)
+def test_a_broken_encoder_is_refused(
+    source: Path, tmp_path: Path, spoil: Callable[[NDArray[np.float32]], NDArray[np.float32]], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        build(source, tmp_path / "snapshot", encoder=Broken(spoil))
+    assert not list((tmp_path / "snapshot.building" / "vectors").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n\n  \n", "no document"),
+        (b'{"id": "a", "text": " "}', "line 1: document 'a' has an empty text"),
+        (b"hello", "line 1: is not JSON"),
+    ],
+)
+def test_input_without_documents(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "input.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        build(path, tmp_path / "snapshot")
+    assert not (tmp_path / "snapshot").exists()
+    if content.strip():
+        with pytest.raises(InputError, match=r"no document \(1 bad lines were skipped\)"):
+            build(path, tmp_path / "other", SETTINGS.model_copy(update={"skip_bad_lines": True}))
+    with pytest.raises(InputError, match="no such input file"):
+        build(tmp_path / "gone.jsonl", tmp_path / "snapshot")
+    with pytest.raises(InputError, match="no input file was given"):
+        build([], tmp_path / "snapshot")
+    with pytest.raises(ArgumentError, match="'../up' is no name"):
+        build(path, tmp_path / "snapshot", database="../up")
+
+
+def test_bad_lines_are_counted_once_even_when_the_build_is_interrupted(tmp_path: Path) -> None:
+    lines = [json.dumps(row) for row in tiny_rows(12, seed=3)]
+    mixed = "\n".join(line + "\nbad line" for line in lines) + "\n[]\n"
+    (tmp_path / "a.jsonl").write_text(mixed)
+    (tmp_path / "b.jsonl").write_text("bad\n" + json.dumps({"id": "z", "text": "words"}) + "\nbad")
+    sources = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    settings = SETTINGS.model_copy(update={"skip_bad_lines": True})
+    whole = build(sources, tmp_path / "whole", settings)
+    assert whole.skipped == {"not JSON": 14, "not an object": 1}
+    assert whole.documents == 13
+
+    def stop(update: Update) -> None:
+        if update.done > stop_after[0]:
+            raise KeyboardInterrupt
+
+    stop_after = [0]
+    for stop_after[0] in range(0, whole.chunks, 20):
+        with pytest.raises(KeyboardInterrupt):
+            build(sources, tmp_path / "parts", settings, progress=stop)
+    build(sources, tmp_path / "parts", settings)
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    manifest = Snapshot.open(tmp_path / "whole").manifest
+    assert [source["skipped"] for source in manifest.sources] == [{"not JSON": 12, "not an object": 1}, {"not JSON": 2}]
+    assert [source["documents"] for source in manifest.sources] == [12, 1]
+
+
+@pytest.mark.parametrize("documents", [1, 2, 10])
+def test_works_from_one_document_up(tmp_path: Path, documents: int) -> None:
+    result = build_tiny_snapshot(tmp_path / "snapshot", documents=documents, shards=5)
+    assert (result.documents, result.shards) == (documents, min(5, documents))
+    assert bool(result.notes) == (documents < 5)
+    verify(result.path)
+
+
+def test_a_document_of_one_character(tmp_path: Path) -> None:
+    result = build_tiny_snapshot(tmp_path / "snapshot", rows=[{"id": "a", "text": "x"}])
+    snapshot = Snapshot.open(result.path)
+    assert result.chunks == 1
+    assert snapshot.shards[0].text(np.asarray([0])) == ["x"]
+    assert snapshot.search(np.ones((1, 16), np.float32), 3).ids_QK.tolist() == [[0, -1, -1]]
+
+
+def test_equal_documents_all_come_back_in_order(tmp_path: Path) -> None:
+    rows = [{"id": f"{number:02d}", "text": "the very same words"} for number in range(30)]
+    result = build_tiny_snapshot(tmp_path / "snapshot", rows=rows, shards=7, chunk_length=64)
+    queries_QD = HashEncoder().encode(["the very same words"] * 3)
+    assert Snapshot.open(result.path).search(queries_QD, 25, [set(), {0, 5}, set()]).ids_QK.tolist() == [
+        list(range(25)),
+        [n for n in range(27) if n not in (0, 5)],
+        list(range(25)),
+    ]
+
+
+def test_only_the_first_documents(source: Path, tmp_path: Path) -> None:
+    result = build(source, tmp_path / "snapshot", SETTINGS.model_copy(update={"limit_documents": 4}))
+    assert result.documents == 4
+    wanted = {str(row["id"]) for row in tiny_rows(40, seed=2)[:4]}
+    documents = Snapshot.open(result.path).documents
+    assert {documents.record(number).external_id for number in range(4)} == wanted
+
+
+def test_a_long_document_spans_blocks(tmp_path: Path) -> None:
+    text = " ".join(f"word{number}" for number in range(3000))
+    rows = [{"id": "b", "text": text}, {"id": "a", "text": "short"}, {"id": "c", "text": "short"}]
+    result = build_tiny_snapshot(tmp_path / "snapshot", rows=rows, shards=2)
+    verify(result.path)
+    snapshot = Snapshot.open(result.path)
+    record = snapshot.documents.record(1)
+    shard = snapshot.shard_of(record.first_row)
+    assert "".join(shard.text(np.arange(record.first_row, record.first_row + record.rows))) == text
+
+
+def test_a_large_vocabulary_takes_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(type(tokenizer), "vocab_size", property(lambda self: 65_537))
+    source = write_rows(tmp_path / "input.jsonl", tiny_rows(3))
+    result = build(source, tmp_path / "snapshot", tokenizer=tokenizer)
+    snapshot = Snapshot.open(result.path)
+    assert snapshot.shards[0].token_dtype == np.uint32
+    verify(result.path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shards", "expected_ranges"),
+    [
+        ([1], 4, [(0, 1)]),
+        ([1, 1], 3, [(0, 1), (1, 2)]),
+        ([1000, 1, 1], 3, [(0, 1), (1, 2), (2, 3)]),
+        ([1, 1, 1000], 2, [(0, 2), (2, 3)]),
+        ([5, 5, 5, 5], 2, [(0, 2), (2, 4)]),
+    ],
+)
+def test_shards_are_whole_documents_of_about_equal_rows(
+    rows: list[int], shards: int, expected_ranges: list[tuple[int, int]]
+) -> None:
+    assert split_documents(np.asarray(rows), shards) == expected_ranges
+
+
+def test_many_shards_cover_all_documents() -> None:
+    random = np.random.default_rng(7)
+    for _ in range(200):
+        rows = random.integers(1, 200, int(random.integers(1, 40)))
+        shards = int(random.integers(1, 50))
+        ranges = split_documents(rows, shards)
+        assert len(ranges) == min(shards, len(rows))
+        assert [first for first, _ in ranges] == [0, *[end for _, end in ranges[:-1]]]
+        assert ranges[-1][1] == len(rows)
+        assert all(first < end for first, end in ranges)
+
+
+def test_settings_say_what_is_wrong() -> None:
+    for data, field in (
+        ({"index": "IVF16,Flat"}, "index"),
+        ({"passage_template": "{title}"}, "passage_template"),
+        ({"shards": 0}, "shards"),
+        ({"chunk_length": -1}, "chunk_length"),
+        ({"fields": {"texts": "a"}}, "fields"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            BuildSettings.parse(data)
+        assert str(caught.value.field).startswith(field)
+
+
+def test_the_lock_outlives_a_finished_build(tmp_path: Path) -> None:
+    work = Workspace(tmp_path / "snapshot")
+    with work.locked():
+        work.discard()
+        with Workspace(tmp_path / "snapshot").locked():
+            assert work.building.exists()
+
+
+def _raise(error: BaseException) -> Callable[[Update], None]:
+    def progress(update: Update) -> None:
+        raise error
+
+    return progress

@@ -1,0 +1,167 @@
+"""Wiring and start of a training run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from openbook_core.clients import RetrieverClient
+from openbook_core.config import render_config
+from openbook_core.errors import ConfigError, OpenbookError
+from openbook_core.telemetry import setup_logging
+from openbook_core.tokenizer import Tokenizer
+from openbook_model import RetroModel, initialise, weights_hash
+from openbook_model import save as save_model
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from openbook_trainer import checkpoint
+from openbook_trainer.config import TrainConfig, load_train_config
+from openbook_trainer.data import SequenceOrder, read_corpus
+from openbook_trainer.distributed import World, process_group, shard
+from openbook_trainer.evaluation import Evaluator
+from openbook_trainer.loop import Loop
+from openbook_trainer.metrics import Metrics
+from openbook_trainer.neighbours import LiveSource, pin_snapshot
+from openbook_trainer.optimiser import make_optimiser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: exit code 0, 2 for an error that the message explains, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="openbook train", description="Train RETRO against a running retriever.")
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, see examples/train/")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
+    options = parser.parse_args(arguments)
+    setup_logging("trainer")
+    try:
+        config, origin = load_train_config(options.config, options.set)
+        if options.print_config:
+            print(render_config(config, origin))
+            return 0
+        train(config)
+    except OpenbookError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the last checkpoint is whole, run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run, or go on with, the training that `config` describes; the last line of standard output is the summary.
+
+    The summary has steps, loss_off, loss_on, loss_shuffled, tokens, seconds, tokens_per_s, neighbour_wait_share,
+    masked_batches, stopped_by, snapshot, checkpoint, model and weights_hash. Under torchrun every process calls this.
+    Raises OpenbookError.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with process_group(config.device) as world:
+        if world.device.type == "cpu":
+            torch.use_deterministic_algorithms(True)
+        summary = _train(config, world)
+        if world.first:
+            print(json.dumps(summary), flush=True)
+        return summary
+
+
+def _train(config: TrainConfig, world: World) -> dict[str, Any]:
+    if config.batch.sequences % (config.batch.micro * world.size):
+        raise ConfigError(
+            f"batch.sequences {config.batch.sequences} is not a multiple of batch.micro {config.batch.micro} times "
+            f"{world.size} processes",
+            field="batch.sequences",
+        )
+    tokenizer = Tokenizer.load(config.corpus.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size {config.model.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}",
+            field="model.vocab_size",
+        )
+    m = config.model.chunk_length
+    wanted = world.from_first(_wanted_snapshot(config) if world.first else None)
+    snapshot = world.from_first(pin_snapshot(config.retrieval, wanted, tokenizer, m) if world.first else None)
+    corpus, held_out = read_corpus(config.corpus, tokenizer, m)
+    settings = checkpoint.settings_of(config, f"{corpus.digest()} {held_out.digest()}")
+    state, resumed_from = checkpoint.RunState(0, settings, snapshot), None
+    found = checkpoint.newest(config.out / "checkpoints")
+    if found:
+        resumed_from, state = found
+        checkpoint.require_same(settings, state.settings, resumed_from)
+    source = LiveSource(
+        RetrieverClient(config.retrieval.address), config.retrieval, snapshot, config.model.num_neighbors, m
+    )
+    try:
+        source.check_exclusions(corpus.document_ids)
+        model = RetroModel(config.model)
+        initialise(model, config.seed)
+        model = model.to(world.device).train()
+        shard(model, world)
+        optimiser = make_optimiser(model, config.optimiser)
+        if resumed_from:
+            checkpoint.restore(resumed_from, model, optimiser)
+        batch, evaluation = config.batch, config.evaluation
+        loop = Loop(
+            config,
+            world,
+            model,
+            optimiser,
+            SequenceOrder(corpus, batch, config.seed),
+            source,
+            Evaluator(SequenceOrder(held_out, batch, config.seed), source, evaluation.sequences, batch.micro),
+            Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step),
+            state,
+        )
+        finished = loop.run()
+    finally:
+        source.close()
+    return {
+        "steps": finished.step,
+        **asdict(finished.held_out),
+        "tokens": finished.tokens,
+        "seconds": round(finished.seconds, 3),
+        "tokens_per_s": finished.tokens / finished.seconds,
+        "neighbour_wait_share": finished.wait_share,
+        "masked_batches": finished.masked_batches,
+        "stopped_by": finished.stopped_by,
+        "snapshot": snapshot,
+        "checkpoint": str(finished.checkpoint),
+        "model": str(config.out / "model"),
+        "weights_hash": world.from_first(_export(config, model, tokenizer, world)),
+    }
+
+
+def _wanted_snapshot(config: TrainConfig) -> str:
+    """The snapshot of the run that is resumed, else the configured one ("" = live)."""
+    found = checkpoint.newest(config.out / "checkpoints")
+    asked = config.retrieval.snapshot
+    if found is None:
+        return asked
+    path, state = found
+    if asked and asked != state.snapshot:
+        raise ConfigError(
+            f"{path} was trained with snapshot {state.snapshot}, retrieval.snapshot is {asked}; set it back, or give "
+            "another `out` for a new run",
+            field="retrieval.snapshot",
+        )
+    return state.snapshot
+
+
+def _export(config: TrainConfig, model: RetroModel, tokenizer: Tokenizer, world: World) -> str | None:
+    """Write `out/model`, which `openbook_model.load` reads; the hash of its weights on process 0."""
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not world.first:
+        return None
+    whole = RetroModel(config.model)
+    whole.load_state_dict(weights)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        save_model(whole, config.out / "model", folder)
+    return weights_hash(whole)

@@ -1,0 +1,170 @@
+"""A run's state on disk: written beside its place, checksummed, renamed; the newest valid one is resumed.
+
+`checkpoints/step-00000100/` holds the shards that torch.distributed.checkpoint wrote and `state.json`: the step, the
+settings that decide what the run computes, the pinned snapshot, and size and SHA-256 of every shard file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from openbook_core.errors import ConfigError, CorruptError
+from openbook_core.fingerprint import differences
+from openbook_model import RetroModel
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from openbook_trainer.config import TrainConfig
+from openbook_trainer.distributed import World
+
+STATE_FILE = "state.json"
+FORMAT_VERSION = 1
+_NAME = re.compile(r"step-(\d{8})")
+# What may change between the parts of one run: where it runs, how it is watched, when it pauses.
+_FREE = ("out", "stop_at", "max_seconds", "threads", "device", "log_every", "evaluation", "checkpoint")
+_FREE_RETRIEVAL = ("address", "snapshot", "prefetch", "deadline_s", "retry_budget", "on_failure")
+_FREE_BATCH = ("micro",)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is needed beside the tensors to go on: steps done, settings, the snapshot that neighbours come from."""
+
+    step: int
+    settings: dict[str, Any]
+    snapshot: str
+
+
+def settings_of(config: TrainConfig, corpus_digest: str) -> dict[str, Any]:
+    """The settings that decide what the run computes, with the corpus as a digest in place of its file names."""
+    record = config.model_dump(mode="json", exclude=set(_FREE))
+    for group, free in (("retrieval", _FREE_RETRIEVAL), ("batch", _FREE_BATCH), ("corpus", ("sources", "tokenizer"))):
+        for name in free:
+            record[group].pop(name)
+    record["corpus"]["digest"] = corpus_digest
+    return record
+
+
+def require_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
+    """Raise ConfigError that lists what differs between the run's settings and those of its checkpoint."""
+    found = differences(ours, theirs)
+    if found:
+        listing = "; ".join(f"{field}: now {now!r}, then {then!r}" for field, now, then in found)
+        raise ConfigError(
+            f"{path} was made with other settings: {listing}. Set them back, or give another `out` for a new run",
+            field=found[0][0],
+        )
+
+
+def save(
+    folder: Path, model: RetroModel, optimiser: torch.optim.Optimizer, state: RunState, world: World, keep: int
+) -> Path:
+    """Write the checkpoint of `state.step` and remove all but the newest `keep`. Called by every process."""
+    target = folder / f"step-{state.step:08d}"
+    draft = folder / f".{target.name}.draft"
+    if world.first:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left_over in folder.glob(".step-*.draft"):
+            shutil.rmtree(left_over)
+        draft.mkdir()
+    _barrier(world)
+    weights, moments = get_state_dict(model, optimiser)
+    dcp.save({"model": weights, "optimiser": moments}, checkpoint_id=draft)
+    if world.first:
+        files = {file.name: _digest(file) for file in sorted(draft.iterdir())}
+        record = {
+            "format_version": FORMAT_VERSION,
+            "step": state.step,
+            "settings": state.settings,
+            "snapshot": state.snapshot,
+            "files": files,
+        }
+        (draft / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        for file in draft.iterdir():
+            _sync(file)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        _sync(folder)
+        for _, old in _steps(folder)[keep:]:
+            shutil.rmtree(old)
+    _barrier(world)
+    return target
+
+
+def newest(folder: Path) -> tuple[Path, RunState] | None:
+    """The newest checkpoint that is whole; damaged ones are logged and passed over.
+
+    Raises CorruptError where there are checkpoints and none of them is whole.
+    """
+    found = _steps(folder)
+    problems = []
+    for _, path in found:
+        try:
+            return path, _verify(path)
+        except CorruptError as error:
+            logger.warning("checkpoint passed over: %s", error)
+            problems.append(error.message)
+    if problems:
+        raise CorruptError(f"no checkpoint in {folder} is whole: {'; '.join(problems)}", field="out")
+    return None
+
+
+def restore(path: Path, model: RetroModel, optimiser: torch.optim.Optimizer) -> None:
+    """Load weights and moments in place, whatever number of processes wrote them."""
+    weights, moments = get_state_dict(model, optimiser)
+    dcp.load({"model": weights, "optimiser": moments}, checkpoint_id=path)
+    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=moments)
+
+
+def _steps(folder: Path) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    matches = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+
+
+def _verify(path: Path) -> RunState:
+    try:
+        record = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        if record["format_version"] != FORMAT_VERSION:
+            raise CorruptError(
+                f"{path}: format version {record['format_version']}, this release reads {FORMAT_VERSION}"
+            )
+        for name, expected in record["files"].items():
+            if _digest(path / name) != expected:
+                raise CorruptError(f"{path / name} differs from its checksum")
+        return RunState(int(record["step"]), record["settings"], record["snapshot"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, CorruptError):
+            raise
+        raise CorruptError(f"{path} cannot be read: {error!r}") from error
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _barrier(world: World) -> None:
+    if world.size > 1:
+        dist.barrier()

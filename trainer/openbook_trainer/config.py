@@ -1,0 +1,142 @@
+"""Every setting of a training run, typed and frozen. YAML is data that loads into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from openbook_core.config import FrozenConfig, load_config
+from openbook_core.weights import DEFAULT_MODEL
+from openbook_database.reader import FieldNames, Source
+from openbook_model.config import RetroConfig
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class CorpusConfig(FrozenConfig):
+    """JSON Lines files (plain, .gz, .zst) and how they become tokens.
+
+    `held_out` is the fraction of documents, chosen by a hash of their ids, that is never trained on (at least one).
+    """
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    fields: FieldNames = FieldNames()
+    tokenizer: str = DEFAULT_MODEL
+    held_out: float = Field(default=0.05, gt=0.0, lt=1.0)
+    skip_bad_lines: bool = False
+    max_documents: PositiveInt | None = None
+
+
+class BatchConfig(FrozenConfig):
+    """`sequences` per optimiser step over all processes, in micro-batches of `micro` on each.
+
+    A sequence is `chunks` whole chunks of the corpus grid; with `vary_phase` its first 0 to m - 1 tokens are dropped.
+    All neighbours of a chunk are dropped with probability `neighbor_drop`.
+    """
+
+    sequences: PositiveInt = 8
+    micro: PositiveInt = 4
+    chunks: PositiveInt = 8
+    vary_phase: bool = True
+    neighbor_drop: Fraction = 0.1
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.sequences % self.micro:
+            raise ValueError(f"batch.micro: {self.micro} does not divide batch.sequences {self.sequences}")
+        return self
+
+
+class RetrievalConfig(FrozenConfig):
+    """Where neighbours come from. `snapshot` "" pins the one that is live when the run starts.
+
+    A failed call may be repeated while `retry_budget` lasts: each retry costs 1, each success returns 0.1. Then
+    `on_failure` decides: "stop" ends the run, "mask" trains that batch without neighbours and counts it.
+    `exclude_own_document=False` is right only for a corpus that shares no document with the database.
+    """
+
+    address: str
+    database: str
+    snapshot: str = ""
+    prefetch: PositiveInt = 2
+    deadline_s: PositiveFloat = 30.0
+    retry_budget: NonNegativeFloat = 5.0
+    on_failure: Literal["stop", "mask"] = "stop"
+    exclude_own_document: bool = True
+
+
+class OptimiserConfig(FrozenConfig):
+    """AdamW, linear warm-up, cosine to `final_fraction` of the rate at the last step, clipping by the global norm."""
+
+    learning_rate: PositiveFloat = 3e-4
+    final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
+    warmup_steps: NonNegativeInt = 0
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    weight_decay: NonNegativeFloat = 0.1
+    clip_norm: PositiveFloat = 1.0
+
+
+class EvaluationConfig(FrozenConfig):
+    """Held-out loss every `every` steps (0: only at the end) on up to `sequences` sequences."""
+
+    every: NonNegativeInt = 0
+    sequences: PositiveInt = 16
+
+
+class CheckpointConfig(FrozenConfig):
+    """Every `every` steps (0: only at the end); the newest `keep` stay."""
+
+    every: NonNegativeInt = 0
+    keep: PositiveInt = 2
+
+
+class TrainConfig(FrozenConfig):
+    """One run. `out` gets checkpoints, metrics.jsonl and the finished model; a checkpoint found there is resumed.
+
+    `stop_at` and `max_seconds` end this process early (with a checkpoint) and leave the schedule over `steps` alone.
+    """
+
+    out: Path
+    steps: PositiveInt
+    seed: NonNegativeInt = 0
+    stop_at: PositiveInt | None = None
+    max_seconds: PositiveFloat | None = None
+    threads: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    log_every: PositiveInt = 1
+    model: RetroConfig
+    corpus: CorpusConfig
+    batch: BatchConfig = BatchConfig()
+    retrieval: RetrievalConfig
+    optimiser: OptimiserConfig = OptimiserConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        length = self.batch.chunks * self.model.chunk_length
+        if length > self.model.max_positions:
+            raise ValueError(
+                f"batch.chunks: {self.batch.chunks} chunks are {length} tokens; "
+                f"the model has {self.model.max_positions} positions"
+            )
+        if not self.model.cross_attention_layers:
+            raise ValueError("model.cross_attention_layers: none, so neighbours could not be used; name a layer")
+        if self.model.gate == 0.0:
+            raise ValueError('model.gate: 0 switches retrieval off for good; use "learned" or another constant')
+        if self.model.neighbor_length != 2 * self.model.chunk_length:
+            raise ValueError(
+                f"model.neighbor_length: a neighbour is a chunk and its continuation, {2 * self.model.chunk_length} "
+                f"tokens; given {self.model.neighbor_length}"
+            )
+        if self.optimiser.warmup_steps >= self.steps:
+            raise ValueError(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps}")
+        return self
+
+
+def load_train_config(path: Path | None, overrides: Iterable[str] = ()) -> tuple[TrainConfig, dict[str, str]]:
+    """The configuration of a YAML file with `a.b=c` overrides, and where each value came from. Raises ConfigError."""
+    return load_config(TrainConfig, path, overrides)

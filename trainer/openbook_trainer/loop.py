@@ -1,0 +1,157 @@
+"""The training loop: prefetched batches in, optimiser steps, metrics, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from openbook_core.errors import OpenbookError
+from openbook_model import RetroModel
+
+from openbook_trainer import checkpoint
+from openbook_trainer.config import TrainConfig
+from openbook_trainer.data import IGNORED, Batch, SequenceOrder
+from openbook_trainer.distributed import World
+from openbook_trainer.evaluation import Evaluator, HeldOutLoss, summed_loss
+from openbook_trainer.metrics import Metrics
+from openbook_trainer.neighbours import Neighbors, NeighborSource
+from openbook_trainer.optimiser import learning_rate
+from openbook_trainer.prefetch import Prefetch
+
+MicroBatch = tuple[Batch, Neighbors]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a run, or this part of it, ended."""
+
+    step: int
+    stopped_by: str
+    held_out: HeldOutLoss
+    checkpoint: Path
+    tokens: int
+    seconds: float
+    wait_share: float
+    masked_batches: int
+
+
+class Loop:
+    """One run's state between steps. `state.step` counts the steps that are done."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        world: World,
+        model: RetroModel,
+        optimiser: torch.optim.Optimizer,
+        order: SequenceOrder,
+        source: NeighborSource,
+        evaluator: Evaluator,
+        metrics: Metrics,
+        state: checkpoint.RunState,
+    ) -> None:
+        self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
+        self.order, self.source, self.evaluator, self.metrics = order, source, evaluator, metrics
+        self.state = state
+        self.saved: Path | None = None
+        self.tokens = self.masked = 0
+        self._waited_before = 0.0
+
+    def run(self) -> Finished:
+        """Train up to `steps`, `stop_at` or `max_seconds`; then evaluate and save."""
+        config = self.config
+        end = min(config.steps, config.stop_at or config.steps)
+        stopped_by = "steps" if end == config.steps else "stop_at"
+        start, step = time.perf_counter(), self.state.step
+        held_out = None
+        batches = Prefetch(self._batches(step, end), config.retrieval.prefetch)
+        try:
+            for micro_batches in batches:
+                self._step(step, micro_batches, batches)
+                step += 1
+                held_out = None
+                if config.evaluation.every and step % config.evaluation.every == 0:
+                    held_out = self._evaluate(step)
+                if config.checkpoint.every and step % config.checkpoint.every == 0:
+                    self._save(step)
+                if config.max_seconds and step < end and self._late(start):
+                    stopped_by = "max_seconds"
+                    break
+        finally:
+            batches.close()
+        seconds = time.perf_counter() - start
+        held_out = held_out or self._evaluate(step)
+        path = self._save(step)
+        wait_share = batches.waited_s / seconds
+        return Finished(step, stopped_by, held_out, path, self.tokens, seconds, wait_share, self.masked)
+
+    def _batches(self, start: int, end: int) -> Iterator[list[MicroBatch]]:
+        """This process's micro-batches of each step; the global batch does not depend on the number of processes."""
+        settings, world = self.config.batch, self.world
+        for step in range(start, end):
+            found = []
+            for first in range(world.rank * settings.micro, settings.sequences, world.size * settings.micro):
+                batch = self.order.samples(step * settings.sequences + first, settings.micro)
+                found.append((batch, self.source.fetch(batch)))
+            yield found
+
+    def _step(self, step: int, micro_batches: list[MicroBatch], batches: Prefetch[list[MicroBatch]]) -> None:
+        begin = time.perf_counter()
+        rate = learning_rate(self.config.optimiser, step, self.config.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        labels = sum(int((batch.labels_BT != IGNORED).sum()) for batch, _ in micro_batches)
+        tokens = int(self.world.total(labels))
+        loss = 0.0
+        for batch, neighbors in micro_batches:
+            summed = summed_loss(self.model, batch, neighbors, self.world.device)
+            (summed * (self.world.size / tokens)).backward()  # FSDP averages over processes
+            loss += float(summed.detach())
+        loss = self.world.total(loss) / tokens
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.clip_norm)
+        norm_value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not (loss < float("inf") and norm_value < float("inf")):
+            raise OpenbookError(
+                f"step {step + 1}: the loss is {loss}, the gradient's norm {norm_value}; lower "
+                "optimiser.learning_rate or raise optimiser.warmup_steps and resume from the last checkpoint",
+                field="optimiser.learning_rate",
+            )
+        self.optimiser.step()
+        masked = int(self.world.total(sum(neighbors.masked for _, neighbors in micro_batches)))
+        self.masked += masked
+        self.tokens += tokens
+        seconds = time.perf_counter() - begin
+        waited = batches.waited_s - self._waited_before
+        self._waited_before = batches.waited_s
+        if (step + 1) % self.config.log_every == 0:
+            self.metrics.write(
+                {
+                    "step": step + 1,
+                    "loss": loss,
+                    "gradient_norm": norm_value,
+                    "learning_rate": rate,
+                    "tokens_per_s": tokens / (seconds + waited),
+                    "neighbour_wait_share": waited / (seconds + waited),
+                    "masked_batches": self.masked,
+                }
+            )
+
+    def _evaluate(self, step: int) -> HeldOutLoss:
+        held_out = self.evaluator.measure(self.model, self.world.device)
+        self.metrics.write({"step": step, **asdict(held_out)})
+        return held_out
+
+    def _save(self, step: int) -> Path:
+        if self.saved is None or self.state.step != step:
+            self.state = checkpoint.RunState(step, self.state.settings, self.state.snapshot)
+            folder, keep = self.config.out / "checkpoints", self.config.checkpoint.keep
+            self.saved = checkpoint.save(folder, self.model, self.optimiser, self.state, self.world, keep)
+        return self.saved
+
+    def _late(self, start: float) -> bool:
+        assert self.config.max_seconds is not None
+        return self.world.from_first(time.perf_counter() - start >= self.config.max_seconds)
