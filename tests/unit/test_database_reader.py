@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import zstandard
+
 from openbook_core.errors import InputError
 from openbook_database.reader import BadLineError, Document, DocumentReader, FieldNames, Source
 from openbook_database.streams import read_lines
@@ -56,7 +57,16 @@ def test_lines_are_those_of_the_file_whatever_the_block_size(tmp_path: Path) -> 
 
 def test_fields_have_names_that_can_be_chosen(tmp_path: Path) -> None:
     path = tmp_path / "input.jsonl"
-    row = {"key": 7, "body": "words", "title": " ", "name": "N", "url": "http://x", "license": "MIT", "n": 1, "o": {"b": 1, "a": None}}
+    row = {
+        "key": 7,
+        "body": "words",
+        "title": " ",
+        "name": "N",
+        "url": "http://x",
+        "license": "MIT",
+        "n": 1,
+        "o": {"b": 1, "a": None},
+    }
     path.write_text(json.dumps(row))
     (document,), _ = read(path, FieldNames(id="key", text="body", metadata=("n", "o", "absent")), licence="other")
     assert document == Document("7", "words", "N", "http://x", "MIT", ("1", '{"a":null,"b":1}', None))

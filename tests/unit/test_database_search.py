@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
 from openbook_core.errors import ArgumentError, CorruptError
 from openbook_database.index import IndexReader, write_index
 from openbook_database.scoring import Hits, exact_scores, float32_error, merge

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from openbook_core.errors import ArgumentError, CorruptError, NotFoundError
 from openbook_database.inspect import inspect
 from openbook_database.manifest import Manifest

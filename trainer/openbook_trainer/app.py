@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
 from openbook_core.clients import RetrieverClient
 from openbook_core.config import render_config
 from openbook_core.errors import ConfigError, OpenbookError
@@ -18,8 +20,6 @@ from openbook_core.telemetry import setup_logging
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, initialise, weights_hash
 from openbook_model import save as save_model
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
 from openbook_trainer import checkpoint
 from openbook_trainer.config import TrainConfig, load_train_config
 from openbook_trainer.data import SequenceOrder, read_corpus

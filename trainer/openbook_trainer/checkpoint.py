@@ -19,12 +19,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+
 from openbook_core.errors import ConfigError, CorruptError
 from openbook_core.fingerprint import differences
 from openbook_model import RetroModel
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-
 from openbook_trainer.config import TrainConfig
 from openbook_trainer.distributed import World
 
@@ -81,7 +82,7 @@ def save(
         draft.mkdir()
     _barrier(world)
     weights, moments = get_state_dict(model, optimiser)
-    dcp.save({"model": weights, "optimiser": moments}, checkpoint_id=draft)
+    save_tensors({"model": weights, "optimiser": moments}, checkpoint_id=draft)
     if world.first:
         files = {file.name: _digest(file) for file in sorted(draft.iterdir())}
         record = {
@@ -124,7 +125,7 @@ def newest(folder: Path) -> tuple[Path, RunState] | None:
 def restore(path: Path, model: RetroModel, optimiser: torch.optim.Optimizer) -> None:
     """Load weights and moments in place, whatever number of processes wrote them."""
     weights, moments = get_state_dict(model, optimiser)
-    dcp.load({"model": weights, "optimiser": moments}, checkpoint_id=path)
+    load_tensors({"model": weights, "optimiser": moments}, checkpoint_id=path)
     set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=moments)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
 from openbook_core.config import FrozenConfig, load_config
 from openbook_core.weights import DEFAULT_MODEL
 from openbook_database.reader import FieldNames, Source
 from openbook_model.config import RetroConfig
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 

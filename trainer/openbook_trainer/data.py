@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.errors import ConfigError, InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.chunking import slices
 from openbook_database.reader import Document, DocumentReader
 from openbook_database.text import CONTEXT, chunk_text
-
 from openbook_trainer.config import BatchConfig, CorpusConfig
 
 IGNORED = -100
@@ -91,7 +91,7 @@ class ChunkedCorpus:
         document = int(self.document_C[chunk])
         begin = chunk * self.chunk_length + dropped
         end = chunk * self.chunk_length + int(self.lengths_C[chunk])
-        flat = self.tokens_CM.reshape(-1)
+        flat = self.tokens_CM.reshape(-1).view(np.uint64)
         document_start = int(np.searchsorted(self.document_C, document)) * self.chunk_length
         left = flat[max(document_start, begin - CONTEXT) : begin]
         last = chunk + 1 == self.chunks or self.document_C[chunk + 1] != document

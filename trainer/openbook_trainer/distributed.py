@@ -10,10 +10,12 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from openbook_core.errors import ConfigError
-from openbook_model import RetroModel
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+
+from openbook_core.errors import ConfigError
+from openbook_model import RetroModel
 
 Value = TypeVar("Value")
 
@@ -57,9 +59,9 @@ def process_group(device: str) -> Iterator[World]:
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     try:
-        place = torch.device(kind, int(os.environ.get("LOCAL_RANK", "0")) if kind == "cuda" else None)
+        place = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if kind == "cuda" else "cpu")
         if kind == "cuda":
             torch.cuda.set_device(place)
         yield World(dist.get_rank(), dist.get_world_size(), place)

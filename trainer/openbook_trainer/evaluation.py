@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from openbook_model import RetroModel
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
+from openbook_model import RetroModel
 from openbook_trainer.data import IGNORED, Batch, SequenceOrder
 from openbook_trainer.neighbours import Neighbors, NeighborSource
 
@@ -64,7 +64,7 @@ def summed_loss(model: RetroModel, batch: Batch, neighbors: Neighbors | None, de
         document_ids_BT=None if batch.document_ids_BT is None else tensor(batch.document_ids_BT),
     )
     labels_BT = tensor(batch.labels_BT)
-    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
+    return cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def _half_turn(neighbors: list[Neighbors]) -> list[Neighbors]:

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
 from openbook_core.errors import OpenbookError
 from openbook_model import RetroModel
-
 from openbook_trainer import checkpoint
 from openbook_trainer.config import TrainConfig
 from openbook_trainer.data import IGNORED, Batch, SequenceOrder
@@ -109,7 +109,7 @@ class Loop:
         loss = 0.0
         for batch, neighbors in micro_batches:
             summed = summed_loss(self.model, batch, neighbors, self.world.device)
-            (summed * (self.world.size / tokens)).backward()  # FSDP averages over processes
+            torch.autograd.backward(summed * (self.world.size / tokens))  # FSDP averages over processes
             loss += float(summed.detach())
         loss = self.world.total(loss) / tokens
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.clip_norm)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.clients import RetrieverClient, SearchResult
 from openbook_core.errors import (
     ConfigError,
@@ -26,7 +27,6 @@ from openbook_core.errors import (
 )
 from openbook_core.fingerprint import Fingerprint, require_equal
 from openbook_core.tokenizer import Tokenizer
-
 from openbook_trainer.config import RetrievalConfig
 from openbook_trainer.data import Batch, Query
 
@@ -126,8 +126,8 @@ class LiveSource:
         if unknown >= len(asked):
             raise ConfigError(
                 f"none of {len(asked)} documents of the corpus (first {asked[0]!r}) is in snapshot "
-                f"{self._snapshot[:12]} of database {self._config.database!r}, so a sequence's own text could come back "
-                "as its neighbour under another id. Train on the documents that the database was built from, or set "
+                f"{self._snapshot[:12]} of database {self._config.database!r}, so a sequence's own text could come "
+                "back as its neighbour. Train on the documents that the database was built from, or set "
                 "retrieval.exclude_own_document=false if the two share none",
                 field="retrieval.exclude_own_document",
             )
@@ -169,7 +169,9 @@ class LiveSource:
                 )
             except (UnavailableError, DeadlineError, OverloadedError) as error:
                 if self._budget < 1.0:
-                    raise _not_up(self._config, error) if isinstance(error, UnavailableError) else error
+                    if isinstance(error, UnavailableError):
+                        raise _not_up(self._config, error) from error
+                    raise
                 self._budget -= 1.0
                 logger.warning("retrieval failed and is tried again, budget %.1f: %s", self._budget, error)
                 time.sleep(error.retry_after_s or delay)
@@ -187,7 +189,8 @@ class LiveSource:
         self, neighbors: Neighbors, places: list[tuple[int, int]], queries: list[Query], result: SearchResult
     ) -> None:
         chunks = result.chunks
-        assert chunks.tokens is not None and chunks.lengths is not None, "tokens were asked for"
+        assert chunks.tokens is not None, "tokens were asked for"
+        assert chunks.lengths is not None, "tokens were asked for"
         lengths_N = chunks.lengths.astype(np.int64).sum(axis=1)
         for (b, c), query, rows_K in zip(places, queries, result.row_of.tolist(), strict=True):
             found = [row for row in rows_K if row >= 0]

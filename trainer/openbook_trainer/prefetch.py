@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class _Failure:
-    error: BaseException
+    error: Exception
 
 
 class Prefetch(Generic[Item]):
@@ -58,5 +58,5 @@ class Prefetch(Generic[Item]):
                     return
                 self._ready.put(item)
             self._ready.put(None)
-        except BaseException as error:  # handed over to the thread that uses the items
+        except Exception as error:  # noqa: BLE001 - handed over to the thread that uses the items
             self._ready.put(_Failure(error))

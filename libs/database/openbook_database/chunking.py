@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.errors import ConfigError
 from openbook_core.tokenizer import Tokenizer
 
@@ -70,16 +71,18 @@ class Chunks:
 def chunk_document(text: str, tokenizer: Tokenizer, chunk_length: int) -> Chunks:
     """Tokenise `text` and find, for each run of `chunk_length` tokens, the markdown heading that it stands under:
     the last heading line that begins before the chunk's first character that is not blank, or with it."""
-    tokens_parts, starts_parts = [], []
+    tokens_parts: list[NDArray[np.uint32]] = []
+    starts: list[int] = []
+    count = 0
     for offset, piece in slices(text, tokenizer):
         ids, offsets_N2 = tokenizer.encode_with_offsets(piece)
+        starts += (offsets_N2[-count % chunk_length :: chunk_length, 0] + offset).tolist()
         tokens_parts.append(ids)
-        starts_parts.append(offsets_N2[:, 0] + offset)
+        count += len(ids)
     tokens = np.concatenate(tokens_parts)
-    starts = np.concatenate(starts_parts)[::chunk_length]
     places, names = _headings(text)
     headings: list[str | None] = []
-    for start in starts.tolist():
+    for start in starts:
         while start < len(text) and text[start].isspace():
             start += 1
         place = int(np.searchsorted(places, start, side="right")) - 1

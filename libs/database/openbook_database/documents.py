@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
 from openbook_core.errors import ArgumentError, CorruptError
 
 METADATA_PREFIX = "metadata."

@@ -13,6 +13,7 @@ from typing import Any
 import blake3
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.errors import CorruptError, InputError
 
 BLOCK_BYTES = 64 << 20

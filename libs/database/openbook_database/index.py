@@ -5,6 +5,8 @@ Axes: Q queries, F fetched, D dimension, N rows.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,8 @@ from typing import Any
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from openbook_core.errors import ArgumentError, CorruptError
 
+from openbook_core.errors import ArgumentError, CorruptError
 from openbook_database.manifest import IndexEntry
 from openbook_database.scoring import float32_error
 
@@ -33,11 +35,16 @@ def exact_entry() -> IndexEntry:
 
 
 def write_index(path: Path, dimension: int, blocks: Iterable[NDArray[np.float32]]) -> None:
-    """Write the index over float32 vectors that come as blocks [n, d], row after row."""
+    """Write the index over float32 vectors that come as blocks [n, d], row after row; OSError where it cannot."""
     index = faiss.IndexFlatIP(dimension)
     for vectors_ND in blocks:
         index.add(np.ascontiguousarray(vectors_ND, dtype=np.float32))
-    faiss.write_index(index, str(path))
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        # Faiss tells the system's reason in words only.
+        reasons = (code for code in errno.errorcode if f"({os.strerror(code)})" in str(error))
+        raise OSError(next(reasons, errno.EIO), str(error)) from error
 
 
 class IndexReader:

@@ -16,9 +16,9 @@ from typing import Any
 import blake3
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.errors import CorruptError, NotFoundError
 from openbook_core.fingerprint import canonical_json
-
 from openbook_database.contract import Contract
 
 FORMAT = "openbook-snapshot"

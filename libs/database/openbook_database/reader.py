@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import Field
+
 from openbook_core.config import FrozenConfig
 from openbook_core.errors import InputError
 from openbook_core.fingerprint import canonical_json
-from pydantic import Field
-
 from openbook_database.streams import read_lines
 
 Result = TypeVar("Result")

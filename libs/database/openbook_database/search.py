@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from openbook_core.errors import ArgumentError
 
+from openbook_core.errors import ArgumentError
 from openbook_database.index import IndexReader
 from openbook_database.scoring import MISSING, Hits, exact_scores, merge
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.errors import ArgumentError, CorruptError
 from openbook_core.tokenizer import Tokenizer
-
 from openbook_database.documents import DocumentTable
 from openbook_database.files import map_array
 from openbook_database.index import IndexReader

@@ -8,10 +8,10 @@ from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.errors import ArgumentError, CorruptError, MismatchError, Reason
 from openbook_core.fingerprint import require_equal
 from openbook_core.tokenizer import Tokenizer
-
 from openbook_database.documents import DocumentTable
 from openbook_database.files import BLOCK_BYTES, block_digest, file_digests
 from openbook_database.manifest import FileEntry, Manifest

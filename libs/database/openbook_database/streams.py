@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import blake3
+
 from openbook_core.errors import InputError
 
 _READ_BYTES = 1 << 20

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from openbook_core.fingerprint import Fingerprint
-from openbook_core.tokenizer import Tokenizer
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
+from openbook_core.fingerprint import Fingerprint
+from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.run import BuildResult, build_snapshot
 from openbook_database.build.settings import BuildSettings
 

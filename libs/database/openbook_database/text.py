@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.tokenizer import Tokenizer
 
 # Tokens of left context: at least 16 bytes of byte-level tokens, so 3 or more whole characters.

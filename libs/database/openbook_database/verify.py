@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from openbook_core.errors import CorruptError
 
+from openbook_core.errors import CorruptError
 from openbook_database.manifest import MANIFEST_NAME, Manifest
 from openbook_database.shard import Shard, shard_folder
 from openbook_database.snapshot import Snapshot

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from openbook_core.errors import ArgumentError
 from torch import Tensor
 from torch.nn import functional as F
 
+from openbook_core.errors import ArgumentError
 from openbook_model.chunks import complete_chunks
 from openbook_model.config import RetroConfig
 
@@ -105,7 +105,7 @@ class SlotView:
         self.rows = torch.tensor([slot - self.low for slot in slots], device=device)
         self.whole = self.slots == list(range(self.low, self.high))
         self.mask: Tensor | None = None
-        if self.batched and min(self.counts) < self.longest or not self.whole:
+        if (self.batched and min(self.counts) < self.longest) or not self.whole:
             visible_Z = torch.ones(span, dtype=torch.int64, device=device)
             visible_Z[self.rows] = torch.tensor(self.counts, device=device)
             self.mask = (torch.arange(self.longest, device=device) < visible_Z[:, None])[:, None, None]

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
 from openbook_core.errors import (
     ConflictError,
     CorruptError,
@@ -17,9 +20,6 @@ from openbook_core.errors import (
     NotFoundError,
     Reason,
 )
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
 from openbook_model.config import RetroConfig
 from openbook_model.model import RetroModel
 

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
-from openbook_core.errors import ArgumentError
 from torch import Tensor
 from torch.nn import functional as F
+
+from openbook_core.errors import ArgumentError
 
 
 def default_first_chunk(length: int, chunk_length: int) -> int:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from openbook_core.config import FrozenConfig
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from openbook_core.config import FrozenConfig
 
 Norm = Literal["layernorm", "layernorm1p", "rmsnorm"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]

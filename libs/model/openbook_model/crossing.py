@@ -65,9 +65,9 @@ class Crossing:
         self._gather_due()
         self._cut_segments()
         self.single = all(part.length == 1 for part in parts)
-        counts = [self.tokens_after[part.slot] for part in parts]
-        active = [(part.slot, count) for part, count in zip(parts, counts, strict=True) if count]
-        self.view = SlotView(*zip(*active, strict=True), cache.device) if self.single and active else None
+        reading = [part.slot for part in parts if self.tokens_after[part.slot]]
+        counts = [self.tokens_after[slot] for slot in reading]
+        self.view = SlotView(reading, counts, cache.device) if self.single and reading else None
 
     def add(self, block: Block, hidden_ND: Tensor) -> Tensor:
         """Hidden states after this layer's gated cross attention; rows without neighbours stay as they are."""

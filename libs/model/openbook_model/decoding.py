@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from openbook_core.errors import ArgumentError
 from torch import Tensor
 
+from openbook_core.errors import ArgumentError
 from openbook_model.attention import attend
 from openbook_model.cache import DecodeCache, SlotView
 from openbook_model.chunks import default_first_chunk

@@ -11,10 +11,10 @@ from functools import partial
 from typing import Literal
 
 import torch
-from openbook_core.errors import ArgumentError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from openbook_core.errors import ArgumentError
 from openbook_model import decoding
 from openbook_model.block import Block, Retrieval
 from openbook_model.cache import DecodeCache

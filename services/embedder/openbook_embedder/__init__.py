@@ -1,1 +1,1 @@
-"""Text to vectors: the encoder (`engine`), batching across callers (`batching`), the gRPC service (`service`, `app`)."""
+"""Text to vectors: the encoder (`engine`), batching between callers (`batching`), gRPC service (`service`, `app`)."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 
 import grpc
+from prometheus_client import start_http_server
+
 from openbook_core.errors import ConfigError
 from openbook_core.rpc.server import start_server
 from openbook_core.telemetry import get_logger, setup_logging
-from openbook_proto.v1 import embedder_pb2_grpc
-from prometheus_client import start_http_server
-
 from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.service import SERVICE_NAME, EmbedderService
+from openbook_proto.v1 import embedder_pb2_grpc
 
 # A waiting call holds a thread; this many callers can share batches.
 _MAX_CALLS = 32

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.errors import DeadlineError, OpenbookError, OverloadedError, UnavailableError
 from openbook_core.telemetry import get_logger
-
 from openbook_embedder.metrics import EmbedderMetrics
 
 EncodeBatch = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]
@@ -66,8 +66,8 @@ class Ticket:
             self._done.set()
 
     def cancel(self) -> None:
-        """The caller went away."""
-        self.fail(OpenbookError("the caller cancelled the call"))
+        """The caller went away; nothing more is encoded for it."""
+        self.fail(DeadlineError("the caller went away before its texts were encoded"))
 
 
 class _Item:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+from pydantic import Field, model_validator
+
 from openbook_core.config import FrozenConfig
 from openbook_core.weights import DEFAULT_EMBEDDER
-from pydantic import Field, model_validator
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 

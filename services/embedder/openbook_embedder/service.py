@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 
 import grpc
+
 from openbook_core.errors import ArgumentError, OpenbookError
 from openbook_core.vectors import encode_vectors
-from openbook_proto.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc
-
 from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.tokens import TokenizedTexts
+from openbook_proto.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc
 
 SERVICE_NAME = embedder_pb2.DESCRIPTOR.services_by_name["Embedder"].full_name
 MAX_TEXT_CHARACTERS = 1_000_000
@@ -64,7 +64,8 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         if not request.truncate:
             self._refuse_long(tokenized)
         ticket = self._batcher.submit(tokenized.ids, None if remaining is None else arrived + remaining)
-        context.add_callback(ticket.cancel)
+        if not context.add_callback(ticket.cancel):
+            ticket.cancel()
         vectors_ND = ticket.result()
         done = time.monotonic()
         started = ticket.started or done

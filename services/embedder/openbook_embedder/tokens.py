@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import Tokenizer as RawTokenizer
+
 from openbook_core.errors import InputError
 from openbook_core.fingerprint import canonical_json
 from openbook_core.tokenizer import Tokenizer
-from tokenizers import Tokenizer as RawTokenizer
-
 from openbook_embedder.folder import EncoderFolder
 from openbook_embedder.probes import PROBE_TEXTS
 

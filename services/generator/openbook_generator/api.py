@@ -6,21 +6,25 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from openbook_core.errors import OpenbookError
-from openbook_core.telemetry import bind_request_id, get_logger
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from openbook_core.errors import OpenbookError
+from openbook_core.telemetry import get_logger
 from openbook_generator.job import Piece
+from openbook_generator.middleware import Observe
 from openbook_generator.schemas import ChatRequest, CompletionRequest, parse_request
 from openbook_generator.service import Generator, Prepared
 
 logger = get_logger(__name__)
+
+PAGE = Path(__file__).with_name("page.html")
 
 
 def create_app(generator: Generator) -> FastAPI:
@@ -28,18 +32,19 @@ def create_app(generator: Generator) -> FastAPI:
     app = FastAPI(title="Openbook generator", docs_url=None, redoc_url=None, openapi_url=None)
     created = int(time.time())
 
-    @app.middleware("http")
-    async def observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        identity = bind_request_id(request.headers.get("x-request-id"))
-        response = await call_next(request)
-        route = request.scope.get("route")
-        generator.metrics.requests.labels(getattr(route, "path", "other"), response.status_code).inc()
-        response.headers["x-request-id"] = identity
-        return response
+    app.add_middleware(Observe, metrics=generator.metrics)
 
     @app.exception_handler(OpenbookError)
     async def refuse(_: Request, error: OpenbookError) -> Response:
         return error_response(error)
+
+    @app.exception_handler(Exception)
+    async def fail(_: Request, error: Exception) -> Response:
+        return error_response(OpenbookError(f"unexpected {type(error).__name__}: {error}"))
+
+    @app.get("/")
+    async def page() -> Response:
+        return FileResponse(PAGE, media_type="text/html")
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:

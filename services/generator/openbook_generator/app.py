@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+
 from openbook_core.clients import RetrieverClient
 from openbook_core.errors import Reason, UnavailableError
 from openbook_core.telemetry import setup_logging
-
 from openbook_generator.api import create_app
 from openbook_generator.config import GeneratorConfig
 from openbook_generator.models import load_model
@@ -21,7 +23,7 @@ from openbook_generator.service import Generator
 
 
 def serve(config: GeneratorConfig) -> None:
-    """Serve until SIGTERM or SIGINT; prints one JSON line with the address once requests are accepted.
+    """Serve on the main thread until SIGTERM or SIGINT; prints one JSON line with the address once it accepts requests.
 
     Raises UnavailableError with reason PORT_IN_USE, or what loading the model raises. The retriever may come later.
     """
@@ -34,6 +36,8 @@ def serve(config: GeneratorConfig) -> None:
         app = create_app(generator)
         app.router.lifespan_context = _announce(f"http://{config.host}:{listener.getsockname()[1]}")
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _shutdown_is_done)
         try:
             server.run(sockets=[listener])
         finally:
@@ -42,7 +46,11 @@ def serve(config: GeneratorConfig) -> None:
         listener.close()
 
 
-def _announce(address: str):  # type: ignore[no-untyped-def]
+def _shutdown_is_done(number: int, frame: FrameType | None) -> None:
+    """uvicorn raises the signal that stopped it once more; by then nothing is left to do."""
+
+
+def _announce(address: str) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         print(json.dumps({"service": "generator", "address": address}), flush=True)

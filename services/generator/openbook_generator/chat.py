@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
 from openbook_core.errors import ArgumentError, InputError
 from openbook_core.tokenizer import Tokenizer
-
 from openbook_generator.prompting import Message
 
 _MARK = re.compile("\ue000([0-9]+)\ue001")

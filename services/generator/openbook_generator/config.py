@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
 from openbook_core.config import FrozenConfig
 from openbook_core.weights import DEFAULT_MODEL
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 
 class PromptSettings(FrozenConfig):

@@ -13,15 +13,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from torch import Tensor
+
 from openbook_core.errors import OverloadedError, UnavailableError
 from openbook_core.telemetry import get_logger
 from openbook_core.tokenizer import Tokenizer
-from openbook_model import Neighbors, RetroModel
-from torch import Tensor
-
 from openbook_generator.job import FinishReason, Job, Piece
 from openbook_generator.metrics import Metrics
 from openbook_generator.retrieval import Pin
+from openbook_model import Neighbors, RetroModel
 
 logger = get_logger(__name__)
 
@@ -108,9 +108,12 @@ class Engine:
                 continue
             if not worked:
                 with self._wake:
-                    self._wake.wait_for(lambda: self._closed or bool(self._answers), timeout=0.05)
+                    self._wake.wait_for(self._has_news, timeout=0.05)
         for job in [*self._active, *self._waiting]:
             self._fail(job, UnavailableError("the generator is shutting down; ask another one"))
+
+    def _has_news(self) -> bool:
+        return self._closed or bool(self._answers) or bool(self._waiting and self._free)
 
     def _turn(self) -> bool:
         for job in [job for job in self._active if job.cancelled]:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openbook_model import Neighbors
-from openbook_model.chunks import complete_chunks, default_first_chunk
-
 from openbook_generator.retrieval import Pin
 from openbook_generator.sampling import Sampler, TextStream
+from openbook_model import Neighbors
+from openbook_model.chunks import complete_chunks, default_first_chunk
 
 FinishReason = Literal["stop", "length"]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.weights import resolve_model
+from openbook_generator.config import GeneratorConfig
 from openbook_model import RetroModel, load, save
 from openbook_model.checkpoint import CONFIG_FILE, FORMAT
 from openbook_model.precision import probe_precision
-
-from openbook_generator.config import GeneratorConfig
 
 _END_MARKERS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 

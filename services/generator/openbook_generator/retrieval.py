@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from openbook_core.clients import RetrieverClient
-from openbook_model import Neighbors
 
+from openbook_core.clients import RetrieverClient
 from openbook_generator.prompting import Passage
+from openbook_model import Neighbors
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class Retriever:
             timeout_s=self.timeout_s,
         )
         table = found.chunks
-        assert table.tokens is not None and table.lengths is not None, "tokens were asked for"
+        assert table.tokens is not None
+        assert table.lengths is not None
         for query, place in enumerate(asked):
             for rank, row in enumerate(found.row_of[query].tolist()):
                 if row < 0:

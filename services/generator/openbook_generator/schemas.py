@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, NoReturn, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from openbook_core.errors import ArgumentError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 MAX_STOP, MAX_STOP_LENGTH = 4, 256
 
@@ -117,18 +118,19 @@ Request = TypeVar("Request", CompletionRequest, ChatRequest)
 def parse_request(kind: type[Request], body: bytes) -> Request:
     """Raises ArgumentError whose field is the request's field at fault, None if the body is no JSON object."""
     try:
-        data = json.loads(body, parse_constant=_refuse_constant)
+        parsed: Any = json.loads(body, parse_constant=_refuse_constant)
+        json.dumps(parsed, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"the body is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ArgumentError(f"the body must be a JSON object, given {type(data).__name__}")
-    data = {key: value for key, value in data.items() if value is not None}
+        raise ArgumentError(f"the body is not JSON of whole Unicode characters: {error}") from None
+    if not isinstance(parsed, dict):
+        raise ArgumentError(f"the body must be a JSON object, given {type(parsed).__name__}")
+    data = {key: value for key, value in parsed.items() if value is not None}
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         item = error.errors()[0]
         message = item["msg"].removeprefix("Value error, ")
-        field, colon, rest = message.partition(": ")
+        field, _, rest = message.partition(": ")
         if item["loc"]:
             field = ".".join(str(part) for part in item["loc"] if part not in _UNION_NAMES)
             rest = message
@@ -139,5 +141,5 @@ def parse_request(kind: type[Request], body: bytes) -> Request:
 _UNION_NAMES = ("str", "list[str]", "list[TextPart]", "constrained-str")
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")

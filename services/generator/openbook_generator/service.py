@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from openbook_core.errors import ArgumentError, MismatchError
-from openbook_core.fingerprint import canonical_json
+from openbook_core.errors import ArgumentError
+from openbook_core.fingerprint import Fingerprint, require_equal
 from openbook_core.tokenizer import Tokenizer
-from openbook_model import RetroModel, cross_attention_state, weights_hash
-
 from openbook_generator.chat import ChatFormat, Encoded, fit
 from openbook_generator.config import GeneratorConfig
 from openbook_generator.engine import Engine
@@ -23,6 +22,7 @@ from openbook_generator.prompting import Message, Passage, build_messages, build
 from openbook_generator.retrieval import Pin, Retriever
 from openbook_generator.sampling import Sampler
 from openbook_generator.schemas import ChatRequest, CompletionRequest
+from openbook_model import RetroModel, cross_attention_state, weights_hash
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Generator:
         self.cross_attention = cross_attention_state(model)
         self.max_context = min(config.max_context, model.config.max_positions)
         self._tokenizer, self._format, self._encoding = tokenizer, ChatFormat(tokenizer), threading.Lock()
+        self._checked: set[str] = set()
         self.engine = Engine(
             model,
             tokenizer,
@@ -90,7 +91,7 @@ class Generator:
         }
         return Prepared(prompt, reply_tokens, pin if self.cross_attention == "on" else None, record)
 
-    async def decode(self, request: CompletionRequest | ChatRequest, prepared: Prepared) -> AsyncIterator[Piece]:
+    async def decode(self, request: CompletionRequest | ChatRequest, prepared: Prepared) -> AsyncGenerator[Piece]:
         """The pieces of the reply as they come; the last has a finish reason. Closing the iterator cancels the job."""
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
@@ -137,8 +138,21 @@ class Generator:
         k = self.config.k if options.k is None else options.k
         question = request.messages[-1].text if isinstance(request, ChatRequest) else request.prompt
         database = options.database or self.config.database
+        if self.cross_attention == "on":
+            self._check_tokens(database)
         pin, passages = self.retriever.passages(database, question, max(k, 1), options.snapshot)
         return pin, passages[:k]
+
+    def _check_tokens(self, database: str) -> None:
+        """Neighbours enter the network as tokens, so a database's tokenizer must be the model's (MismatchError)."""
+        if database in self._checked:
+            return
+        described = self.retriever.client.describe(database)
+        theirs = Fingerprint(json.loads(described.contract_json)["tokenizer"])
+        with self._encoding:
+            ours = self._tokenizer.fingerprint
+        require_equal("tokenizer", ours, theirs, "the model", f"database {database!r}")
+        self._checked.add(database)
 
     def _encode(self, request: CompletionRequest | ChatRequest, passages: Sequence[str]) -> Encoded:
         if isinstance(request, CompletionRequest):
@@ -162,14 +176,3 @@ class Generator:
 def _passage_record(passage: Passage, span: tuple[tuple[int, int], tuple[int, int]]) -> dict[str, Any]:
     characters, tokens = span
     return {**asdict(passage), "span": {"characters": list(characters), "tokens": list(tokens)}}
-
-
-def check_tokenizer(contract: dict[str, Any], tokenizer: Tokenizer, database: str) -> None:
-    """Raise MismatchError unless the database's tokens are the model's: its neighbours enter the network as tokens."""
-    theirs, ours = contract.get("tokenizer"), tokenizer.fingerprint.record
-    if theirs is not None and canonical_json(theirs) != canonical_json(ours):
-        raise MismatchError(
-            f"database {database!r} holds tokens of another tokenizer than the model's, whose cross attention reads "
-            "them; build the database with the model's tokenizer",
-            field="database",
-        )

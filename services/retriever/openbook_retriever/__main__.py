@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from openbook_core.errors import OpenbookError
-
 from openbook_retriever.config import RetrieverConfig
 
 

@@ -6,7 +6,6 @@ from openbook_core.errors import ArgumentError
 from openbook_database.registry.base import Registry, check_database_name
 from openbook_database.registry.records import DatabaseState, Phase, ReplicaReport
 from openbook_proto.v1 import admin_pb2 as pb
-
 from openbook_retriever.router_watch import RouterWatch
 
 _PHASES = {Phase.IDLE: pb.SWAP_PHASE_IDLE, Phase.PREPARING: pb.SWAP_PHASE_PREPARING}

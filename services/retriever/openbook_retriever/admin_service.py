@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import grpc
+
 from openbook_proto.v1 import admin_pb2 as pb
 from openbook_proto.v1 import admin_pb2_grpc
-
 from openbook_retriever.admin_engine import AdminEngine
 
 
@@ -15,17 +15,17 @@ class AdminService(admin_pb2_grpc.DatabaseAdminServicer):
     def __init__(self, engine: AdminEngine) -> None:
         self._engine = engine
 
-    def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
+    def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:  # noqa: N802
         return self._engine.register(request, context.peer())
 
-    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:
+    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:  # noqa: N802
         return self._engine.prepare(request, context.peer())
 
-    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:
+    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:  # noqa: N802
         return self._engine.activate(request, context.peer())
 
-    def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackReply:
+    def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackReply:  # noqa: N802
         return self._engine.rollback(request, context.peer())
 
-    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListReply:
+    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListReply:  # noqa: N802
         return self._engine.list(request)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 
 import grpc
+
 from openbook_core.rpc.server import RunningServer, start_server
 from openbook_core.telemetry import setup_logging
 from openbook_database.registry import open_registry
 from openbook_database.registry.base import Registry
 from openbook_proto.v1 import admin_pb2_grpc, retriever_pb2_grpc
-
 from openbook_retriever.admin_engine import AdminEngine
 from openbook_retriever.admin_service import AdminService
 from openbook_retriever.attach import EmbedderGate

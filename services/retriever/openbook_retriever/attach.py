@@ -11,6 +11,7 @@ from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.clients import EmbedderClient
 from openbook_core.errors import MismatchError, UnavailableError
 from openbook_core.fingerprint import require_equal
@@ -68,9 +69,9 @@ class EmbedderGate:
         worst = int(np.argmin(cosines_N))
         if not cosines_N[worst] >= probes.min_cosine:
             raise MismatchError(
-                f"the embedder at {self._address} has the fingerprint of database {database!r} but other vectors: probe "
-                f"text {worst} ({probes.texts[worst][:40]!r}) has cosine {cosines_N[worst]:.6f} with the stored vector, "
-                f"at least {probes.min_cosine} is needed",
+                f"the embedder at {self._address} has the fingerprint of database {database!r} but other vectors: "
+                f"probe text {worst} ({probes.texts[worst][:40]!r}) has cosine {cosines_N[worst]:.6f} with the stored "
+                f"vector, at least {probes.min_cosine} is needed",
                 field="probe_vectors",
             )
         with self._lock:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.fingerprint import canonical_json
 from openbook_core.vectors import dtype_of, element_type_of
 from openbook_database.documents import DocumentRecord

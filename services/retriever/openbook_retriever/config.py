@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 from typing import Literal, Self
 
-from openbook_core.config import FrozenConfig
 from pydantic import Field, model_validator
+
+from openbook_core.config import FrozenConfig
 
 
 class RetrieverConfig(FrozenConfig):

@@ -10,12 +10,12 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import grpc
+
 from openbook_core.errors import OpenbookError, Reason
 from openbook_core.rpc.channel import open_channel
 from openbook_core.rpc.status import error_from_rpc
 from openbook_core.telemetry import request_id
 from openbook_proto.v1 import retriever_pb2_grpc
-
 from openbook_retriever.metrics import REPLICA_RETRIES, SHARDS_MISSING
 
 _TRY_ANOTHER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -100,7 +100,7 @@ class Replicas:
             answers.missing[shard] = f"{address}: the call was cancelled"
         except grpc.RpcError as failure:
             error = error_from_rpc(failure, address)
-            if failure.code() in _TRY_ANOTHER:  # type: ignore[attr-defined]
+            if failure.code() in _TRY_ANOTHER:
                 answers.missing[shard] = error.message
             elif error.reason is Reason.SNAPSHOT_NOT_LOADED:
                 answers.missing[shard] = error.message

@@ -41,7 +41,7 @@ class Holdings:
 
     @contextmanager
     def lease(self, database: str, snapshot: str) -> Iterator[Snapshot]:
-        """The snapshot, which stays loaded meanwhile; PreconditionError where it is not ready here. Never another one."""
+        """The snapshot, never another one; it stays loaded meanwhile. PreconditionError where it is not ready here."""
         with self._lock:
             held = self._held.get((database, snapshot))
             if held is None or held.retiring or held.snapshot is None:

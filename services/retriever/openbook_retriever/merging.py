@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_database.scoring import MISSING, Hits, merge
 from openbook_proto.v1 import retriever_pb2 as pb
-
 from openbook_retriever.chunks import gather_chunks
 
 

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 from numpy.typing import NDArray
+
 from openbook_core.errors import ArgumentError
 from openbook_core.vectors import decode_vectors
 from openbook_database.registry.base import check_database_name

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
+
 from openbook_core.errors import ArgumentError, OpenbookError, PreconditionError, Reason, UnavailableError
 from openbook_core.telemetry import get_logger
 from openbook_core.vectors import encode_vectors
-from openbook_database.scoring import MISSING
 from openbook_proto.v1 import retriever_pb2 as pb
-
 from openbook_retriever.attach import EmbedderGate
 from openbook_retriever.chunks import gather_chunks
 from openbook_retriever.fan_out import Answers, Replicas
@@ -27,8 +26,6 @@ from openbook_retriever.shard_engine import describe
 
 _MAX_RESTARTS = 3
 _log = get_logger("openbook_retriever.router")
-
-Reply = TypeVar("Reply")
 
 
 class SnapshotGoneError(Exception):
@@ -218,8 +215,8 @@ class RouterEngine:
         named = ", ".join(f"shard {shard} from {other[:12]}" for shard, other in sorted(others.items()))
         _log.error("snapshot %s was asked for, answered: %s", snapshot[:12], named)
         raise OpenbookError(
-            f"snapshot {snapshot[:12]} was asked for, but answered: {named}. No mixed answer is given; this is an error of "
-            "the program",
+            f"snapshot {snapshot[:12]} was asked for, but answered: {named}. No mixed answer is given; this is an "
+            "error of the program",
             reason=Reason.SNAPSHOT_MIX,
         )
 
@@ -240,8 +237,8 @@ def _reasons(missing: Mapping[int, str]) -> str:
 
 def _retired(database: str, snapshot: str, why: str) -> PreconditionError:
     return PreconditionError(
-        f"snapshot {snapshot[:12]} of database {database!r} was retired or never prepared ({why}); ask without a pin, or "
-        "prepare it again",
+        f"snapshot {snapshot[:12]} of database {database!r} was retired or never prepared ({why}); ask without a pin, "
+        "or prepare it again",
         reason=Reason.SNAPSHOT_RETIRED,
         field="snapshot",
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import grpc
+
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_proto.v1 import retriever_pb2_grpc
-
 from openbook_retriever.router_engine import RouterEngine
 
 _DEFAULT_TIMEOUT_S = 30.0
@@ -17,16 +17,16 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
     def __init__(self, engine: RouterEngine) -> None:
         self._engine = engine
 
-    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
+    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:  # noqa: N802
         return self._engine.search(request, _time_left(context))
 
-    def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:
+    def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:  # noqa: N802
         return self._engine.search_text(request, _time_left(context))
 
-    def GetChunks(self, request: pb.GetChunksRequest, context: grpc.ServicerContext) -> pb.GetChunksReply:
+    def GetChunks(self, request: pb.GetChunksRequest, context: grpc.ServicerContext) -> pb.GetChunksReply:  # noqa: N802
         return self._engine.get_chunks(request, _time_left(context))
 
-    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
+    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
         return self._engine.describe(request)
 
 

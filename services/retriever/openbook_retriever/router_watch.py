@@ -17,7 +17,6 @@ from openbook_database.contract import Contract
 from openbook_database.manifest import Manifest
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, ReplicaReport, RouterReport
-
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.metrics import REGISTRY_ERRORS
 
@@ -94,8 +93,8 @@ class RouterWatch:
             view = self.refresh(database)
         if view.control.epoch < min_epoch:
             raise UnavailableError(
-                f"min_epoch: the caller has seen epoch {min_epoch} of database {database!r}, this router and its registry "
-                f"know {view.control.epoch}: try again",
+                f"min_epoch: the caller has seen epoch {min_epoch} of database {database!r}, this router and its "
+                f"registry know {view.control.epoch}: try again",
                 field="min_epoch",
                 reason=Reason.NOT_READY,
             )

@@ -6,14 +6,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 from openbook_core.errors import ArgumentError
 from openbook_database.manifest import Manifest
 from openbook_database.scoring import MISSING
 from openbook_database.snapshot import Snapshot
 from openbook_proto.v1 import common_pb2
 from openbook_proto.v1 import retriever_pb2 as pb
-
 from openbook_retriever.chunks import encode_chunks
 from openbook_retriever.holdings import Holdings, find_shard
 from openbook_retriever.requests import check_names, check_search, read_ids, read_queries

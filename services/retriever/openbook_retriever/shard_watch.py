@@ -16,7 +16,6 @@ from openbook_core.telemetry import get_logger
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, KnownSnapshot, ReplicaReport, ReplicaSnapshot
 from openbook_database.snapshot import Snapshot
-
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.holdings import Holdings
 from openbook_retriever.metrics import LOAD_FAILURES, LOADS, REGISTRY_ERRORS, UNLOADS

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from openbook_model.convert.megatron import convert_megatron, regroup, target_name
-from openbook_model.model import RetroModel, next_token_loss
 from safetensors.torch import load_file
 from torch import Tensor
+
+from openbook_model.convert.megatron import convert_megatron, regroup, target_name
+from openbook_model.model import RetroModel, next_token_loss
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 NAMES = ["core_gpt2", "core_gpt2_ragged", "core_nvidia", "legacy_nvidia", "legacy_nvidia_ragged", "legacy_gate0"]
@@ -45,9 +46,7 @@ def test_every_tensor_is_loaded(golden: Golden) -> None:
 def test_logits_and_loss(golden: Golden) -> None:
     logits = golden.logits()
     torch.testing.assert_close(logits, golden.expected["logits"], atol=2e-5, rtol=0)
-    torch.testing.assert_close(
-        golden.logits("other_neighbor_ids"), golden.expected["other_logits"], atol=2e-5, rtol=0
-    )
+    torch.testing.assert_close(golden.logits("other_neighbor_ids"), golden.expected["other_logits"], atol=2e-5, rtol=0)
     loss = next_token_loss(logits, golden.expected["labels"])
     torch.testing.assert_close(loss, golden.expected["loss"], atol=2e-6, rtol=0)
 

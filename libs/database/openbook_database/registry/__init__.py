@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from openbook_core.errors import ArgumentError
-
 from openbook_database.registry.base import DEFAULT_TTL_S, Registry
 
 

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from openbook_core.errors import ArgumentError, ConflictError, NotFoundError, OpenbookError, PreconditionError, Reason
-
 from openbook_database.contract import Contract
 from openbook_database.manifest import Manifest
 from openbook_database.registry.readiness import ReadyCheck, every_shard_ready

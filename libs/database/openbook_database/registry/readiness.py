@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from openbook_core.errors import PreconditionError, Reason
-
 from openbook_database.registry.records import KnownSnapshot, ReplicaReport
 
 ReadyCheck = Callable[[KnownSnapshot, Sequence[ReplicaReport]], None]

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+
 from openbook_core.errors import ArgumentError
 from openbook_core.tokenizer import Tokenizer
-
 from openbook_model.checkpoint import save
 from openbook_model.convert.huggingface import RetrofitOptions, convert_huggingface
 from openbook_model.convert.megatron import convert_megatron

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from openbook_core.config import FrozenConfig
-from openbook_core.errors import CorruptError, InputError, NotFoundError
 from pydantic import PositiveInt
 from torch import Tensor
 
+from openbook_core.config import FrozenConfig
+from openbook_core.errors import CorruptError, InputError, NotFoundError
 from openbook_model.config import EncoderConfig, Mlp, RetroConfig, default_cross_attention_layers
 from openbook_model.convert.report import ConversionReport, fill
 from openbook_model.model import RetroModel
@@ -56,7 +56,9 @@ def convert_huggingface(source: Path, options: RetrofitOptions) -> tuple[RetroMo
     tensors, unexpected = rename(foreign, config)
     model = RetroModel.allocate(config)
     retro_parts = frozenset(
-        name for name, _ in model.named_parameters() if name.startswith("encoder.") or ".cross" in name or ".gate" in name
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith("encoder.") or ".cross" in name or ".gate" in name
     )
     report = fill(
         model,

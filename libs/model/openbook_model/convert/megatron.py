@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openbook_core.errors import CorruptError, InputError, NotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from openbook_core.errors import CorruptError, InputError, NotFoundError
 from openbook_model.config import EncoderConfig, Mlp, RetroConfig
 from openbook_model.convert.report import ConversionReport, fill
 from openbook_model.model import RetroModel

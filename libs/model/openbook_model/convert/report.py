@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from openbook_core.errors import InputError
 from torch import Tensor
 
+from openbook_core.errors import InputError
 from openbook_model.initialisation import initialise
 from openbook_model.model import RetroModel
 

@@ -1,0 +1,1 @@
+"""The `openbook` command; each part is imported only when its verb runs."""

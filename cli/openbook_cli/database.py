@@ -1,0 +1,139 @@
+"""`openbook db build|verify|inspect|register|swap|rollback|list`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openbook_cli.swap import state_record, swap_to, wait_for_routers
+from openbook_core.clients import AdminClient
+from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
+
+app = typer.Typer(no_args_is_help=True)
+Router = Annotated[str, typer.Option(help="Address of a router.")]
+
+
+@app.command()
+def build(
+    inputs: Annotated[list[Path], typer.Argument(help="JSON Lines files, plain, .gz or .zst.")],
+    out: Annotated[Path, typer.Option(help="Folder of the snapshot.")],
+    database: Annotated[str, typer.Option(help="Name of the database.")],
+    tokenizer: Annotated[str, typer.Option(help="The language model whose tokenizer cuts the chunks.")] = DEFAULT_MODEL,
+    embedder: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
+    dtype: Annotated[str, typer.Option(help="Compute type of the encoder: auto, float32 or bfloat16.")] = "auto",
+    shards: Annotated[int, typer.Option(help="Shards to make.")] = 1,
+    template: Annotated[
+        str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
+    ] = "{title}: {text}",
+    metadata: Annotated[list[str] | None, typer.Option(help="Column to keep; repeatable.")] = None,
+    skip_bad_lines: Annotated[bool, typer.Option(help="Count lines without a document instead of stopping.")] = False,
+    limit_documents: Annotated[int | None, typer.Option(help="Only the first documents.")] = None,
+) -> None:
+    """Build a snapshot, or go on with a build that was interrupted."""
+    from openbook_core.tokenizer import Tokenizer
+    from openbook_database.build.run import build_snapshot
+    from openbook_database.build.settings import BuildSettings
+    from openbook_embedder.engine import EncoderEngine
+
+    settings = BuildSettings.parse(
+        {
+            "shards": shards,
+            "passage_template": template,
+            "fields": {"metadata": tuple(metadata or ())},
+            "skip_bad_lines": skip_bad_lines,
+            "limit_documents": limit_documents,
+        },
+        source="openbook db build",
+    )
+    result = build_snapshot(
+        list(inputs),
+        out,
+        database=database,
+        tokenizer=Tokenizer.load(tokenizer),
+        encoder=EncoderEngine.load(embedder, dtype=dtype),  # type: ignore[arg-type]
+        settings=settings,
+        progress=ProgressLine(),
+    )
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    verb = "was there already" if result.reused else "built"
+    print(f"snapshot {result.snapshot_id} {verb}: {result.documents} documents, {result.chunks} chunks, {result.path}")
+
+
+class ProgressLine:
+    """Stage, share and rate on one line of a terminal; one line for every tenth elsewhere."""
+
+    def __init__(self, label: str = "") -> None:
+        self._label, self._last = label, ("", -1)
+
+    def __call__(self, update: Any) -> None:
+        share = update.done / update.total if update.total else 0.0
+        step = (update.stage, int(share * 10))
+        terminal = sys.stderr.isatty()
+        if not terminal and step == self._last:
+            return
+        self._last = step
+        text = f"{self._label}{update.stage}: {update.done}{f' of {update.total}' if update.total else ''}"
+        print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+
+@app.command()
+def verify(snapshot: Path) -> None:
+    """Check every byte, every row and the golden queries."""
+    from openbook_database.verify import verify as check
+
+    done = check(snapshot)
+    print(
+        f"snapshot {done.snapshot_id} is whole: {done.files} files, {done.chunks} chunks, {done.golden_queries} golden"
+    )
+
+
+@app.command()
+def inspect(
+    snapshot: Path,
+    chunk: Annotated[int | None, typer.Option(help="Id of the chunk to show.")] = None,
+) -> None:
+    """Counts, recipe, sizes, contract and one chunk, as JSON."""
+    from openbook_database.inspect import inspect as look
+
+    print(json.dumps(look(snapshot, chunk=chunk), indent=1, ensure_ascii=False))
+
+
+@app.command()
+def register(database: str, snapshot: Path, router: Router) -> None:
+    """Make a snapshot known to the registry."""
+    with AdminClient(router) as admin:
+        print(admin.register(database, str(snapshot.absolute())).snapshot)
+
+
+@app.command()
+def swap(
+    database: str,
+    snapshot: str,
+    router: Router,
+    deadline: Annotated[float, typer.Option(help="Seconds for loading.")] = 300.0,
+) -> None:
+    """Load a snapshot beside the live one, make it live, and return when every router has moved."""
+    with AdminClient(router) as admin:
+        print(json.dumps(swap_to(admin, database, snapshot, deadline_s=deadline)))
+
+
+@app.command()
+def rollback(database: str, router: Router) -> None:
+    """Make the previous snapshot live again, at once."""
+    with AdminClient(router) as admin:
+        start = time.perf_counter()
+        state = wait_for_routers(admin, database, admin.rollback(database).epoch)
+        print(json.dumps({**state_record(state), "seconds": round(time.perf_counter() - start, 3)}))
+
+
+@app.command("list")
+def list_databases(router: Router, database: str = "") -> None:
+    """Databases, snapshots, replicas and routers, as JSON."""
+    with AdminClient(router) as admin:
+        print(json.dumps([state_record(state) for state in admin.list(database)], indent=1))

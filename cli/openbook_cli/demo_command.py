@@ -1,0 +1,24 @@
+"""`openbook demo`: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    questions: Annotated[int, typer.Option(min=1, help="Questions to ask each time.")] = 12,
+    documents: Annotated[int | None, typer.Option(min=1, help="Only the first documents of each edition.")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    keep: Annotated[bool, typer.Option(help="Leave the services running.")] = False,
+    train_seconds: Annotated[int, typer.Option(min=0, help="How long to train the tiny RETRO; 0: not at all.")] = 60,
+    editions: Annotated[Path, typer.Option(help="Folder of the editions.")] = Path("examples/factbook"),
+    workdir: Annotated[Path, typer.Option(help="Snapshots, registry and logs.")] = Path(".openbook/demo"),
+) -> None:
+    """Two editions of a book, a live swap under load, and a tiny RETRO trained against the live retriever."""
+    from openbook_cli.demo.run import DemoOptions, run
+
+    options = DemoOptions(questions, documents, json_, keep, train_seconds, editions, workdir)
+    raise typer.Exit(run(options))

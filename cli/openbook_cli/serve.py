@@ -1,0 +1,67 @@
+"""`openbook serve embedder|retriever|generator`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
+
+app = typer.Typer(no_args_is_help=True)
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(help="Port; 0 takes a free one, which the first line of output names.")]
+
+
+@app.command()
+def embedder(
+    host: Host = "127.0.0.1",
+    port: Port = 0,
+    model: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Threads of the encoder.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
+) -> None:
+    """Text to vectors, batched across callers."""
+    from openbook_embedder.app import serve
+    from openbook_embedder.config import EmbedderConfig
+
+    settings = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
+    serve(EmbedderConfig.parse({**settings, "metrics_port": metrics_port}, source="openbook serve embedder"))
+
+
+@app.command()
+def retriever(
+    role: Annotated[str, typer.Option(help="shard or router.")],
+    registry: Annotated[str, typer.Option(help="Folder of the registry.")],
+    host: Host = "127.0.0.1",
+    port: Port = 0,
+    database: Annotated[list[str] | None, typer.Option(help="Serve only these; repeatable.")] = None,
+    member_index: Annotated[int, typer.Option(help="Shard role: which of the members this is.")] = 0,
+    member_count: Annotated[int, typer.Option(help="Shard role: processes that share the shards.")] = 1,
+    embedder: Annotated[str, typer.Option(help="Router role: address of the embedder.")] = "",
+) -> None:
+    """Vectors to neighbours: a shard, or the router that clients call."""
+    from openbook_retriever.app import serve
+    from openbook_retriever.config import RetrieverConfig
+
+    settings: dict[str, Any] = {"role": role, "registry": registry, "host": host, "port": port, "embedder": embedder}
+    settings |= {"databases": tuple(database or ()), "member_index": member_index, "member_count": member_count}
+    serve(RetrieverConfig.parse(settings, source="openbook serve retriever"))
+
+
+@app.command()
+def generator(
+    retriever: Annotated[str, typer.Option(help="Address of the router.")],
+    database: Annotated[str, typer.Option(help="Database to answer from.")],
+    host: Host = "127.0.0.1",
+    port: Port = 0,
+    model: Annotated[str, typer.Option(help="Folder or name of the language model.")] = DEFAULT_MODEL,
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+) -> None:
+    """The REST API: answers from the book."""
+    from openbook_generator.app import serve
+    from openbook_generator.config import GeneratorConfig
+
+    settings = {"host": host, "port": port, "model": model, "retriever": retriever, "database": database}
+    serve(GeneratorConfig.parse({**settings, "dtype": dtype}, source="openbook serve generator"))

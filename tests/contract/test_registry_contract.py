@@ -1,0 +1,587 @@
+"""What every registry backend promises: one table of tests, one line for each backend in `BACKENDS`."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from openbook_core.errors import (
+    ArgumentError,
+    ConflictError,
+    CorruptError,
+    MismatchError,
+    NotFoundError,
+    PreconditionError,
+)
+from openbook_database.manifest import Manifest
+from openbook_database.registry import open_registry
+from openbook_database.registry.base import Registry
+from openbook_database.registry.directory import DirectoryRegistry
+from openbook_database.registry.readiness import no_check
+from openbook_database.registry.records import (
+    Control,
+    LoadState,
+    Phase,
+    ReplicaReport,
+    ReplicaSnapshot,
+    RouterReport,
+)
+from openbook_database.testing import build_tiny_snapshot
+
+BACKENDS: dict[str, Callable[[Path, Callable[[], float]], Registry]] = {
+    "directory": lambda root, clock: DirectoryRegistry(root / "registry", ttl_s=5, clock=clock),
+}
+
+
+@dataclass
+class Clock:
+    now: float = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Books:
+    """Two editions of one database with two shards, one of another contract, one of another name."""
+
+    old: Path
+    new: Path
+    third: Path
+    other_contract: Path
+    other_name: Path
+
+    def id(self, name: str) -> str:
+        return Manifest.read(getattr(self, name)).snapshot_id
+
+
+@pytest.fixture(scope="session")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Books:
+    root = tmp_path_factory.mktemp("books")
+    build_tiny_snapshot(root / "old", database="factbook", documents=4, shards=2, edition="2015")
+    build_tiny_snapshot(root / "new", database="factbook", documents=4, shards=2, edition="2026")
+    build_tiny_snapshot(root / "third", database="factbook", documents=3, shards=3, edition="2030")
+    build_tiny_snapshot(root / "other_contract", database="factbook", documents=4, dimension=8, chunk_length=32)
+    build_tiny_snapshot(root / "other_name", database="cookbook", documents=2)
+    return Books(*(root / name for name in ("old", "new", "third", "other_contract", "other_name")))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(params=list(BACKENDS))
+def registry(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Registry:
+    return BACKENDS[request.param](tmp_path, clock)
+
+
+def report(registry: Registry, snapshot: str, *shards: int, name: str = "r1", **changes: Any) -> ReplicaReport:
+    held = ReplicaSnapshot(snapshot, changes.pop("state", LoadState.READY), shards, changes.pop("error", ""))
+    made = ReplicaReport("factbook", name, "127.0.0.1:1", 0, (held,))
+    registry.report_replica(made)
+    return made
+
+
+def make_live(registry: Registry, books: Books, *names: str) -> Control:
+    for name in names:
+        registry.register("factbook", getattr(books, name))
+        registry.prepare("factbook", books.id(name))
+        control = registry.activate("factbook", books.id(name), ready_check=no_check)
+    return control
+
+
+# --- registering ---
+
+
+def test_the_first_snapshot_fixes_the_contract(registry: Registry, books: Books) -> None:
+    known = registry.register("factbook", books.old)
+    manifest = Manifest.read(books.old)
+    assert (known.snapshot, known.url, known.shards) == (manifest.snapshot_id, str(books.old), 2)
+    assert (known.documents, known.chunks) == (manifest.documents, manifest.chunks)
+    assert registry.contract("factbook") == manifest.contract
+    assert registry.control("factbook") == Control("factbook")
+    with pytest.raises(MismatchError) as caught:
+        registry.register("factbook", books.other_contract)
+    for field in ("chunk_length", "dimension", "embedder.dimension"):
+        assert field in str(caught.value)
+    assert "has 32" in str(caught.value)
+    assert "database 'factbook' has 16" in str(caught.value)
+    assert [known.snapshot for known in registry.state("factbook").snapshots] == [books.id("old")]
+
+
+def test_registering_again_changes_nothing(registry: Registry, books: Books) -> None:
+    first = registry.register("factbook", books.old)
+    make_live(registry, books, "old")
+    before = registry.control("factbook")
+    assert registry.register("factbook", books.old) == first
+    assert registry.control("factbook") == before
+    assert len(registry.state("factbook").snapshots) == 1
+
+
+def test_a_snapshot_of_another_name_or_none_is_refused(registry: Registry, books: Books, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="built for database 'cookbook'"):
+        registry.register("factbook", books.other_name)
+    with pytest.raises(NotFoundError, match="holds no snapshot"):
+        registry.register("factbook", tmp_path)
+    assert not registry.list()
+
+
+BAD_NAMES = ["", ".", "..", ".hidden", "../up", "a/b", "a\\b", "a b", "a\n", "ä", "a\0", "x" * 129, "/etc", "~", "a*"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_names_that_could_leave_the_registry_are_refused(registry: Registry, books: Books, name: str) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: registry.register(name, books.old),
+        lambda: registry.prepare(name, "0" * 64),
+        lambda: registry.activate(name, "0" * 64),
+        lambda: registry.abort(name),
+        lambda: registry.rollback(name),
+        lambda: registry.control(name),
+        lambda: registry.state(name),
+        lambda: registry.audit(name),
+        lambda: registry.replicas(name),
+        lambda: registry.report_replica(ReplicaReport(name, "r", "a", 0)),
+        lambda: registry.withdraw(RouterReport(name, "r", "a", 0)),
+    ]
+    for call in calls:
+        with pytest.raises(ArgumentError) as caught:
+            call()
+        assert caught.value.field == "database"
+
+
+@pytest.mark.parametrize("name", ["", ".x", "../../control", "a/b", "a b", "x" * 201])
+def test_names_of_processes_are_checked_too(registry: Registry, books: Books, name: str) -> None:
+    registry.register("factbook", books.old)
+    with pytest.raises(ArgumentError) as caught:
+        registry.report_router(RouterReport("factbook", name, "a", 0))
+    assert caught.value.field == "name"
+
+
+def test_unknown_databases_and_snapshots_are_named(registry: Registry, books: Books) -> None:
+    with pytest.raises(NotFoundError, match=r"no database 'factbook' \(registered: none\)"):
+        registry.control("factbook")
+    registry.register("factbook", books.old)
+    with pytest.raises(NotFoundError, match=r"no database 'cookbook' \(registered: factbook\)"):
+        registry.state("cookbook")
+    with pytest.raises(NotFoundError, match=f"registered: {books.id('old')[:12]}"):
+        registry.prepare("factbook", books.id("new"))
+    with pytest.raises(NotFoundError):
+        registry.report_replica(ReplicaReport("cookbook", "r", "a", 0))
+    assert registry.snapshot("factbook", books.id("old")[:8]).snapshot == books.id("old")
+    with pytest.raises(NotFoundError):
+        registry.snapshot("factbook", books.id("old")[:7])
+
+
+# --- the swap ---
+
+
+def test_a_whole_swap_and_back(registry: Registry, books: Books) -> None:
+    first = make_live(registry, books, "old")
+    assert (first.epoch, first.live, first.previous, first.phase) == (1, books.id("old"), None, Phase.IDLE)
+    registry.register("factbook", books.new)
+    preparing = registry.prepare("factbook", books.id("new"))
+    assert (preparing.epoch, preparing.live) == (1, books.id("old"))
+    assert (preparing.candidate, preparing.phase) == (books.id("new"), Phase.PREPARING)
+    report(registry, books.id("new"), 0, name="a")
+    report(registry, books.id("new"), 1, name="b")
+    swapped = registry.activate("factbook", books.id("new"), expected_epoch=1)
+    assert swapped == registry.control("factbook")
+    assert (swapped.epoch, swapped.live, swapped.previous) == (2, books.id("new"), books.id("old"))
+    assert (swapped.candidate, swapped.phase) == (None, Phase.IDLE)
+    report(registry, books.id("old"), 0, 1)
+    back = registry.rollback("factbook")
+    assert (back.epoch, back.live, back.previous) == (3, books.id("old"), books.id("new"))
+    assert registry.state("factbook").control == back
+
+
+@pytest.mark.parametrize(
+    ("reports", "message"),
+    [
+        ([], "shard 0, 1 of 2.*no replica reports it"),
+        ([("a", (0,), LoadState.READY, "")], "shard 1 of 2"),
+        ([("a", (0, 1), LoadState.LOADING, "")], "shard 0, 1.*a: loading"),
+        ([("a", (0,), LoadState.READY, ""), ("b", (1,), LoadState.FAILED, "bad checksum")], "b: failed .bad checksum"),
+    ],
+)
+def test_activation_needs_a_ready_replica_of_every_shard(
+    registry: Registry, books: Books, reports: list[tuple[str, tuple[int, ...], LoadState, str]], message: str
+) -> None:
+    make_live(registry, books, "old")
+    registry.register("factbook", books.new)
+    registry.prepare("factbook", books.id("new"))
+    before = registry.control("factbook")
+    for name, shards, state, error in reports:
+        report(registry, books.id("new"), *shards, name=name, state=state, error=error)
+    report(registry, books.id("old"), 0, 1, name="only-the-old-one")
+    with pytest.raises(PreconditionError, match=message):
+        registry.activate("factbook", books.id("new"))
+    assert registry.control("factbook") == before
+
+
+def test_expired_reports_do_not_count(registry: Registry, books: Books, clock: Clock) -> None:
+    registry.register("factbook", books.old)
+    registry.prepare("factbook", books.id("old"))
+    report(registry, books.id("old"), 0, 1)
+    clock.now += 5.1
+    with pytest.raises(PreconditionError):
+        registry.activate("factbook", books.id("old"))
+    report(registry, books.id("old"), 0, 1)
+    assert registry.activate("factbook", books.id("old")).epoch == 1
+
+
+def test_verbs_can_be_repeated(registry: Registry, books: Books) -> None:
+    make_live(registry, books, "old")
+    registry.register("factbook", books.new)
+    prepared = registry.prepare("factbook", books.id("new"))
+    assert registry.prepare("factbook", books.id("new")) == prepared
+    live = registry.activate("factbook", books.id("new"), expected_epoch=1, ready_check=no_check)
+    assert registry.activate("factbook", books.id("new"), expected_epoch=1, ready_check=no_check) == live
+    assert registry.activate("factbook", books.id("new")) == live
+    assert registry.prepare("factbook", books.id("new")) == live
+    back = registry.rollback("factbook", expected_epoch=2, ready_check=no_check)
+    assert registry.rollback("factbook", expected_epoch=2, ready_check=no_check) == back
+    registry.prepare("factbook", books.id("new"))
+    aborted = registry.abort("factbook")
+    assert registry.abort("factbook") == aborted
+    assert (aborted.live, aborted.candidate, aborted.phase) == (books.id("old"), None, Phase.IDLE)
+
+
+def test_a_swap_during_a_swap_is_refused(registry: Registry, books: Books) -> None:
+    make_live(registry, books, "old")
+    registry.register("factbook", books.new)
+    registry.register("factbook", books.third)
+    registry.prepare("factbook", books.id("new"))
+    with pytest.raises(ConflictError, match="already being moved"):
+        registry.prepare("factbook", books.id("third"))
+    with pytest.raises(PreconditionError, match="not prepared"):
+        registry.activate("factbook", books.id("third"), ready_check=no_check)
+    registry.abort("factbook")
+    with pytest.raises(PreconditionError, match="not prepared"):
+        registry.activate("factbook", books.id("new"), ready_check=no_check)
+    assert registry.prepare("factbook", books.id("third")).candidate == books.id("third")
+
+
+def test_another_epoch_than_expected_is_a_conflict(registry: Registry, books: Books) -> None:
+    make_live(registry, books, "old", "new")
+    registry.register("factbook", books.third)
+    registry.prepare("factbook", books.id("third"))
+    for epoch in (0, 1, 3):
+        with pytest.raises(ConflictError, match=f"is at epoch 2, not {epoch}"):
+            registry.activate("factbook", books.id("third"), expected_epoch=epoch, ready_check=no_check)
+    with pytest.raises(ConflictError, match="is at epoch 2, not 1"):
+        registry.rollback("factbook", expected_epoch=1, ready_check=no_check)
+
+
+def test_rollback_needs_somewhere_to_go(registry: Registry, books: Books) -> None:
+    make_live(registry, books, "old")
+    with pytest.raises(PreconditionError, match="no previous snapshot"):
+        registry.rollback("factbook", ready_check=no_check)
+    make_live(registry, books, "new")
+    with pytest.raises(PreconditionError, match="is not ready"):
+        registry.rollback("factbook")
+    assert registry.control("factbook").live == books.id("new")
+
+
+def test_a_rollback_while_another_snapshot_is_prepared(registry: Registry, books: Books) -> None:
+    make_live(registry, books, "old", "new")
+    registry.register("factbook", books.third)
+    registry.prepare("factbook", books.id("third"))
+    back = registry.rollback("factbook", ready_check=no_check)
+    assert (back.live, back.candidate, back.phase) == (books.id("old"), books.id("third"), Phase.PREPARING)
+    registry.abort("factbook")
+    registry.prepare("factbook", books.id("new"))
+    forward = registry.rollback("factbook", ready_check=no_check)
+    assert (forward.live, forward.candidate, forward.phase) == (books.id("new"), None, Phase.IDLE)
+
+
+def test_the_record_changed_between_reading_and_writing(registry: Registry, books: Books) -> None:
+    """A slow coordinator is overtaken while it checks the replicas: its compare-and-set fails, nothing is lost."""
+    make_live(registry, books, "old")
+    registry.register("factbook", books.new)
+    registry.prepare("factbook", books.id("new"))
+
+    def overtaken(known: object, replicas: object) -> None:
+        registry.abort("factbook")
+
+    with pytest.raises(ConflictError, match="changed by somebody else"):
+        registry.activate("factbook", books.id("new"), ready_check=overtaken)
+    assert (registry.control("factbook").live, registry.control("factbook").epoch) == (books.id("old"), 1)
+
+
+def test_every_change_has_a_higher_fence(registry: Registry, books: Books) -> None:
+    seen = []
+    original = registry._compare_and_set
+
+    def spy(expected: Control, new: Control) -> bool:
+        seen.append((expected.fence, new.fence, expected.epoch, new.epoch))
+        return original(expected, new)
+
+    registry._compare_and_set = spy  # type: ignore[method-assign]
+    make_live(registry, books, "old", "new")
+    registry.rollback("factbook", ready_check=no_check)
+    assert [(old, new) for old, new, _, _ in seen] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert all(new_epoch - old_epoch in (0, 1) for _, _, old_epoch, new_epoch in seen)
+
+
+# --- reports and audit ---
+
+
+def test_reports_come_back_until_they_expire_or_are_withdrawn(registry: Registry, books: Books, clock: Clock) -> None:
+    registry.register("factbook", books.old)
+    replica = report(registry, books.id("old"), 0, 1, name="host-1:50051")
+    router = RouterReport("factbook", "router", "127.0.0.1:2", 3)
+    registry.report_router(router)
+    assert list(registry.replicas("factbook")) == [replace(replica, heartbeat=clock.now)]
+    assert registry.replicas("factbook")[0].serves(books.id("old")) == (0, 1)
+    assert registry.replicas("factbook")[0].serves(books.id("new")) == ()
+    clock.now += 4
+    registry.report_router(router)
+    clock.now += 4
+    assert not registry.replicas("factbook")
+    assert list(registry.routers("factbook")) == [replace(router, heartbeat=clock.now - 4)]
+    registry.withdraw(router)
+    registry.withdraw(router)
+    assert not registry.state("factbook").routers
+
+
+def test_what_was_asked_is_kept_with_who_and_when(registry: Registry, books: Books, clock: Clock) -> None:
+    registry.register("factbook", books.old, actor="ann")
+    clock.now += 10
+    registry.prepare("factbook", books.id("old"), actor="bob")
+    with pytest.raises(PreconditionError):
+        registry.activate("factbook", books.id("old"), actor="eve")
+    entries = [(e.at - 1_000_000, e.actor, e.verb, e.snapshot[:4], e.outcome[:7]) for e in registry.audit("factbook")]
+    start = books.id("old")[:4]
+    assert entries == [
+        (0, "ann", "register", start, "asked"),
+        (0, "ann", "register", start, "done"),
+        (10, "bob", "prepare", start, "asked"),
+        (10, "bob", "prepare", start, "done"),
+        (10, "eve", "activate", start, "asked"),
+        (10, "eve", "activate", start, "refused"),
+    ]
+    assert not registry.audit("nothing-yet")
+
+
+def test_databases_are_listed_by_name(registry: Registry, books: Books) -> None:
+    assert not registry.list()
+    registry.register("factbook", books.old)
+    registry.register("cookbook", books.other_name)
+    assert [state.control.database for state in registry.list()] == ["cookbook", "factbook"]
+
+
+# --- crashes and races ---
+
+
+class Crash(BaseException):
+    pass
+
+
+STORE_CALLS = ["_create_contract", "_put_snapshot", "_compare_and_set", "_append_audit"]
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("call", range(1, 17))
+def test_a_coordinator_that_dies_at_any_step_can_be_followed(
+    registry: Registry, books: Books, call: int, after: bool
+) -> None:
+    """Dies before or after any of its writes; the state is readable, old or new, and the swap can be run again."""
+    make_live(registry, books, "old")
+    left = call
+    originals = {name: getattr(registry, name) for name in STORE_CALLS}
+
+    def dying(name: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0 and not after:
+                raise Crash
+            result = originals[name](*arguments)
+            if left == 0:
+                raise Crash
+            return result
+
+        return run
+
+    def swap() -> None:
+        registry.register("factbook", books.new)
+        registry.prepare("factbook", books.id("new"))
+        registry.activate("factbook", books.id("new"), ready_check=no_check)
+
+    for name in STORE_CALLS:
+        setattr(registry, name, dying(name))
+    try:
+        swap()
+        crashed = False
+    except Crash:
+        crashed = True
+    assert crashed == (call <= 10)
+    for name in STORE_CALLS:
+        setattr(registry, name, originals[name])
+    state = registry.state("factbook")
+    assert (state.control.epoch, state.control.live) in [(1, books.id("old")), (2, books.id("new"))]
+    swap()
+    assert (registry.control("factbook").epoch, registry.control("factbook").live) == (2, books.id("new"))
+    assert registry.rollback("factbook", ready_check=no_check).live == books.id("old")
+
+
+def _contend(backend: str, root: Path, snapshot: str, barrier: Any, results: Any) -> None:
+    registry = BACKENDS[backend](root, Clock())
+    barrier.wait()
+    for _ in range(20):
+        try:
+            control = registry.control("factbook")
+            registry.rollback("factbook", expected_epoch=control.epoch, ready_check=no_check)
+        except ConflictError:
+            continue
+        results.put(control.epoch + 1)
+    results.put(None)
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_processes_that_race_never_win_the_same_epoch(backend: str, books: Books, tmp_path: Path) -> None:
+    registry = BACKENDS[backend](tmp_path, Clock())
+    make_live(registry, books, "old", "new")
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(3), context.Queue()
+    workers = [
+        context.Process(target=_contend, args=(backend, tmp_path, books.id("new"), barrier, results)) for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    epochs, ended = [], 0
+    while ended < 3:
+        epoch = results.get(timeout=60)
+        if epoch is None:
+            ended += 1
+        else:
+            epochs.append(epoch)
+    for worker in workers:
+        worker.join(timeout=60)
+    assert registry.control("factbook").epoch == 2 + len(set(epochs))
+    moved = [e for e in registry.audit("factbook") if e.verb == "rollback" and e.outcome == "done"]
+    assert len(moved) == len(set(epochs))
+
+
+class SwapMachine(RuleBasedStateMachine):
+    """Random verbs against a model of the record."""
+
+    books: Books
+    root: Path
+    count = 0
+    backend: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).count += 1
+        self.clock = Clock()
+        self.registry = BACKENDS[self.backend](self.root / f"{self.backend}-{self.count}", self.clock)
+        self.names = {name: self.books.id(name) for name in ("old", "new", "third")}
+        for name in self.names:
+            self.registry.register("factbook", getattr(self.books, name))
+        self.model = Control("factbook")
+
+    @rule(name=st.sampled_from(["old", "new", "third"]))
+    def prepare(self, name: str) -> None:
+        wanted = self.names[name]
+        if self.model.candidate not in (None, wanted):
+            with pytest.raises(ConflictError):
+                self.registry.prepare("factbook", wanted)
+        else:
+            self.registry.prepare("factbook", wanted)
+            if self.model.live != wanted:
+                self.model = replace(self.model, candidate=wanted, phase=Phase.PREPARING)
+
+    @rule(name=st.sampled_from(["old", "new", "third"]))
+    def activate(self, name: str) -> None:
+        wanted, model = self.names[name], self.model
+        if model.candidate != wanted and model.live != wanted:
+            with pytest.raises(PreconditionError):
+                self.registry.activate("factbook", wanted, ready_check=no_check)
+            return
+        self.registry.activate("factbook", wanted, ready_check=no_check)
+        if model.live != wanted:
+            self.model = replace(
+                model, epoch=model.epoch + 1, live=wanted, previous=model.live, candidate=None, phase=Phase.IDLE
+            )
+
+    @rule()
+    def abort(self) -> None:
+        self.registry.abort("factbook")
+        self.model = replace(self.model, candidate=None, phase=Phase.IDLE)
+
+    @rule()
+    def rollback(self) -> None:
+        model = self.model
+        if model.previous is None:
+            with pytest.raises(PreconditionError):
+                self.registry.rollback("factbook", ready_check=no_check)
+            return
+        self.registry.rollback("factbook", ready_check=no_check)
+        kept = None if model.candidate == model.previous else model.candidate
+        self.model = replace(
+            model,
+            epoch=model.epoch + 1,
+            live=model.previous,
+            previous=model.live,
+            candidate=kept,
+            phase=Phase.PREPARING if kept else Phase.IDLE,
+        )
+
+    @invariant()
+    def the_record_is_the_models(self) -> None:
+        found = self.registry.control("factbook")
+        assert replace(found, fence=0, moved_by="") == replace(self.model, fence=0)
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_random_verbs_follow_the_model(backend: str, books: Books, tmp_path: Path) -> None:
+    machine = type("Machine", (SwapMachine,), {"books": books, "root": tmp_path, "backend": backend, "count": 0})
+    machine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+    machine.TestCase("runTest").runTest()
+
+
+# --- the directory alone ---
+
+
+def test_damaged_files_are_named(books: Books, tmp_path: Path) -> None:
+    registry = DirectoryRegistry(tmp_path)
+    make_live(registry, books, "old")
+    for name in ("control.json", "contract.json", f"snapshots/{books.id('old')}.json"):
+        path = tmp_path / "factbook" / name
+        whole = path.read_bytes()
+        for damaged in (whole[:-9], b"[]", b'{"x": 1}', b""):
+            path.write_bytes(damaged)
+            with pytest.raises(CorruptError, match=name.replace(".", r"\.")):
+                registry.state("factbook")
+        path.write_bytes(whole)
+    with (tmp_path / "factbook" / "audit.jsonl").open("a") as stream:
+        stream.write('{"at": 1.0, "act')
+    assert len(registry.audit("factbook")) == 6
+    assert json.loads((tmp_path / "factbook" / "control.json").read_text())["epoch"] == 1
+
+
+def test_files_of_others_in_the_folder_are_no_databases(books: Books, tmp_path: Path) -> None:
+    registry = DirectoryRegistry(tmp_path)
+    registry.register("factbook", books.old)
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty").mkdir()
+    assert [state.control.database for state in registry.list()] == ["factbook"]
+
+
+def test_a_registry_is_opened_by_its_place(tmp_path: Path) -> None:
+    assert isinstance(open_registry(tmp_path), DirectoryRegistry)
+    assert isinstance(open_registry(f"file://{tmp_path}"), DirectoryRegistry)
+    with pytest.raises(ArgumentError, match="ftp://"):
+        open_registry("ftp://host")

@@ -1,0 +1,240 @@
+"""Small snapshots, real processes and a checker for the retriever's tests."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, pre_tokenizers
+
+from openbook_core.clients import RetrieverClient, SearchResult
+from openbook_core.errors import OpenbookError
+from openbook_core.fingerprint import Fingerprint
+from openbook_core.tokenizer import Tokenizer
+from openbook_core.vectors import encode_vectors
+from openbook_database.build.run import build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_database.snapshot import Snapshot
+from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
+
+DATABASE = "book"
+DIMENSION = 24
+SHARDS = 3
+WORDS = [
+    "river",
+    "mountain",
+    "president",
+    "capital",
+    "border",
+    "export",
+    "island",
+    "treaty",
+    "harvest",
+    "railway",
+    "senate",
+    "coast",
+]
+
+
+class TinyEncoder:
+    """Each text's hashed character trigrams through a fixed random projection; `name` makes another encoder."""
+
+    dimension, max_tokens, dtype = DIMENSION, 512, "float32"
+
+    def __init__(self, name: str = "tiny", *, sign: float = 1.0) -> None:
+        self.fingerprint = Fingerprint({"architecture": name, "pooling": "sum"})
+        self._sign = sign
+        self._table = np.random.default_rng(7).standard_normal((512, DIMENSION))
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = []
+        for text in texts:
+            padded = f"  {text}"
+            vector = sum(self._table[zlib.crc32(padded[i : i + 3].encode()) % 512] for i in range(len(padded) - 2))
+            rows.append(self._sign * vector / np.linalg.norm(vector))
+        return np.asarray(rows, dtype=np.float32)
+
+
+class TinyEmbedder(embedder_pb2_grpc.EmbedderServicer):
+    """The embedder's RPCs over a TinyEncoder."""
+
+    def __init__(self, encoder: TinyEncoder) -> None:
+        self._encoder = encoder
+
+    def Embed(self, request, context):  # noqa: N802
+        vectors_ND = self._encoder.encode(list(request.texts))
+        return embedder_pb2.EmbedReply(vectors=encode_vectors(vectors_ND), fingerprint=self._encoder.fingerprint.digest)
+
+    def GetInfo(self, request, context):  # noqa: N802
+        reply = embedder_pb2.GetInfoReply(model="tiny", dimension=DIMENSION)
+        reply.fingerprint.record_json = self._encoder.fingerprint.to_json()
+        reply.probe_vectors.CopyFrom(encode_vectors(self._encoder.encode(["a probe"])))
+        return reply
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """One token for each byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = RawTokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.decoder = decoders.ByteLevel()
+    return Tokenizer(raw)
+
+
+def build_edition(folder: Path, edition: str, *, documents: int = 40) -> Path:
+    """A snapshot in SHARDS shards whose passages differ from other editions' in every document but each fourth."""
+    rng = np.random.default_rng(zlib.crc32(edition.encode()))
+    rows = []
+    for number in range(documents):
+        words = rng.choice(WORDS, size=30) if number % 4 else [WORDS[number % len(WORDS)]] * 30
+        mark = edition if number % 4 else "all"
+        rows.append({"id": f"doc-{number:03d}", "title": f"T{number}", "text": f"{mark} {number} " + " ".join(words)})
+    source = folder / f"{edition}.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    result = build_snapshot(
+        [source],
+        folder / edition,
+        database=DATABASE,
+        tokenizer=tiny_tokenizer(),
+        encoder=TinyEncoder(),
+        settings=BuildSettings(chunk_length=32, shards=SHARDS, golden_queries=4),
+    )
+    return result.path
+
+
+@dataclass
+class Process:
+    """A retriever process that says it is ready."""
+
+    popen: subprocess.Popen[str]
+    address: str
+
+    def stop(self) -> int:
+        if self.popen.poll() is None:
+            self.popen.terminate()
+        try:
+            return self.popen.wait(15)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            return self.popen.wait(15)
+
+
+def start_process(registry: Path, log: Path, *options: str) -> Process:
+    """`python -m openbook_retriever` with `options`; its log is appended to `log`."""
+    with log.open("a") as stderr:
+        popen = subprocess.Popen(
+            [sys.executable, "-m", "openbook_retriever", "--registry", str(registry), *options],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+    assert popen.stdout is not None
+    line = popen.stdout.readline()
+    if not line:
+        raise AssertionError(f"exit code {popen.wait(10)}: {log.read_text()[-3000:]}")
+    return Process(popen, json.loads(line)["address"])
+
+
+def start_shard(registry: Path, log: Path, member: int, *options: str) -> Process:
+    """One of two members."""
+    return start_process(
+        registry, log, "--role", "shard", "--member-index", str(member), "--member-count", "2", *options
+    )
+
+
+@contextmanager
+def cluster(folder: Path, registry: Path, *options: str, router: Sequence[str] = ()) -> Iterator[list[Process]]:
+    """Router, shard 0 of 2, shard 1 of 2; the list may be changed, what is in it at the end is stopped."""
+    log = folder / "log.jsonl"
+    processes: list[Process] = []
+    try:
+        processes.append(start_process(registry, log, "--role", "router", *router))
+        processes.extend(start_shard(registry, log, member, *options) for member in range(2))
+        yield processes
+    finally:
+        for process in processes:
+            process.stop()
+
+
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Load:
+    """Threads that search without ever retrying; every reply is kept for the checker."""
+
+    address: str
+    queries: NDArray[np.float32]
+    k: int = 4
+    threads: int = 3
+    replies: list[list[tuple[int, SearchResult]]] = field(default_factory=list)
+    failures: list[OpenbookError] = field(default_factory=list)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        stop = threading.Event()
+        self.replies = [[] for _ in range(self.threads)]
+        workers = [threading.Thread(target=self._run, args=(stop, number)) for number in range(self.threads)]
+        for worker in workers:
+            worker.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            for worker in workers:
+                worker.join()
+
+    def _run(self, stop: threading.Event, number: int) -> None:
+        turn = number
+        with RetrieverClient(self.address) as client:
+            while not stop.is_set():
+                query = turn % len(self.queries)
+                turn += 1
+                try:
+                    result = client.search(
+                        DATABASE, self.queries[query : query + 1], self.k, tokens=True, text=True, documents=True
+                    )
+                    self.replies[number].append((query, result))
+                except OpenbookError as error:
+                    self.failures.append(error)
+                time.sleep(0.002)
+
+    def mixed(self, snapshots: dict[str, Snapshot]) -> list[str]:
+        """From outside: replies that are not, in ids, scores, text and tokens, the answer of the snapshot they name."""
+        exact = {name: opened.search(self.queries, self.k) for name, opened in snapshots.items()}
+        wrong = []
+        for query, result in (item for replies in self.replies for item in replies):
+            opened, expected = snapshots[result.snapshot], exact[result.snapshot]
+            ids = expected.ids_QK[query]
+            same = np.array_equal(result.ids[0], ids)
+            same &= np.array_equal(result.scores[0], expected.scores_QK[query])
+            found = [np.asarray([i]) for i in ids if i >= 0]
+            texts = [opened.shard_of(int(i[0])).text(i)[0] for i in found]
+            tokens = np.concatenate([opened.shard_of(int(i[0])).tokens(i)[0] for i in found])
+            same &= result.chunks.texts == texts and np.array_equal(result.chunks.tokens, tokens)
+            if not same:
+                wrong.append(f"query {query} epoch {result.epoch}: {result.ids[0]} instead of {ids}")
+        return wrong
+
+    def epochs_go_back(self) -> bool:
+        """Whether some thread saw a lower epoch after a higher one."""
+        epochs = [[result.epoch for _, result in replies] for replies in self.replies]
+        return any(later < earlier for seen in epochs for earlier, later in itertools.pairwise(seen))

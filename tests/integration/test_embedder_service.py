@@ -1,0 +1,173 @@
+"""The embedder as a process of its own, over a socket, with the real MiniLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from openbook_core.clients.embedder import EmbedderClient
+from openbook_core.errors import ArgumentError, DeadlineError, OpenbookError
+from openbook_core.rpc.channel import open_channel
+from openbook_core.rpc.status import error_from_rpc
+from openbook_core.weights import DEFAULT_EMBEDDER
+from openbook_embedder.engine import EncoderEngine
+from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
+
+_SERVE = """
+import json, sys
+from openbook_embedder.app import serve
+from openbook_embedder.config import EmbedderConfig
+serve(EmbedderConfig.parse(json.loads(sys.argv[1])))
+"""
+_SETTINGS = {"port": 0, "dtype": "float32", "max_texts": 64, "max_queue_texts": 2000, "batch_tokens": 2048}
+
+
+def start(**settings: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _SERVE, json.dumps({**_SETTINGS, **settings})],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if settings else None,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    process = start()
+    assert process.stdout is not None
+    try:
+        line = json.loads(process.stdout.readline())
+        assert line["service"] == "embedder"
+        yield line["address"]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+    assert code == 0
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> Iterator[EmbedderClient]:
+    client = EmbedderClient(address)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def engine() -> EncoderEngine:
+    return EncoderEngine.load(DEFAULT_EMBEDDER, dtype="float32")
+
+
+def call(address: str, request: embedder_pb2.EmbedRequest, timeout_s: float = 60) -> embedder_pb2.EmbedReply:
+    with open_channel(address) as channel:
+        try:
+            return embedder_pb2_grpc.EmbedderStub(channel).Embed(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_rpc(error, "embedder") from None
+
+
+def test_info_and_health(address: str, client: EmbedderClient, engine: EncoderEngine) -> None:
+    info = client.info()
+    assert (info.model, info.dimension, info.max_tokens, info.max_texts) == (DEFAULT_EMBEDDER, 384, 256, 64)
+    assert info.fingerprint == engine.fingerprint
+    assert info.dtype == "float32"
+    assert info.probe_texts == list(engine.probe_texts)
+    assert np.abs(info.probe_vectors - engine.probe_vectors).max() <= 1e-5
+    with open_channel(address) as channel:
+        request = health_pb2.HealthCheckRequest(service="openbook_proto.v1.Embedder")
+        reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_concurrent_callers_get_their_own_vectors(client: EmbedderClient, engine: EncoderEngine) -> None:
+    calls = [[f"Country number {n} exports item {i} " * (1 + n % 5) for i in range(1 + n % 4)] for n in range(24)]
+    with ThreadPoolExecutor(12) as pool:
+        results = list(pool.map(lambda texts: client.embed(texts, "passage", timeout_s=120), calls))
+    for texts, result in zip(calls, results, strict=True):
+        assert np.abs(result.vectors - engine.encode(texts)).max() <= 1e-5
+        assert result.token_counts == engine.tokenize(texts).counts
+        assert result.fingerprint_digest == engine.fingerprint.digest
+
+
+def test_a_long_text_is_cut_and_said_to_be(address: str, client: EmbedderClient) -> None:
+    result = client.embed(["Canada", "land " * 1000], "query")
+    assert result.truncated == [False, True]
+    assert result.token_counts == [3, 256]
+    timings = call(address, embedder_pb2.EmbedRequest(texts=["a"], role=embedder_pb2.EMBED_ROLE_QUERY)).timings
+    assert timings.embed_ms > 0
+    assert timings.total_ms >= timings.embed_ms
+
+
+QUERY = embedder_pb2.EMBED_ROLE_QUERY
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (embedder_pb2.EmbedRequest(role=QUERY), "texts"),
+        (embedder_pb2.EmbedRequest(role=QUERY, texts=["a", ""]), "texts[1]"),
+        (embedder_pb2.EmbedRequest(texts=["a"]), "role"),
+        (embedder_pb2.EmbedRequest(role=77, texts=["a"]), "role"),  # type: ignore[arg-type]
+        (embedder_pb2.EmbedRequest(role=QUERY, texts=["a"] * 65), "texts"),
+        (embedder_pb2.EmbedRequest(role=QUERY, texts=["a", "land " * 1000]), "texts[1]"),
+        (embedder_pb2.EmbedRequest(role=QUERY, texts=["x" * 10_000_000], truncate=True), "texts[0]"),
+    ],
+    ids=["empty list", "empty text", "no role", "unknown role", "too many", "too long", "10 MB"],
+)
+def test_bad_input_names_its_field(
+    address: str, client: EmbedderClient, request_: embedder_pb2.EmbedRequest, field: str
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        call(address, request_)
+    assert caught.value.field == field
+    assert len(client.embed(["still there"], "query").vectors) == 1
+
+
+def test_a_deadline_is_an_error_of_its_own(address: str) -> None:
+    texts = ["land and water " * 80] * 64
+    with pytest.raises(DeadlineError):
+        call(address, embedder_pb2.EmbedRequest(role=QUERY, texts=texts, truncate=True), timeout_s=0.05)
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    process = start(max_texts=8, max_queue_texts=8, batch_tokens=256)
+    assert process.stdout is not None
+    try:
+        address = json.loads(process.stdout.readline())["address"]
+        request = embedder_pb2.EmbedRequest(role=QUERY, texts=["land and water " * 80] * 8, truncate=True)
+
+        def outcome(_: int) -> OpenbookError | None:
+            try:
+                call(address, request)
+            except OpenbookError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(6) as pool:
+            outcomes = list(pool.map(outcome, range(6)))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    refused = [error for error in outcomes if error is not None]
+    assert 0 < len(refused) < 6
+    assert all(error.reason == "OVERLOADED" and error.retry_after_s for error in refused)
+
+
+@pytest.mark.parametrize("which", ["port in use", "budget below one text"])
+def test_a_server_that_cannot_start_says_why(address: str, which: str) -> None:
+    in_use = which == "port in use"
+    process = start(port=int(address.rsplit(":", 1)[1])) if in_use else start(batch_tokens=100)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not out
+    assert ("the port is in use" if in_use else "batch_tokens: 100 is less than one text of 256 tokens") in err

@@ -1,0 +1,307 @@
+"""Two shards and a router as processes: swaps under load, a killed shard, the guard switched off."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openbook_core.clients import AdminClient, RetrieverClient
+from openbook_core.errors import (
+    ArgumentError,
+    ConflictError,
+    MismatchError,
+    NotFoundError,
+    PreconditionError,
+    Reason,
+    UnavailableError,
+)
+from openbook_core.rpc.server import start_server
+from openbook_database.snapshot import Snapshot
+from openbook_proto.v1 import embedder_pb2_grpc
+
+sys.path.insert(0, str(Path(__file__).parent))
+import retriever_support as support
+from retriever_support import DATABASE, DIMENSION, Load, TinyEmbedder, TinyEncoder
+
+QUESTIONS = [
+    "president of the senate",
+    "railway on the coast",
+    "old 7 harvest",
+    "new 9 river treaty",
+    "all 4",
+    "export",
+]
+
+
+@pytest.fixture(scope="module")
+def editions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("editions")
+    return support.build_edition(folder, "old"), support.build_edition(folder, "new")
+
+
+@pytest.fixture(scope="module")
+def opened(editions: tuple[Path, Path]) -> list[Snapshot]:
+    return [Snapshot.open(path) for path in editions]
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Path:
+    return tmp_path / "registry"
+
+
+@pytest.fixture
+def queries() -> np.ndarray:
+    """Vectors [q, d] of the questions."""
+    return TinyEncoder().encode(QUESTIONS)
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Iterator[str]:
+    servicer = TinyEmbedder(TinyEncoder())
+    running = start_server(
+        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(servicer, server),
+        host="127.0.0.1",
+        port=0,
+        services=["openbook_proto.v1.Embedder"],
+    )
+    yield running.address
+    running.stop(0)
+
+
+def move(admin: AdminClient, snapshot: str) -> int:
+    """Prepare, wait until it can be activated, activate."""
+    admin.prepare(DATABASE, snapshot)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return admin.activate(DATABASE, snapshot).epoch
+        except PreconditionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_swaps_under_load_fail_nothing_and_mix_nothing(
+    tmp_path: Path, registry: Path, editions: tuple[Path, Path], opened: list[Snapshot], queries: np.ndarray
+) -> None:
+    snapshots = {snapshot.id: snapshot for snapshot in opened}
+    with support.cluster(tmp_path, registry) as (router, *_), AdminClient(router.address) as admin:
+        ids = [admin.register(DATABASE, str(path)).snapshot for path in editions]
+        assert ids == [snapshot.id for snapshot in opened]
+        with pytest.raises(PreconditionError):
+            admin.activate(DATABASE, ids[0])
+        move(admin, ids[0])
+        load = Load(router.address, queries)
+        with load.running():
+            for turn in range(10):
+                time.sleep(0.15)
+                if turn % 3 == 2:
+                    admin.rollback(DATABASE)
+                else:
+                    move(admin, ids[1 if admin.list(DATABASE)[0].live == ids[0] else 0])
+            time.sleep(0.2)
+        state = admin.list(DATABASE)[0]
+    assert load.failures == []
+    assert load.mixed(snapshots) == []
+    assert not load.epochs_go_back()
+    replies = [result for thread in load.replies for _, result in thread]
+    assert len(replies) > 100
+    assert {result.snapshot for result in replies} == set(ids)
+    assert state.epoch == 11
+    assert {result.epoch for result in replies} >= set(range(2, 12))
+    assert len(state.replicas) == 2
+    assert [r.epoch for r in state.routers] == [11]
+
+
+def test_without_the_guard_the_outside_check_fires(
+    tmp_path: Path, registry: Path, editions: tuple[Path, Path], opened: list[Snapshot], queries: np.ndarray
+) -> None:
+    snapshots = {snapshot.id: snapshot for snapshot in opened}
+    slow = ("--no-snapshot-guard", "--poll-interval-s", "0.5")
+    with (
+        support.cluster(tmp_path, registry, *slow, router=("--no-snapshot-guard",)) as (router, *_),
+        AdminClient(router.address) as admin,
+    ):
+        ids = [admin.register(DATABASE, str(path)).snapshot for path in editions]
+        move(admin, ids[0])
+        move(admin, ids[1])
+        time.sleep(0.6)
+        load = Load(router.address, queries, threads=1)
+        with load.running():
+            admin.rollback(DATABASE)
+            time.sleep(0.7)
+    assert load.mixed(snapshots) != []
+
+
+def test_killed_shard_is_named_and_comes_back(
+    tmp_path: Path, registry: Path, editions: tuple[Path, Path], opened: list[Snapshot], queries: np.ndarray
+) -> None:
+    with support.cluster(tmp_path, registry) as processes:
+        router = processes[0]
+        with AdminClient(router.address) as admin, RetrieverClient(router.address) as client:
+            snapshot = admin.register(DATABASE, str(editions[0])).snapshot
+            move(admin, snapshot)
+            expected = client.search(DATABASE, queries, 5)
+            processes[2].popen.kill()
+            processes[2].popen.wait()
+            with pytest.raises(UnavailableError, match=r"shard 1\b") as caught:
+                client.search(DATABASE, queries, 5)
+            assert caught.value.reason is Reason.SHARD_UNAVAILABLE
+            assert caught.value.metadata["shards"] == "1"
+            partial = client.search(DATABASE, queries, 5, allow_partial=True, text=True)
+            assert partial.missing_shards == [1]
+            remaining = Snapshot.open(editions[0], shards=[0, 2]).search(queries, 5)
+            np.testing.assert_array_equal(partial.ids, remaining.ids_QK)
+            processes[2] = support.start_shard(registry, tmp_path / "log.jsonl", 1)
+            again = client.search(DATABASE, queries, 5)
+            np.testing.assert_array_equal(again.ids, expected.ids)
+            assert again.missing_shards == []
+            assert [process.stop() for process in processes] == [0, 0, 0]
+
+
+def test_registry_gone_serves_on(
+    tmp_path: Path, registry: Path, editions: tuple[Path, Path], queries: np.ndarray
+) -> None:
+    with (
+        support.cluster(tmp_path, registry) as (router, *_),
+        AdminClient(router.address) as admin,
+        RetrieverClient(router.address) as client,
+    ):
+        move(admin, admin.register(DATABASE, str(editions[0])).snapshot)
+        before = client.search(DATABASE, queries, 5)
+        shutil.rmtree(registry)
+        time.sleep(1.5)
+        after = client.search(DATABASE, queries, 5)
+        np.testing.assert_array_equal(after.ids, before.ids)
+        assert after.snapshot == before.snapshot
+        assert not registry.exists()
+
+
+def test_one_cluster_answers_every_call(
+    tmp_path: Path,
+    registry: Path,
+    editions: tuple[Path, Path],
+    opened: list[Snapshot],
+    queries: np.ndarray,
+    embedder: str,
+) -> None:
+    old, new = opened
+    with (
+        support.cluster(tmp_path, registry, router=("--embedder", embedder)) as processes,
+        AdminClient(processes[0].address) as admin,
+        RetrieverClient(processes[0].address) as client,
+        RetrieverClient(processes[1].address) as shard,
+    ):
+        with pytest.raises(NotFoundError):
+            client.search(DATABASE, queries, 2)
+        for path in editions:
+            admin.register(DATABASE, str(path))
+        with pytest.raises(PreconditionError, match="no live snapshot"):
+            client.search(DATABASE, queries, 2)
+        move(admin, old.id)
+
+        # SearchText is Search of the texts' vectors.
+        by_text = client.search_text(DATABASE, QUESTIONS, 3, documents=True)
+        by_vector = client.search(DATABASE, queries, 3)
+        np.testing.assert_array_equal(by_text.ids, by_vector.ids)
+        for id_, row in zip(by_text.ids.ravel(), by_text.row_of.ravel(), strict=True):
+            number = int(old.documents.of_rows(np.asarray([id_]))[0])
+            assert by_text.chunks.documents[row].external_id == old.documents.record(number).external_id
+
+        # Excluded documents do not come back, unknown ones are counted.
+        top = [by_text.chunks.documents[row].external_id for row in by_text.row_of[:, 0]]
+        without = client.search(DATABASE, queries, 3, exclude=[[name, "nobody"] for name in top], documents=True)
+        numbers = [{old.documents.number(name)} for name in top]
+        np.testing.assert_array_equal(without.ids, old.search(queries, 3, numbers).ids_QK)
+        assert without.unknown_exclusions == 1
+        floor = float(by_vector.scores[0, 1])
+        limited = client.search(DATABASE, queries, 3, min_score=floor)
+        np.testing.assert_array_equal(limited.ids, old.search(queries, 3, None, floor).ids_QK)
+
+        # Chunks by id come in the order asked, from all shards.
+        ids = np.random.default_rng(0).permutation(old.manifest.chunks)[:50].astype(np.int64)
+        table = client.get_chunks(DATABASE, old.id, ids, tokens=True, text=True, documents=True)
+        assert table.texts == [old.shard_of(int(i)).text(np.asarray([i]))[0] for i in ids]
+        tokens = [old.shard_of(int(i)).tokens(np.asarray([i]))[0][0] for i in ids]
+        np.testing.assert_array_equal(table.tokens, np.asarray(tokens))
+        described = client.describe(DATABASE)
+        assert (described.live_snapshot, described.chunks) == (old.id, old.manifest.chunks)
+        assert [state.ready_replicas for state in described.shards] == [1, 1, 1]
+
+        # A shard answers from the snapshot in the request or refuses.
+        with pytest.raises(PreconditionError) as refused:
+            shard.search(DATABASE, queries, 2, snapshot=new.id, shard=0)
+        assert refused.value.reason is Reason.SNAPSHOT_NOT_LOADED
+        with pytest.raises(PreconditionError) as retired:
+            client.search(DATABASE, queries, 2, snapshot=new.id)
+        assert retired.value.reason is Reason.SNAPSHOT_RETIRED
+        pinned = client.search(DATABASE, queries, 3, snapshot=old.id, min_epoch=by_vector.epoch)
+        np.testing.assert_array_equal(pinned.ids, by_vector.ids)
+
+        with pytest.raises(UnavailableError, match="min_epoch"):
+            client.search(DATABASE, queries, 2, min_epoch=99)
+        admin.prepare(DATABASE, new.id)
+        with pytest.raises(ConflictError):
+            admin.activate(DATABASE, new.id, expected_epoch=7)
+        for bad in ({"k": 0}, {"k": 1001}, {"snapshot": "abc"}, {"exclude": [["a"]]}, {"min_score": float("nan")}):
+            with pytest.raises(ArgumentError) as wrong:
+                client.search(DATABASE, queries, **{"k": 2, **bad})
+            assert wrong.value.field in ("k", "snapshot", "exclusions", "min_score")
+        for vectors in (queries[:0], queries[:, :5], np.full((1, DIMENSION), np.nan, np.float32)):
+            with pytest.raises(ArgumentError, match="queries"):
+                client.search(DATABASE, vectors, 2)
+        with pytest.raises(ArgumentError, match="database"):
+            client.search("../book", queries, 2)
+        with pytest.raises(NotFoundError):
+            client.search("nothing", queries, 2)
+        with pytest.raises(ArgumentError, match="shard"):
+            client.search(DATABASE, queries, 2, shard=0)
+        with pytest.raises(ArgumentError, match="texts"):
+            client.search_text(DATABASE, ["fine", " "], 2)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "complaint"), [(TinyEncoder("other"), "architecture"), (TinyEncoder(sign=-1.0), "cosine")]
+)
+def test_another_embedder_is_refused(
+    tmp_path: Path, registry: Path, editions: tuple[Path, Path], encoder: TinyEncoder, complaint: str
+) -> None:
+    running = start_server(
+        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(encoder), server),
+        host="127.0.0.1",
+        port=0,
+        services=["openbook_proto.v1.Embedder"],
+    )
+    try:
+        with (
+            support.cluster(tmp_path, registry, router=("--embedder", running.address)) as (router, *_),
+            AdminClient(router.address) as admin,
+            RetrieverClient(router.address) as client,
+        ):
+            move(admin, admin.register(DATABASE, str(editions[0])).snapshot)
+            # Over the wire a MismatchError is the FAILED_PRECONDITION that its reason tells apart.
+            with pytest.raises((MismatchError, PreconditionError), match=complaint) as caught:
+                client.search_text(DATABASE, QUESTIONS, 2)
+            assert caught.value.reason is Reason.FINGERPRINT_MISMATCH
+    finally:
+        running.stop(0)
+
+
+def test_snapshots_are_unloaded_when_no_longer_wanted(
+    tmp_path: Path, registry: Path, editions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    third = support.build_edition(tmp_path_factory.mktemp("third"), "third")
+    with support.cluster(tmp_path, registry) as (router, *_), AdminClient(router.address) as admin:
+        ids = [admin.register(DATABASE, str(path)).snapshot for path in (*editions, third)]
+        for snapshot in ids:
+            move(admin, snapshot)
+
+        def held() -> list[set[str]]:
+            return [{item.snapshot for item in r.snapshots} for r in admin.list(DATABASE)[0].replicas]
+
+        support.wait_for(lambda: held() == [set(ids[1:])] * 2, "old edition unloaded")

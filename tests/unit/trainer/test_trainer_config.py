@@ -1,0 +1,48 @@
+"""Shipped configurations load; impossible ones are refused with the field at fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_fakes import settings
+
+from openbook_core.errors import ConfigError
+from openbook_trainer.config import TrainConfig, load_train_config
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "train").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_shipped_files_load(path: Path) -> None:
+    config, origin = load_train_config(path, ["seed=7", "retrieval.address=127.0.0.1:9"])
+    assert (config.seed, config.retrieval.address) == (7, "127.0.0.1:9")
+    assert origin["seed"] == "--set"
+
+
+def test_there_are_shipped_files() -> None:
+    assert EXAMPLES
+
+
+def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'sequence' in BatchConfig; did you mean 'sequences'"):
+        TrainConfig.parse(settings(tmp_path, batch={"sequence": 3}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch": {"micro": 3}}, "batch.micro: 3 does not divide"),
+        ({"batch": {"chunks": 9}}, "72 tokens; the model has 64 positions"),
+        ({"model": {"cross_attention_layers": []}}, "cross_attention_layers: none"),
+        ({"model": {"gate": 0.0}}, "model.gate: 0 switches retrieval off"),
+        ({"model": {"neighbor_length": 8}}, "neighbor_length"),
+        ({"optimiser": {"warmup_steps": 4}}, "warmup_steps: 4 leave nothing"),
+        ({"retrieval": {"on_failure": "ignore"}}, "on_failure"),
+        ({"steps": 0}, "steps"),
+    ],
+)
+def test_impossible_combinations(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        TrainConfig.parse(settings(tmp_path, **changes))

@@ -1,0 +1,159 @@
+"""Whole runs in this process against a fake retriever: resume, damage, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trainer_fakes import FakeRetriever, byte_tokenizer, settings, write_corpus
+
+import openbook_model
+from openbook_core.errors import ConfigError, CorruptError, MismatchError, OpenbookError, UnavailableError
+from openbook_trainer import app, checkpoint, neighbours
+from openbook_trainer.config import TrainConfig
+
+
+@pytest.fixture
+def retriever(monkeypatch: pytest.MonkeyPatch) -> FakeRetriever:
+    fake = FakeRetriever()
+    monkeypatch.setattr(app, "RetrieverClient", lambda address: fake)
+    monkeypatch.setattr(neighbours, "RetrieverClient", lambda address: fake)
+    return fake
+
+
+def run(folder: Path, out: str = "run", **changes: Any) -> dict[str, Any]:
+    return app.train(TrainConfig.parse(settings(folder, out=str(folder / out), **changes)))
+
+
+def records(folder: Path, out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_resume_equals_a_straight_run(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    straight = run(tmp_path, "straight")
+    half = run(tmp_path, "halves", stop_at=2)
+    assert (half["steps"], half["stopped_by"]) == (2, "stop_at")
+    resumed = run(tmp_path, "halves")
+    same = ("steps", "weights_hash", "loss_on", "loss_off", "loss_shuffled")
+    assert {key: resumed[key] for key in same} == {key: straight[key] for key in same}
+    assert half["weights_hash"] != straight["weights_hash"]
+    losses = [[line["loss"] for line in records(tmp_path, out) if "loss" in line] for out in ("straight", "halves")]
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 4
+
+
+def test_summary_is_the_last_line_and_the_model_loads(
+    tmp_path: Path, retriever: FakeRetriever, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path)
+    summary = run(tmp_path, steps=2)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == summary
+    model = openbook_model.load(summary["model"])
+    assert openbook_model.weights_hash(model) == summary["weights_hash"]
+    assert math.log(257) * 0.5 < summary["loss_off"] < math.log(257) * 1.5
+
+
+def test_micro_batches_do_not_change_the_step(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    first = [run(tmp_path, f"micro{micro}", steps=2, batch={"micro": micro}) for micro in (1, 4)]
+    assert first[0]["loss_on"] == pytest.approx(first[1]["loss_on"], rel=1e-4)
+
+
+def test_damaged_newest_checkpoint_leaves_the_older_one(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    straight = run(tmp_path, "straight")
+    config = settings(tmp_path, stop_at=2)
+    config["checkpoint"] = {"every": 1, "keep": 2}
+    app.train(TrainConfig.parse(config))
+    folder = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
+    victim = next((folder / "step-00000002").glob("*.distcp"))
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    found = checkpoint.newest(folder)
+    assert found is not None
+    assert found[1].step == 1
+    assert run(tmp_path)["weights_hash"] == straight["weights_hash"]
+
+
+def test_killed_while_saving_leaves_the_older_one(
+    tmp_path: Path, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path)
+    run(tmp_path, stop_at=1)
+    real = checkpoint.save_tensors
+
+    def killed(*args: Any, **options: Any) -> None:
+        real(*args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_tensors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop_at=2)
+    folder = tmp_path / "run" / "checkpoints"
+    assert checkpoint.newest(folder) is not None
+    assert [path.name for path in folder.glob("step-*")] == ["step-00000001"]
+    monkeypatch.undo()
+
+
+def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "step-00000003").mkdir()
+    with pytest.raises(CorruptError, match="no checkpoint"):
+        checkpoint.newest(tmp_path)
+
+
+def test_resume_with_other_settings_names_the_differences(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    run(tmp_path, stop_at=1)
+    with pytest.raises(ConfigError, match=r"optimiser\.learning_rate: now 0\.02, then 0\.01; seed: now 4, then 3"):
+        run(tmp_path, seed=4, optimiser={"learning_rate": 0.02})
+    with pytest.raises(ConfigError, match="snapshot"):
+        run(tmp_path, retrieval={"snapshot": "another"})
+
+
+def test_max_seconds_stops_after_a_step(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    summary = run(tmp_path, steps=1000, max_seconds=0.01)
+    assert summary["stopped_by"] == "max_seconds"
+    assert summary["steps"] < 1000
+
+
+def test_corpus_that_the_database_does_not_hold(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    retriever.known = frozenset()  # type: ignore[misc]
+    with pytest.raises(ConfigError, match="none of"):
+        run(tmp_path)
+
+
+def test_another_tokenizer_is_named(tmp_path: Path, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path)
+    other = byte_tokenizer()
+    other._raw.add_special_tokens(["<|more|>"])
+    other.save(tmp_path / "tokenizer")
+    with pytest.raises(MismatchError, match=r"vocab_size: corpus\.tokenizer has 258, database 'book' has 257"):
+        run(tmp_path, model={"vocab_size": 258})
+
+
+def test_corpus_shorter_than_a_sequence(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path, documents=2, words=3)
+    with pytest.raises(ConfigError, match="a sequence needs 8"):
+        run(tmp_path, batch={"chunks": 8})
+
+
+def test_diverged_loss_stops(tmp_path: Path, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path)
+    monkeypatch.setattr("openbook_trainer.loop.summed_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
+    with pytest.raises(OpenbookError, match="loss is nan"):
+        run(tmp_path)
+
+
+def test_retriever_that_is_not_up(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 .*start it"):
+        run(tmp_path)
