@@ -74,11 +74,11 @@ class TinyEmbedder(embedder_pb2_grpc.EmbedderServicer):
     def __init__(self, encoder: TinyEncoder) -> None:
         self._encoder = encoder
 
-    def Embed(self, request, context):  # noqa: N802
+    def Embed(self, request, context):
         vectors_ND = self._encoder.encode(list(request.texts))
         return embedder_pb2.EmbedReply(vectors=encode_vectors(vectors_ND), fingerprint=self._encoder.fingerprint.digest)
 
-    def GetInfo(self, request, context):  # noqa: N802
+    def GetInfo(self, request, context):
         reply = embedder_pb2.GetInfoReply(model="tiny", dimension=DIMENSION)
         reply.fingerprint.record_json = self._encoder.fingerprint.to_json()
         reply.probe_vectors.CopyFrom(encode_vectors(self._encoder.encode(["a probe"])))

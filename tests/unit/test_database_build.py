@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,79 +55,118 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return tree(out)
 
 
-# A build in its own process, which kills itself at the Nth event: an update of a stage, or a call that makes a file.
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-from openbook_database import files
+# Forks a process for each build that it is asked for, which kills itself at the Nth event: an update of a stage, or a
+# call that flushes or renames a file. Answers with the process id, then with the exit code (3: InputError).
+BUILDER = """
+import json, os, resource, signal, sys, traceback
+from openbook_core.errors import InputError
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.testing import HashEncoder, tiny_tokenizer
 
-source, out, settings, kind, count = sys.argv[1:]
-left = int(count)
+def build(source, out, settings, kind, count, limit):
+    def event(*arguments):
+        nonlocal count
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def event(*arguments):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def before(function):
+        return lambda *arguments, **named: (event(), function(*arguments, **named))[1]
 
-def before(function):
-    def run(*arguments, **named):
-        event()
-        return function(*arguments, **named)
-    return run
+    if kind == "syncs":
+        os.fsync = before(os.fsync)
+    if kind == "renames":
+        os.replace = before(os.replace)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    build_snapshot([source], out, database="tiny", tokenizer=tiny_tokenizer(), encoder=HashEncoder(),
+                   settings=BuildSettings.model_validate_json(settings),
+                   progress=event if kind == "updates" else lambda update: None)
 
-if kind == "syncs":
-    os.fsync = before(os.fsync)
-if kind == "renames":
-    os.replace = before(os.replace)
-build_snapshot([source], out, database="tiny", tokenizer=tiny_tokenizer(), encoder=HashEncoder(),
-               settings=BuildSettings.model_validate_json(settings), progress=event if kind == "updates" else lambda update: None)
-print("events left", left)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            build(**json.loads(line))
+        except InputError:
+            os._exit(3)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def start_child(source: Path, out: Path, kind: str = "none", count: int = 0) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", CHILD, str(source), str(out), SETTINGS.model_dump_json(), kind, str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+class Builder:
+    """Builds in processes of their own, one after the other."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BUILDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def start(self, source: Path, out: Path, kind: str = "", count: int = 0, limit: int = 0) -> int:
+        """The process id of a build that has begun."""
+        job = {"source": str(source), "out": str(out), "settings": SETTINGS.model_dump_json()}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({**job, "kind": kind, "count": count, "limit": limit}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def exit_code(self) -> int:
+        """Waits for the build's end."""
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def builder() -> Iterator[Builder]:
+    made = Builder()
+    yield made
+    assert made.process.stdin is not None
+    made.process.stdin.close()
+    made.process.wait(timeout=30)
 
 
 @pytest.mark.parametrize(
     ("kind", "count"),
-    [("updates", 1), ("updates", 9), ("updates", 23), ("updates", 26), ("updates", 27)]
+    [("updates", count) for count in (1, 9, 23, 26, 27)]
     + [("renames", count) for count in (1, 2, 3, 6, 20, 34, 45, 48)]
     + [("syncs", count) for count in (1, 4, 40, 90, 100)],
 )
 def test_a_killed_build_goes_on_to_the_same_bytes(
-    source: Path, expected: dict[str, bytes], tmp_path: Path, kind: str, count: int
+    source: Path, expected: dict[str, bytes], builder: Builder, tmp_path: Path, kind: str, count: int
 ) -> None:
     out = tmp_path / "snapshot"
-    child = start_child(source, out, kind, count)
-    output, errors = child.communicate(timeout=60)
-    assert child.returncode == -signal.SIGKILL, (output, errors)
+    builder.start(source, out, kind, count)
+    assert builder.exit_code() == -signal.SIGKILL
     assert not out.exists() or tree(out) == expected
     build(source, out)
     assert tree(out) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot", "snapshot.log.jsonl"]
 
 
-def test_killed_again_and_again_at_any_moment(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_again_and_again_at_any_moment(
+    source: Path, expected: dict[str, bytes], builder: Builder, tmp_path: Path
+) -> None:
     random = np.random.default_rng()
     out = tmp_path / "snapshot"
-    kills = 0
-    for _ in range(6):
-        child = start_child(source, out)
-        while not (tmp_path / "snapshot.log.jsonl").exists() and child.poll() is None:
-            time.sleep(0.01)
-        time.sleep(float(random.uniform(0, 0.4)))
-        child.kill()
-        child.communicate(timeout=60)
-        kills += child.returncode == -signal.SIGKILL
+    killed = 0
+    for attempt in range(10):
+        child = builder.start(source, out)
+        time.sleep(float(random.uniform(0, 0.05 * (attempt + 1))))
+        os.kill(child, signal.SIGKILL)
+        killed += builder.exit_code() == -signal.SIGKILL
+        assert not out.exists() or tree(out) == expected
     build(source, out)
     assert tree(out) == expected
-    assert kills
+    assert killed
 
 
 def test_interrupted_by_the_keyboard(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -268,7 +307,9 @@ def test_a_disk_that_cannot_be_written(
     out = tmp_path / "snapshot"
     with monkeypatch.context() as patch:
         patch.setattr(files, "sync", failing)
-        with pytest.raises(InputError, match="cannot be written: (the disk is full|permission denied|the file system)"):
+        with pytest.raises(
+            InputError, match=r"cannot be written: (the disk is full|permission denied|the file system)"
+        ):
             build(source, out)
     assert not out.exists()
     assert not list(tmp_path.rglob("*.tmp"))
@@ -276,17 +317,14 @@ def test_a_disk_that_cannot_be_written(
     assert tree(out) == expected
 
 
-def test_a_file_size_limit_of_the_system(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
-    """A real refusal by the kernel in the middle of a file, from Arrow, from Faiss and from Python alike."""
-    program = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.argv[1:2] = []\n"
-    )
+def test_a_file_size_limit_of_the_system(
+    source: Path, expected: dict[str, bytes], builder: Builder, tmp_path: Path
+) -> None:
+    """A real refusal by the kernel in the middle of a file, to Arrow, Faiss and Python alike."""
     out = tmp_path / "snapshot"
-    for limit in (2_000, 6_000, 10_000, 16_000):
-        command = [sys.executable, "-c", program + CHILD, str(limit), str(source), str(out), SETTINGS.model_dump_json()]
-        done = subprocess.run([*command, "none", "0"], capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 1
-        assert "InputError" in done.stderr.splitlines()[-1], done.stderr
+    for limit in (1_000, 2_000, 6_000, 10_000, 16_000):
+        builder.start(source, out, limit=limit)
+        assert builder.exit_code() == 3
         assert not out.exists()
     build(source, out)
     assert tree(out) == expected
@@ -345,7 +383,7 @@ def test_input_without_documents(tmp_path: Path, content: bytes, message: str) -
         build(tmp_path / "gone.jsonl", tmp_path / "snapshot")
     with pytest.raises(InputError, match="no input file was given"):
         build([], tmp_path / "snapshot")
-    with pytest.raises(ArgumentError, match="'../up' is no name"):
+    with pytest.raises(ArgumentError, match=r"'\.\./up' is no name"):
         build(path, tmp_path / "snapshot", database="../up")
 
 

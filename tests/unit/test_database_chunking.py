@@ -11,17 +11,11 @@ from hypothesis import strategies as st
 
 from openbook_core.errors import ConfigError
 from openbook_core.tokenizer import Tokenizer
-from openbook_core.weights import DEFAULT_MODEL
 from openbook_database.chunking import PassageTemplate, chunk_document, slices
-from openbook_database.testing import tiny_tokenizer
+from openbook_database.testing import END_TOKEN, tiny_tokenizer
 from openbook_database.text import CONTEXT, chunk_text
 
 TINY = tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.load(DEFAULT_MODEL)
 
 
 def chunk_texts(tokenizer: Tokenizer, text: str, m: int) -> list[str]:
@@ -49,13 +43,13 @@ def test_a_character_cut_by_a_border_belongs_to_the_chunk_with_its_last_byte() -
     assert chunk_texts(TINY, "a東b", 4) == ["a東", "b"]
 
 
-def test_tokens_are_those_of_the_text_without_special_ones(tokenizer: Tokenizer) -> None:
-    text = "x <|im_start|>user <|endoftext|> y"
-    tokens = chunk_document(text, tokenizer, 64).tokens
-    marker = tokenizer.token_id("<|im_start|>")
-    assert marker is not None
-    assert marker not in tokens.tolist()
-    assert tokenizer.decode(tokens) == text
+def test_tokens_are_those_of_the_text_without_special_ones() -> None:
+    text = f"x {END_TOKEN}user y"
+    tokens = chunk_document(text, TINY, 64).tokens
+    assert TINY.eos_id is not None
+    assert TINY.eos_id not in tokens.tolist()
+    assert TINY.eos_id in TINY.encode(text, special=True).tolist()
+    assert TINY.decode(tokens) == text
 
 
 HEADED = "intro words here\n# First #\nbody of first\n```\n# no heading\n```\n## Second part\n\nlast words"
@@ -108,17 +102,17 @@ def test_bad_templates_are_refused(template: str) -> None:
     assert caught.value.field == "passage_template"
 
 
-def test_slices_give_the_tokens_of_the_whole(tokenizer: Tokenizer) -> None:
+def test_slices_give_the_tokens_of_the_whole() -> None:
     choose = random.Random(5)
     pieces = ["word", " other", "\n", "\n\n", "  ", ".", " 12,345.6", "naïve ", "東京", "\t", "it's", "#", " \n "]
     for _ in range(20):
         text = "".join(choose.choices(pieces, k=1500))
-        cut = list(slices(text, tokenizer, size=500))
+        cut = list(slices(text, TINY, size=500))
         assert len(cut) > 1
         assert "".join(piece for _, piece in cut) == text
         assert [start for start, _ in cut] == np.cumsum([0] + [len(piece) for _, piece in cut[:-1]]).tolist()
-        tokens = np.concatenate([tokenizer.encode(piece) for _, piece in cut])
-        np.testing.assert_array_equal(tokens, tokenizer.encode(text))
+        tokens = np.concatenate([TINY.encode(piece) for _, piece in cut])
+        np.testing.assert_array_equal(tokens, TINY.encode(text))
 
 
 def test_a_text_without_a_safe_place_is_cut_by_length_and_keeps_its_text() -> None:

@@ -41,7 +41,7 @@ def test_reads_plain_and_compressed_files_alike(tmp_path: Path, suffix: str) -> 
     assert [(d.external_id, d.text) for d in documents] == [(str(row["id"]), row["text"]) for row in rows]
     if suffix != ".jsonl":
         path.write_bytes(data[:-20])
-        with pytest.raises(InputError, match="cut short|damaged"):
+        with pytest.raises(InputError, match=r"cut short|damaged"):
             read(path)
         path.write_bytes(b"plain words")
         with pytest.raises(InputError, match="damaged or not"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ def test_any_number_of_shards_and_any_batch_give_the_same_bits(
     whole = search_rows(make_index(vectors_ND), queries_QD, k)
     cuts = np.linspace(0, len(vectors_ND), min(shards, len(vectors_ND)) + 1).astype(int)
     parts = []
-    for first, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for first, end in itertools.pairwise(cuts):
         part = search_rows(make_index(vectors_ND[first:end]), queries_QD, k)
         parts.append(Hits(np.where(part.ids_QK == -1, -1, part.ids_QK + first), part.scores_QK))
     merged = merge(parts[::-1], k)

@@ -10,25 +10,29 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, pre_tokenizers
 
 from openbook_core.fingerprint import Fingerprint
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.run import BuildResult, build_snapshot
 from openbook_database.build.settings import BuildSettings
 
+END_TOKEN = "<|end|>"
 _MERGES = [("t", "h"), ("th", "e"), ("i", "n"), ("Ġ", "the"), ("e", "r"), ("a", "n"), ("an", "d"), ("Ġ", "and")]
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A byte-level BPE of 264 tokens: most characters that are not ASCII are several tokens."""
+    """A byte-level BPE of 265 tokens: most characters that are not ASCII are several tokens; END_TOKEN is special."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: number for number, symbol in enumerate(symbols + [left + right for left, right in _MERGES])}
     raw = RawTokenizer(models.BPE(vocab=vocabulary, merges=_MERGES))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     raw.decoder = decoders.ByteLevel()
-    return Tokenizer(raw)
+    raw.add_special_tokens([AddedToken(END_TOKEN, special=True, normalized=False)])
+    return Tokenizer(raw, eos_token=END_TOKEN)
 
 
 class HashEncoder:

@@ -169,7 +169,7 @@ class Batcher:
         self._metrics.padding_tokens.inc(padded - read)
         try:
             vectors_ND = self._encode([item.ids for item in batch])
-        except Exception as error:  # noqa: BLE001  whatever the encoder raises belongs to this batch's callers
+        except Exception as error:  # noqa: BLE001  whatever the encoder raises fails this batch alone
             self._metrics.batch_failures.inc()
             _log.exception(f"the encoder failed on a batch of {len(batch)} texts")
             failure = OpenbookError(f"the encoder failed on a batch with this call's texts: {error}")

@@ -32,7 +32,7 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         self._config = config
         self._metrics = metrics
 
-    def Embed(self, request: embedder_pb2.EmbedRequest, context: grpc.ServicerContext) -> embedder_pb2.EmbedReply:  # noqa: N802
+    def Embed(self, request: embedder_pb2.EmbedRequest, context: grpc.ServicerContext) -> embedder_pb2.EmbedReply:
         try:
             reply = self._embed(request, context)
         except OpenbookError as error:
@@ -41,7 +41,7 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
         self._metrics.requests.labels(outcome="OK").inc()
         return reply
 
-    def GetInfo(self, request: embedder_pb2.GetInfoRequest, context: grpc.ServicerContext) -> embedder_pb2.GetInfoReply:  # noqa: N802
+    def GetInfo(self, request: embedder_pb2.GetInfoRequest, context: grpc.ServicerContext) -> embedder_pb2.GetInfoReply:
         engine = self._engine
         return embedder_pb2.GetInfoReply(
             model=self._config.model,

@@ -15,17 +15,17 @@ class AdminService(admin_pb2_grpc.DatabaseAdminServicer):
     def __init__(self, engine: AdminEngine) -> None:
         self._engine = engine
 
-    def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:  # noqa: N802
+    def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
         return self._engine.register(request, context.peer())
 
-    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:  # noqa: N802
+    def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:
         return self._engine.prepare(request, context.peer())
 
-    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:  # noqa: N802
+    def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:
         return self._engine.activate(request, context.peer())
 
-    def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackReply:  # noqa: N802
+    def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackReply:
         return self._engine.rollback(request, context.peer())
 
-    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListReply:  # noqa: N802
+    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListReply:
         return self._engine.list(request)

@@ -17,16 +17,16 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
     def __init__(self, engine: RouterEngine) -> None:
         self._engine = engine
 
-    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:  # noqa: N802
+    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
         return self._engine.search(request, _time_left(context))
 
-    def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:  # noqa: N802
+    def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:
         return self._engine.search_text(request, _time_left(context))
 
-    def GetChunks(self, request: pb.GetChunksRequest, context: grpc.ServicerContext) -> pb.GetChunksReply:  # noqa: N802
+    def GetChunks(self, request: pb.GetChunksRequest, context: grpc.ServicerContext) -> pb.GetChunksReply:
         return self._engine.get_chunks(request, _time_left(context))
 
-    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
+    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
         return self._engine.describe(request)
 
 

@@ -16,14 +16,14 @@ class ShardService(retriever_pb2_grpc.RetrieverServicer):
     def __init__(self, engine: ShardEngine) -> None:
         self._engine = engine
 
-    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:  # noqa: N802
+    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
         return self._engine.search(request)
 
-    def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:  # noqa: N802
+    def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:
         raise ArgumentError("a shard takes vectors only: send texts to the router", field="texts")
 
-    def GetChunks(self, request: pb.GetChunksRequest, context: grpc.ServicerContext) -> pb.GetChunksReply:  # noqa: N802
+    def GetChunks(self, request: pb.GetChunksRequest, context: grpc.ServicerContext) -> pb.GetChunksReply:
         return self._engine.get_chunks(request)
 
-    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
+    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
         return self._engine.describe(request)

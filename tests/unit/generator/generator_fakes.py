@@ -88,7 +88,7 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
             services=["openbook_proto.v1.Retriever"],
         )
 
-    def Describe(  # noqa: N802
+    def Describe(
         self, request: retriever_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> retriever_pb2.DescribeReply:
         return retriever_pb2.DescribeReply(
@@ -98,7 +98,7 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
             contract_json=canonical_json(self.contract),
         )
 
-    def SearchText(  # noqa: N802
+    def SearchText(
         self, request: retriever_pb2.SearchTextRequest, context: grpc.ServicerContext
     ) -> retriever_pb2.SearchTextReply:
         search, texts = request.search, list(request.texts)
