@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from openbook_core.errors import ArgumentError, ConfigError, ConflictError, InputError
+from openbook_core.errors import ArgumentError, ConfigError, ConflictError, CorruptError, InputError
 from openbook_database import files
 from openbook_database.build.add_stage import split_documents
 from openbook_database.build.progress import Update
@@ -205,6 +205,14 @@ def test_a_finished_snapshot_is_left_alone(source: Path, expected: dict[str, byt
     (tmp_path / "snapshot.building").mkdir()
     assert build(source, out, encoder=NoEncoder()).reused
     assert not (tmp_path / "snapshot.building").exists()
+
+
+def test_a_damaged_finished_snapshot_is_named_and_not_reused(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "snapshot"
+    build(source, out)
+    (out / "shard-00001" / "tokens.bin").unlink()
+    with pytest.raises(CorruptError, match=r"tokens\.bin: is missing"):
+        build(source, out)
 
 
 def test_the_folder_does_not_matter(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:

@@ -175,3 +175,25 @@ def test_a_file_that_is_no_index_is_corrupt(tmp_path: Path) -> None:
     write_index(path, 4, [np.ones((2, 4), np.float32)])
     with pytest.raises(CorruptError, match="2 vectors of 4"):
         IndexReader(path, rows=3, dimension=4, max_norm=1.0)
+
+
+def anonymous_mebibytes() -> float:
+    """Memory of this process that is backed by no file."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+
+def test_the_index_is_mapped_and_not_copied(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    vectors_ND = random.normal(size=(80_000, 256)).astype(np.float32)
+    queries_QD = vectors_ND[:8].copy()
+    path = tmp_path / "lists.faiss"
+    write_index(path, 256, [vectors_ND])
+    search_rows(make_index(vectors_ND[:100]), queries_QD, 5)
+    del vectors_ND
+    before = anonymous_mebibytes()
+    index = IndexReader(path, rows=80_000, dimension=256, max_norm=30.0)
+    hits = search_rows(index, queries_QD, 5)
+    assert hits.ids_QK[:, 0].tolist() == list(range(8))
+    assert path.stat().st_size > 78 << 20
+    assert anonymous_mebibytes() - before < 16

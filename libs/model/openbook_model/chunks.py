@@ -39,10 +39,7 @@ def resolve_first_chunk(
     """One phase per row; raises ArgumentError for a phase outside 1..m or another number of rows."""
     if first_chunk is None:
         return (default_first_chunk(length, chunk_length),) * batch
-    if isinstance(first_chunk, int):
-        phases = (first_chunk,) * batch
-    else:
-        phases = tuple(int(phase) for phase in first_chunk)
+    phases = (first_chunk,) * batch if isinstance(first_chunk, int) else tuple(int(phase) for phase in first_chunk)
     if len(phases) != batch:
         raise ArgumentError(f"first_chunk has {len(phases)} values for a batch of {batch}", field="first_chunk")
     wrong = [phase for phase in phases if not 1 <= phase <= chunk_length]
@@ -89,14 +86,6 @@ class ChunkGrid:
         head = F.pad(hidden_BTD[:, :first], (0, 0, 0, m - first))
         rest = hidden_BTD[:, first : first + (self.num_chunks - 1) * m]
         return torch.cat((head, rest), dim=1).reshape(-1, m, hidden_BTD.shape[-1])
-
-    @cached_property
-    def asked_BL(self) -> Tensor | None:
-        """Which chunks exist, where rows of mixed phase complete different numbers of them; else None."""
-        if len(set(self.chunks_per_row)) <= 1:
-            return None
-        counts_B1 = torch.tensor(self.chunks_per_row, device=self.device)[:, None]
-        return torch.arange(self.num_chunks, device=self.device) < counts_B1
 
     @cached_property
     def used_BT(self) -> Tensor:

@@ -87,7 +87,7 @@ def extend(
     hidden_ND, rotary = model.embed(ids_N, positions_N)
     reader = _Reader(cache, parts, positions_N)
     crossing = Crossing(model, cache, parts) if cache.cross_attention else None
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(model.decoder_blocks()):
         query_NHP, key_NGP, value_NGP = block.attention.project(block.attention_norm(hidden_ND), rotary)
         hidden_ND = hidden_ND + block.attention.output(reader.attend(layer, query_NHP, key_NGP, value_NGP))
         if block.has_cross and crossing is not None:

@@ -19,7 +19,7 @@ def initialise(model: RetroModel, seed: int, *, only: frozenset[str] | None = No
     """Fill all parameters, or those named in `only`, in place.
 
     Each parameter's values depend on the seed and its name alone, so a decoder starts equal with and without RETRO
-    parts. A model built on the meta device is given storage first (`to_empty`), a sharded one is filled before sharding.
+    parts. A model on the meta device is given storage first (`to_empty`), a sharded one is filled before sharding.
     """
     for name, parameter in model.named_parameters():
         if only is None or name in only:

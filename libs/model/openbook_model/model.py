@@ -6,9 +6,9 @@ C = B*L chunk rows, S = K*R keys of a chunk, E encoder width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,10 @@ class RetroModel(nn.Module):
             num_neighbors=num_neighbors or self.config.num_neighbors,
             cross_attention=cross_attention_state(self) == "on",
         )
+
+    def decoder_blocks(self) -> Iterator[Block]:
+        """The blocks, typed."""
+        return cast("Iterator[Block]", iter(self.blocks))
 
     prefill = decoding.prefill
     step = decoding.step

@@ -1,4 +1,4 @@
-"""Cached decoding equals the full pass with the same phase: at every split, ragged, with missing and short neighbours."""
+"""Cached decoding equals the full pass of the same phase: every split, ragged batches, missing and short neighbours."""
 
 from __future__ import annotations
 
@@ -163,7 +163,8 @@ def test_zero_gates_skip_the_cross_attention() -> None:
         if name.endswith(".gate"):
             parameter.data.zero_()
     cache = model.new_cache(1, 40)
-    assert not cache.cross_attention and not cache.cross_keys
+    assert not cache.cross_attention
+    assert not cache.cross_keys
     ids = torch.arange(12)
     found = Neighbors(torch.zeros(2, 2, R, dtype=torch.int64))
     logits = model.prefill(cache, [0], [ids], [found])
@@ -187,7 +188,7 @@ def test_bfloat16_stays_near_the_full_pass(dtype: torch.dtype) -> None:
 
 def test_refusals_change_nothing() -> None:
     model = random_model(small_config())
-    with pytest.raises(ArgumentError, match="1..128"):
+    with pytest.raises(ArgumentError, match=r"1\.\.128"):
         model.new_cache(1, 129)
     cache = model.new_cache(2, 12)
     ids = torch.arange(9)
@@ -209,4 +210,5 @@ def test_refusals_change_nothing() -> None:
         with pytest.raises(ArgumentError):
             case()
         assert cache.lengths == [9, 0]
-    assert cache.free_slots == [1] and cache.room(0) == 3
+    assert cache.free_slots == [1]
+    assert cache.room(0) == 3

@@ -52,9 +52,9 @@ def test_logits_and_loss(golden: Golden) -> None:
 
 
 @torch.no_grad()
-def test_encoder_output(golden: Golden) -> None:
-    if golden.settings["retro_attention_gate"] == 0:
-        pytest.skip("gate 0: the encoder is not run")
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "legacy_gate0"])
+def test_encoder_output(name: str) -> None:
+    golden = Golden(name)
     captured: list[Tensor] = []
     assert golden.model.encoder is not None
     hook = golden.model.encoder.register_forward_hook(lambda module, inputs, output: captured.append(output))

@@ -82,13 +82,14 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
     if file is None:
         _check_folder(source)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=file, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (SafetensorError, EOFError) as error:
         raise CorruptError(f"{source} is truncated: {error}; fetch it again", field="source") from error
     except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"{source} cannot be read as a causal language model: {error}", field="source") from error
+    model, info = loaded
     missing, mismatched = sorted(info["missing_keys"]), sorted(str(item) for item in info["mismatched_keys"])
     stray = sorted(info["unexpected_keys"])
     ignored = [name for name in stray if name.endswith(_CACHES)]

@@ -74,7 +74,7 @@ def convert_megatron(folder: Path) -> tuple[RetroModel, ConversionReport]:
 
 
 def megatron_config(settings: Mapping[str, Any]) -> RetroConfig:
-    """Our configuration for hyper-parameters under NVIDIA's names; raises InputError naming a missing or unknown one."""
+    """Our configuration for NVIDIA's hyper-parameters; raises InputError naming a missing or unknown one."""
 
     def get(key: str) -> Any:
         if key not in settings:
