@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -43,6 +44,7 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> int:
     """Returns the exit code: 0 only if nothing failed, nothing was mixed and no weight changed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave through the context that stops the services
     begun = time.monotonic()
     sources = {edition: options.editions / f"{edition}.jsonl.zst" for edition in (OLD, NEW)}
     people = options.editions / f"people_{OLD}_{NEW}.jsonl.zst"
