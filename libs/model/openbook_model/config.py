@@ -21,10 +21,15 @@ def default_cross_attention_layers(num_layers: int) -> tuple[int, ...]:
 
 
 def _head_dim(data: dict[str, Any]) -> int:
-    width, heads = data["hidden_size"], data["num_heads"]
-    if width % heads:
-        raise ValueError(f"hidden_size {width} is not a multiple of num_heads {heads}; set head_dim or change one")
-    return int(width // heads)
+    return max(1, int(data["hidden_size"] // data["num_heads"]))
+
+
+def _check_head_dim(config: EncoderConfig | RetroConfig) -> None:
+    if "head_dim" not in config.model_fields_set and config.hidden_size % config.num_heads:
+        raise ValueError(
+            f"hidden_size: {config.hidden_size} is not a multiple of num_heads {config.num_heads}; change one or set "
+            "head_dim"
+        )
 
 
 class EncoderConfig(FrozenConfig):
@@ -53,6 +58,7 @@ class EncoderConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        _check_head_dim(self)
         if self.conditioned != bool(self.cross_attention_layers):
             raise ValueError(
                 f"encoder.cross_attention_layers: {self.cross_attention_layers} does not go with "
@@ -106,7 +112,10 @@ class RetroConfig(FrozenConfig):
     gate: float | Literal["learned"] = 1.0
     encoder: EncoderConfig = Field(
         default_factory=lambda data: EncoderConfig(
-            hidden_size=data["hidden_size"], num_heads=data["num_heads"], head_dim=data["head_dim"]
+            hidden_size=data["hidden_size"],
+            num_heads=data["num_heads"],
+            head_dim=data["head_dim"],
+            positions="learned" if data["head_dim"] % 2 else "rotary",
         )
     )
 
@@ -117,6 +126,7 @@ class RetroConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        _check_head_dim(self)
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads: {self.num_kv_heads} does not divide num_heads {self.num_heads}")
         if self.positions == "rotary" and self.rotary_dim % 2:

@@ -6,6 +6,7 @@ OFF, and ON as long as the gates are 0, the model computes what the original doe
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -87,7 +88,7 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor], list[str]]:
         )
     except (SafetensorError, EOFError) as error:
         raise CorruptError(f"{source} is truncated: {error}; fetch it again", field="source") from error
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error) as error:
         raise InputError(f"{source} cannot be read as a causal language model: {error}", field="source") from error
     model, info = loaded
     missing, mismatched = sorted(info["missing_keys"]), sorted(str(item) for item in info["mismatched_keys"])
