@@ -52,7 +52,7 @@ proto-check: setup ## lint, compatibility with the last release, generated code 
 	@for f in .proto-fresh/openbook_proto/v1/*; do cmp $$f proto/openbook_proto/v1/$$(basename $$f) || { echo "stale: run make proto"; exit 1; }; done
 	@rm -rf .proto-fresh; echo "generated code is fresh"
 
-check: lint types imports proto-check test ## what CI runs
+check: lint types imports proto-check test demo-small ## what CI runs
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .proto-fresh

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
 from openbook_core.errors import InputError, NotFoundError
+from openbook_core.probes import PROBE_TEXTS
 from openbook_core.weights import DEFAULT_EMBEDDER, resolve_model
-from openbook_database.encoder import PROBE_TEXTS, Encoder
+from openbook_database.encoder import Encoder
 from openbook_embedder.engine import EncoderEngine
 
 LONG = "government " * 400

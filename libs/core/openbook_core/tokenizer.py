@@ -48,6 +48,7 @@ class Tokenizer:
         self._raw = raw
         self._raw.no_padding()
         self._raw.no_truncation()
+        self._raw.encode_special_tokens = True  # that is: as text
         self.chat_template = chat_template
         self.bos_token, self.eos_token, self.pad_token = bos_token, eos_token, pad_token
 
@@ -59,18 +60,16 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = False) -> NDArray[np.uint32]:
         """Token ids [n] of `text`; with `special`, markers such as <|im_start|> become their own tokens."""
-        self._raw.encode_special_tokens = not special
-        return np.asarray(self._raw.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
+        raw = self._with_markers if special else self._raw
+        return np.asarray(raw.encode(text, add_special_tokens=False).ids, dtype=np.uint32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Token ids of each text, as from `encode`; on all cores."""
-        self._raw.encode_special_tokens = True
         encodings = self._raw.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def encode_with_offsets(self, text: str) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Token ids [n] and, for each, its first and last + 1 character [n, 2]."""
-        self._raw.encode_special_tokens = True
         encoding = self._raw.encode(text, add_special_tokens=False)
         return (
             np.asarray(encoding.ids, dtype=np.uint32),
@@ -80,6 +79,11 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | NDArray[Any], *, skip_special: bool = False) -> str:
         """Text of token ids; bytes that are no whole character become U+FFFD."""
         return self._raw.decode([int(token) for token in ids], skip_special_tokens=skip_special)
+
+    @cached_property
+    def _with_markers(self) -> RawTokenizer:
+        """A copy that reads markers; the switch is the tokenizer's own state, so threads must not share one."""
+        return RawTokenizer.from_str(self._raw.to_str())
 
     def token_id(self, token: str | None) -> int | None:
         return None if token is None else self._raw.token_to_id(token)
@@ -111,7 +115,6 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json; equal tokenizers give equal bytes."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._raw.encode_special_tokens = True
         (folder / "tokenizer.json").write_text(self._raw.to_str(), encoding="utf-8")
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import InputError
 from openbook_core.fingerprint import Fingerprint
+from openbook_core.probes import PROBE_TEXTS
 from openbook_core.telemetry import get_logger
 from openbook_core.weights import resolve_model
 from openbook_embedder.config import Dtype
 from openbook_embedder.folder import EncoderFolder
-from openbook_embedder.probes import PROBE_TEXTS
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
 # Padded tokens of the sub-batches of `encode`: part of what makes a build's bytes repeatable, so not a setting.

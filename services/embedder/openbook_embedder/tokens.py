@@ -11,9 +11,9 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from openbook_core.errors import InputError
 from openbook_core.fingerprint import canonical_json
+from openbook_core.probes import PROBE_TEXTS
 from openbook_core.tokenizer import Tokenizer
 from openbook_embedder.folder import EncoderFolder
-from openbook_embedder.probes import PROBE_TEXTS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from openbook_core.errors import ERRORS_BY_CODE, OpenbookError, Reason
+from openbook_core.errors import ERRORS_BY_CODE, MismatchError, OpenbookError, PreconditionError, Reason
 
 DOMAIN = "openbook"
 
@@ -46,6 +46,8 @@ def error_from_rpc(error: grpc.RpcError, peer: str) -> OpenbookError:
             field = bad.field_violations[0].field
         elif detail.Unpack(retry):
             retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    if kind is PreconditionError and reason in (Reason.FINGERPRINT_MISMATCH, Reason.CONTRACT_MISMATCH):
+        kind = MismatchError
     return kind(message, field=field, reason=reason, retry_after_s=retry_after, **metadata)
 
 
