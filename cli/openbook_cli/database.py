@@ -6,16 +6,23 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli.swap import state_record, swap_to, wait_for_routers
-from openbook_core.clients import AdminClient
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from openbook_core.clients import AdminClient
 
 app = typer.Typer(no_args_is_help=True)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
+
+
+def _admin(router: str) -> AdminClient:
+    from openbook_core.clients import AdminClient
+
+    return AdminClient(router)
 
 
 @app.command()
@@ -107,7 +114,7 @@ def inspect(
 @app.command()
 def register(database: str, snapshot: Path, router: Router) -> None:
     """Make a snapshot known to the registry."""
-    with AdminClient(router) as admin:
+    with _admin(router) as admin:
         print(admin.register(database, str(snapshot.absolute())).snapshot)
 
 
@@ -119,14 +126,18 @@ def swap(
     deadline: Annotated[float, typer.Option(help="Seconds for loading.")] = 300.0,
 ) -> None:
     """Load a snapshot beside the live one, make it live, and return when every router has moved."""
-    with AdminClient(router) as admin:
+    from openbook_cli.swap import swap_to
+
+    with _admin(router) as admin:
         print(json.dumps(swap_to(admin, database, snapshot, deadline_s=deadline)))
 
 
 @app.command()
 def rollback(database: str, router: Router) -> None:
     """Make the previous snapshot live again, at once."""
-    with AdminClient(router) as admin:
+    from openbook_cli.swap import state_record, wait_for_routers
+
+    with _admin(router) as admin:
         start = time.perf_counter()
         state = wait_for_routers(admin, database, admin.rollback(database).epoch)
         print(json.dumps({**state_record(state), "seconds": round(time.perf_counter() - start, 3)}))
@@ -135,5 +146,7 @@ def rollback(database: str, router: Router) -> None:
 @app.command("list")
 def list_databases(router: Router, database: str = "") -> None:
     """Databases, snapshots, replicas and routers, as JSON."""
-    with AdminClient(router) as admin:
+    from openbook_cli.swap import state_record
+
+    with _admin(router) as admin:
         print(json.dumps([state_record(state) for state in admin.list(database)], indent=1))

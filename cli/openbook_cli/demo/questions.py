@@ -36,9 +36,9 @@ def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
 
 def load_questions(people: Path, editions: Sequence[Path], count: int, documents: int | None) -> list[Question]:
     """Rows marked `clean` about countries that both editions hold, Canada's first, then by a hash of their ids."""
-    countries = [{row["country"] for row in read_rows(path, documents)} for path in editions]
-    both = set.intersection(*countries)
-    rows = [row for row in read_rows(people) if row["clean"] and row["country"] in both]
+    codes = [{row["id"].rsplit("/", 1)[-1] for row in read_rows(path, documents)} for path in editions]
+    both = set.intersection(*codes)
+    rows = [row for row in read_rows(people) if row["clean"] and row["id"].split("/")[0] in both]
     rows.sort(key=lambda row: (row["country"] != "Canada", sha256(row["id"].encode()).hexdigest()))
     return [
         Question(

@@ -1,0 +1,117 @@
+"""The demo's own measurements: grading, latency windows, the outside checker; and the command line's errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from openbook_cli.demo.checker import Checker
+from openbook_cli.demo.load import Call, Load, latency, percentile
+from openbook_cli.demo.questions import Question, grade, load_questions, names
+from openbook_database.snapshot import Snapshot
+from openbook_database.testing import build_tiny_snapshot
+
+EDITIONS = Path(__file__).parents[2] / "examples" / "factbook"
+
+
+def question(old: str = "Stephen HARPER", new: str = "Mark CARNEY") -> Question:
+    return Question("x", "Canada", "Who?", old, new, (old, old.split()[-1]), (new, new.split()[-1]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "aliases", "found"),
+    [
+        ("It is Mark Carney.", ["mark carney"], True),
+        ("Carneys", ["Carney"], False),
+        ("(CARNEY)", ["Carney"], True),
+        ("Mark", ["Mark Carney"], False),
+        ("M. O'Neill (b. 1950)", ["M. O'Neill (b. 1950)"], True),
+    ],
+)
+def test_an_alias_counts_as_whole_words(answer: str, aliases: list[str], found: bool) -> None:
+    assert names(answer, aliases) is found
+
+
+def test_an_answer_that_names_both_counts_as_the_stale_one() -> None:
+    questions = [question()] * 4
+    answers = ["Harper", "Carney", "Harper, then Carney", "nobody"]
+    assert grade(answers, questions, live="old") == {"matches_old": 0.25, "matches_new": 0.5, "questions": 4}
+    assert grade(answers, questions, live="new") == {"matches_old": 0.5, "matches_new": 0.25, "questions": 4}
+
+
+def test_questions_are_clean_canada_first_and_about_documents_that_both_editions_hold() -> None:
+    editions = [EDITIONS / "2015-11-18.jsonl.zst", EDITIONS / "2026-02-19.jsonl.zst"]
+    people = EDITIONS / "people_2015-11-18_2026-02-19.jsonl.zst"
+    everything = load_questions(people, editions, 1000, None)
+    assert len(everything) == 218
+    assert everything[0].text == "Who is the head of government of Canada?"
+    some = load_questions(people, editions, 1000, 40)
+    assert 0 < len(some) < 218
+    assert {q.id for q in some} <= {q.id for q in everything}
+
+
+def test_the_checker_fires_on_a_passage_of_another_snapshot(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, edition in zip(folders, ("one", "two"), strict=True):
+        build_tiny_snapshot(folder, edition=edition)
+    one, two = (Snapshot.open(folder) for folder in folders)
+    texts = [snapshot.shard_of(0).text(np.arange(5)) for snapshot in (one, two)]
+    place = next(i for i in range(5) if texts[0][i] != texts[1][i])
+    text_one, text_two = texts[0][place], texts[1][place]
+    checker = Checker(folders)
+    assert not checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((place, text_one),)))
+    assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((place, text_one), (place, text_two))))
+    assert checker.is_mixed(Call("search_text", 0, 0, snapshot="unknown", passages=((place, text_one),)))
+    assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((10**9, text_one),)))
+
+
+def test_calls_under_way_during_the_window_are_inside_it() -> None:
+    calls = [Call("search_text", start, 1.0) for start in (0.0, 4.5, 5.5, 9.0)]
+    report = latency(calls, 5.0, 6.0)["search_text"]
+    assert report["during_swap"]["calls"] == 2
+    assert report["outside"] == {"calls": 2, "p50_ms": 1000.0, "p99_ms": 1000.0}
+    assert percentile([], 0.5) is None
+    assert percentile([3, 1, 2], 0.99) == 3
+
+
+def test_the_load_reaches_its_minimum_even_when_told_to_finish_at_once() -> None:
+    load = Load(lambda n: Call("completion", 0, 0), lambda n: Call("search_text", 0, 0), completions=7, searches=11)
+    load.start()
+    load.finish()
+    kinds = [call.kind for call in load.calls]
+    assert kinds.count("completion") >= 7
+    assert kinds.count("search_text") >= 11
+
+
+def openbook(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "openbook_cli", *arguments], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["db", "build", "missing.jsonl", "--out", "x", "--database", "d"], 2, "missing.jsonl"),
+        (["db", "verify", "missing"], 1, "missing"),
+        (["db", "list", "--router", "127.0.0.1:1"], 1, "127.0.0.1:1"),
+        (["serve", "retriever", "--role", "nothing", "--registry", "r"], 2, "role"),
+        (["train", "--config", "missing.yaml", "--print-config"], 2, "missing.yaml"),
+        (["demo", "--editions", "missing"], 1, "missing"),
+    ],
+)
+def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    done = openbook(*arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_help_is_quick_since_no_part_is_imported() -> None:
+    heavy = ("torch", "faiss", "transformers", "grpc", "numpy")
+    probe = f"import sys; import openbook_cli.main; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]"
