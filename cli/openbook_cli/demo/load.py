@@ -54,7 +54,7 @@ def complete(client: httpx.Client, url: str, question: str, *, max_tokens: int, 
             passages=tuple((int(p["chunk_id"]), p["text"]) for p in passages),
             answer=data["choices"][0]["message"]["content"],
             cross_attention=retrieval["cross_attention"],
-            titles=tuple(f"{p['title']} #{p['chunk_id']}" for p in passages),
+            titles=tuple(f"{p['title']} #{p['chunk_id']}" for p in passages if p["span"]),
         )
     except (httpx.HTTPError, KeyError, ValueError) as error:
         return Call("completion", start, time.monotonic() - start, error=f"{type(error).__name__}: {error}")

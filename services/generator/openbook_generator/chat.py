@@ -41,8 +41,8 @@ class ChatFormat:
             except TemplateError as error:
                 raise InputError(f"the model's chat template does not parse: {error}", field="model") from error
 
-    def encode_chat(self, messages: Sequence[Message]) -> Encoded:
-        """The prompt of a chat with the assistant's turn opened; markers inside contents stay text."""
+    def encode_chat(self, messages: Sequence[Message], lead: str = "") -> Encoded:
+        """The prompt of a chat with the assistant's turn opened by `lead`; markers inside contents stay text."""
         if self._template is None:
             text = "\n".join(f"\ue000{number}\ue001" for number in range(len(messages))) + "\nAnswer:"
         else:
@@ -55,6 +55,7 @@ class ChatFormat:
             elif piece:
                 encoded.ids += self.tokenizer.encode(piece, special=True).tolist()
                 encoded.characters += len(piece)
+        self._append_content(encoded, Message("assistant", lead))
         return encoded
 
     def encode_text(self, message: Message) -> Encoded:

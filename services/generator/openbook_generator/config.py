@@ -11,15 +11,19 @@ from openbook_core.weights import DEFAULT_MODEL
 
 
 class PromptSettings(FrozenConfig):
-    """How passages enter the prompt; see `prompting.build_messages`.
+    """How passages enter the prompt; see `prompting`.
 
-    `order`: "last-best" puts the best passage nearest the question. `continuation_characters`: how much of the
-    passage's continuation follows its text. `instruction` follows the question.
+    `extracts`: so many of the passages' lines or sentences are shown, at most `extract_words` of each; 0 shows whole
+    passages with the first `continuation_characters` of what follows them. `order`: "last-best" puts the best nearest
+    the question. `instruction` follows the question. `lead_in` begins the answer to "Who is X?" with "X is".
     """
 
+    extracts: NonNegativeInt = 1
+    extract_words: PositiveInt = 40
     order: Literal["last-best", "first-best"] = "last-best"
     continuation_characters: NonNegativeInt = 300
-    instruction: str = "Answer briefly."
+    instruction: str = "Answer briefly, with words from the context."
+    lead_in: bool = True
 
 
 class GeneratorConfig(FrozenConfig):
@@ -34,7 +38,7 @@ class GeneratorConfig(FrozenConfig):
     model: str = DEFAULT_MODEL
     retriever: str = "127.0.0.1:7100"
     database: str = "default"
-    k: int = Field(default=4, ge=0)
+    k: int = Field(default=12, ge=0)
     max_k: PositiveInt = 32
     slots: PositiveInt = 8
     max_context: PositiveInt = 2048

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from openbook_generator.config import PromptSettings
-
-
-@dataclass(frozen=True)
-class Passage:
-    """One retrieved chunk and what is known of its document."""
-
-    chunk_id: int
-    document_id: str
-    title: str
-    uri: str
-    licence: str
-    score: float
-    text: str
-    continuation: str
+from openbook_generator.extracts import choose_extracts
+from openbook_generator.passage import Passage
 
 
 @dataclass(frozen=True)
@@ -38,6 +27,13 @@ def render_passage(passage: Passage, settings: PromptSettings) -> str:
     return f"{passage.title}: {line}" if passage.title else line
 
 
+def render_passages(question: str, passages: Sequence[Passage], settings: PromptSettings) -> list[tuple[int, str]]:
+    """(rank, text) of what is put into the prompt, best first: extracts of the passages, or all of them whole."""
+    if settings.extracts:
+        return choose_extracts(question, passages, settings)
+    return [(rank, render_passage(passage, settings)) for rank, passage in enumerate(passages)]
+
+
 def build_messages(question: str, passages: Sequence[str], settings: PromptSettings) -> list[Message]:
     """The messages of the last turn: rendered `passages`, best first, and the question, as one user message.
 
@@ -46,8 +42,19 @@ def build_messages(question: str, passages: Sequence[str], settings: PromptSetti
     if not passages:
         return [Message("user", question)]
     context, spans = join_passages(passages, settings)
-    content = f"{context}\n\nQuestion: {question}"
-    return [Message("user", f"{content} {settings.instruction}".rstrip(), spans)]
+    heading = "Context:\n"
+    spans = tuple((rank, start + len(heading), end + len(heading)) for rank, start, end in spans)
+    content = f"{heading}{context}\n\nQuestion: {question}\n{settings.instruction}"
+    return [Message("user", content.rstrip(), spans)]
+
+
+_IS_QUESTION = re.compile(r"(?:who|what|which|where|when) (is|are|was|were) (.*?)\??", re.IGNORECASE | re.DOTALL)
+
+
+def lead_in(question: str, settings: PromptSettings) -> str:
+    """The beginning of the answer that is put into the model's mouth: "Who is X?" is answered "X is"; else nothing."""
+    match = _IS_QUESTION.fullmatch(question.strip()) if settings.lead_in else None
+    return f"{match[2][:1].upper()}{match[2][1:]} {match[1]}" if match and match[2] else ""
 
 
 def build_prompt(prompt: str, passages: Sequence[str], settings: PromptSettings) -> Message:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from openbook_core.clients import RetrieverClient
-from openbook_generator.prompting import Passage
+from openbook_generator.passage import Passage
 from openbook_model import Neighbors
 
 

@@ -92,6 +92,11 @@ class CompletionRequest(_Decoding):
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
 
+    @property
+    def question(self) -> str:
+        """What is searched for."""
+        return self.prompt
+
 
 class ChatRequest(_Decoding):
     """POST /v1/chat/completions; the last message is the user's question."""
@@ -106,6 +111,11 @@ class ChatRequest(_Decoding):
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens: give it or max_completion_tokens, not both")
         return self
+
+    @property
+    def question(self) -> str:
+        """What is searched for: the last message."""
+        return self.messages[-1].text
 
     @property
     def reply_limit(self) -> int | None:

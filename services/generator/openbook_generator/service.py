@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from openbook_generator.engine import Engine
 from openbook_generator.job import Event, Job, Piece
 from openbook_generator.metrics import Metrics
 from openbook_generator.models import stop_ids
-from openbook_generator.prompting import Message, Passage, build_messages, build_prompt, render_passage
+from openbook_generator.passage import Passage
+from openbook_generator.prompting import Message, build_messages, build_prompt, lead_in, render_passages
 from openbook_generator.retrieval import Pin, Retriever
 from openbook_generator.sampling import Sampler
 from openbook_generator.schemas import ChatRequest, CompletionRequest
@@ -72,22 +73,19 @@ class Generator:
         self._check(request)
         pin, passages = self._retrieve(request)
         field = "messages" if isinstance(request, ChatRequest) else "prompt"
-        rendered = [render_passage(passage, self.config.prompt) for passage in passages]
+        shown = render_passages(request.question, passages, self.config.prompt)
         with self._encoding:
             reply_tokens = self._reply_tokens(request, len(self._encode(request, []).ids))
             limit = self.max_context - reply_tokens
-            prompt = fit(self._tokenizer, rendered, limit, lambda kept: self._encode(request, kept), field)
+            texts = [text for _, text in shown]
+            prompt = fit(self._tokenizer, texts, limit, lambda kept: self._encode(request, kept), field)
         state: str = self.cross_attention if request.retrieval.enabled else "off (disabled)"
         record = {
             "database": pin.database if pin else None,
             "snapshot": pin.snapshot if pin else None,
             "epoch": pin.epoch if pin else None,
             "cross_attention": state,
-            "passages": [
-                _passage_record(passage, prompt.spans[rank])
-                for rank, passage in enumerate(passages)
-                if rank in prompt.spans
-            ],
+            "passages": _passage_records(passages, {shown[place][0]: span for place, span in prompt.spans.items()}),
         }
         return Prepared(prompt, reply_tokens, pin if self.cross_attention == "on" else None, record)
 
@@ -136,11 +134,10 @@ class Generator:
         if not options.enabled:
             return None, []
         k = self.config.k if options.k is None else options.k
-        question = request.messages[-1].text if isinstance(request, ChatRequest) else request.prompt
         database = options.database or self.config.database
         if self.cross_attention == "on":
             self._check_tokens(database)
-        pin, passages = self.retriever.passages(database, question, max(k, 1), options.snapshot)
+        pin, passages = self.retriever.passages(database, request.question, max(k, 1), options.snapshot)
         return pin, passages[:k]
 
     def _check_tokens(self, database: str) -> None:
@@ -159,7 +156,8 @@ class Generator:
             return self._format.encode_text(build_prompt(request.prompt, passages, self.config.prompt))
         earlier = [Message(message.role, message.text) for message in request.messages[:-1]]
         last = build_messages(request.messages[-1].text, passages, self.config.prompt)
-        return self._format.encode_chat([*earlier, *last])
+        lead = lead_in(request.question, self.config.prompt) if passages else ""
+        return self._format.encode_chat([*earlier, *last], lead)
 
     def _reply_tokens(self, request: CompletionRequest | ChatRequest, bare: int) -> int:
         asked = request.reply_limit
@@ -173,6 +171,13 @@ class Generator:
         return asked
 
 
-def _passage_record(passage: Passage, span: tuple[tuple[int, int], tuple[int, int]]) -> dict[str, Any]:
-    characters, tokens = span
-    return {**asdict(passage), "span": {"characters": list(characters), "tokens": list(tokens)}}
+def _passage_records(
+    passages: Sequence[Passage], spans: Mapping[int, tuple[tuple[int, int], tuple[int, int]]]
+) -> list[dict[str, Any]]:
+    """Every passage that was found, best first; `span` says where the prompt shows it, null where it does not."""
+    records = []
+    for rank, passage in enumerate(passages):
+        span = spans.get(rank)
+        shown = {"characters": list(span[0]), "tokens": list(span[1])} if span else None
+        records.append({**asdict(passage), "span": shown})
+    return records

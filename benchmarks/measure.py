@@ -1,0 +1,137 @@
+"""What every benchmark needs: trials in turns, a result with its circumstances, the memory of a process.
+
+Each benchmark takes `--quick` and `--json FILE`, states its figures in the file's top level, and everything they were
+computed from under `raw`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import monotonic
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).resolve().parents[1]
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(?P<path>.*)$")
+_FIELD = re.compile(r"^(?P<name>\w+): +(?P<kilobytes>\d+) kB$")
+
+Trial = TypeVar("Trial")
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], Trial]], rounds: int, *, budget_s: float, least: int = 1
+) -> dict[str, list[Trial]]:
+    """The trials of each side: every round runs each once, in the other order than the round before.
+
+    Other work on the machine then disturbs the sides alike. No round begins after `budget_s` seconds once there are
+    `least` of them.
+    """
+    begun = monotonic()
+    trials: dict[str, list[Trial]] = {name: [] for name in sides}
+    for number in range(rounds):
+        if number >= least and monotonic() - begun > budget_s:
+            break
+        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            trials[name].append(sides[name]())
+    return trials
+
+
+def stop_after(seconds: int) -> None:
+    """Have the main thread raise TimeoutError after so many seconds, and leave in order on SIGTERM."""
+
+    def expire(*_: object) -> None:
+        raise TimeoutError(f"the benchmark did not end within {seconds} s; the machine is too busy or too slow for it")
+
+    def leave(*_: object) -> None:
+        raise SystemExit(143)
+
+    signal.signal(signal.SIGALRM, expire)
+    signal.signal(signal.SIGTERM, leave)
+    signal.alarm(seconds)
+
+
+def environment() -> dict[str, Any]:
+    """Where and on what: date, commit (with `dirty` if files differ from it), processor, cores, load, versions."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load_1m_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+    }
+
+
+def write_result(path: Path, result: Mapping[str, Any]) -> None:
+    """The whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class MappedFiles:
+    """Mappings of files below one folder, in bytes: address space, pages present, pages that are a private copy."""
+
+    mapped: int
+    resident: int
+    private_copy: int
+
+
+def anonymous_bytes(smaps_rollup: str) -> int:
+    """Memory of a process that is no file's, from the text of /proc/PID/smaps_rollup."""
+    return _fields(smaps_rollup.splitlines()).get("Anonymous", 0)
+
+
+def mapped_files(smaps: str, folder: Path) -> MappedFiles:
+    """How a process maps the files below `folder`, from the text of /proc/PID/smaps.
+
+    A page of a file that is no longer the file's own counts as a private copy (`Anonymous` of that mapping).
+    """
+    parts: list[tuple[str, list[str]]] = []
+    for line in smaps.splitlines():
+        found = _MAPPING.match(line)
+        if found:
+            parts.append((found["path"].removesuffix(" (deleted)"), []))
+        elif parts:
+            parts[-1][1].append(line)
+    inside = [_fields(lines) for path, lines in parts if path.startswith(f"{folder}/")]
+    size, resident, copied = (sum(some.get(key, 0) for some in inside) for key in ("Size", "Rss", "Anonymous"))
+    return MappedFiles(size, resident, copied)
+
+
+def _fields(lines: list[str]) -> dict[str, int]:
+    matches = (_FIELD.match(line) for line in lines)
+    return {found["name"]: int(found["kilobytes"]) * 1024 for found in matches if found}
+
+
+def _commit() -> str:
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        commit = git("rev-parse", "HEAD") or "unknown"
+        return f"{commit} dirty" if git("status", "--porcelain") else commit
+    except FileNotFoundError:
+        return "unknown"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    values = dict(re.split(r"\s*:\s*", line, maxsplit=1) for line in lines if ":" in line)
+    flags = [flag for flag in _FLAGS if flag in values.get("flags", "").split()]
+    return f"{values.get('model name', platform.machine())} ({', '.join(flags) or 'no vector extension known'})"

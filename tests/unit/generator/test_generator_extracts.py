@@ -1,0 +1,75 @@
+"""Which lines of the passages are put before the model, and how an answer begins."""
+
+import pytest
+
+from openbook_generator.config import PromptSettings
+from openbook_generator.extracts import choose_extracts
+from openbook_generator.passage import Passage
+from openbook_generator.prompting import build_messages, lead_in, render_passages
+
+SETTINGS = PromptSettings()
+
+
+def passage(
+    chunk_id: int, text: str, *, title: str = "Ruritania", continuation: str = "", document: str = ""
+) -> Passage:
+    return Passage(chunk_id, document or title, title, "", "", 0.5, text, continuation)
+
+
+def test_the_labelled_line_about_the_asked_country_wins() -> None:
+    passages = [
+        passage(9, "Graustark: capital: name: Edelweiss; population: 9", title="Graustark"),
+        passage(4, "Ruritania - Climate: mild\nRuritania - Capital: Strelsau\nRuritania - Coast: none"),
+    ]
+    assert choose_extracts("What is the capital of Ruritania?", passages, SETTINGS) == [
+        (1, "Ruritania - Capital: Strelsau")
+    ]
+
+
+def test_a_sentence_cut_by_a_chunk_border_is_joined_and_belongs_to_the_chunk_in_which_it_begins() -> None:
+    passages = [
+        passage(8, " Rudolf ELPHBERG since 2001; legislature: none"),
+        passage(7, "budget: small; head of the museum: Professor Anna"),
+        passage(3, "unrelated"),
+    ]
+    (extract,) = choose_extracts("Who is the head of the museum of Ruritania?", passages, SETTINGS)
+    assert extract == (1, "Ruritania: head of the museum: Professor Anna Rudolf ELPHBERG since 2001")
+
+
+def test_chunks_that_only_neighbour_by_id_are_not_joined_across_documents() -> None:
+    passages = [passage(8, "second", title="B"), passage(7, "the head of the museum: Anna", title="A")]
+    (extract,) = choose_extracts("Who is the head of the museum of A?", passages, SETTINGS)
+    assert extract == (1, "A: the head of the museum: Anna")
+
+
+def test_equal_segments_are_shown_once_and_the_number_is_kept() -> None:
+    passages = [passage(1, "coast: none\nsea: none"), passage(5, "coast: none")]
+    settings = PromptSettings(extracts=3)
+    texts = [text for _, text in choose_extracts("Is there a coast?", passages, settings)]
+    assert "\n".join(texts).split("\n") == ["Ruritania: coast: none", "Ruritania: sea: none"]
+
+
+def test_no_extracts_shows_whole_passages() -> None:
+    passages = [passage(1, "one\n two", continuation=" three four"), passage(5, "five")]
+    settings = PromptSettings(extracts=0, continuation_characters=6)
+    assert render_passages("x", passages, settings) == [(0, "Ruritania: one two three"), (1, "Ruritania: five")]
+
+
+@pytest.mark.parametrize(
+    ("question", "beginning"),
+    [
+        ("Who is the head of government of Canada?", "The head of government of Canada is"),
+        ("What are the colours of the flag?", "The colours of the flag are"),
+        ("Name the king", ""),
+        ("who is", ""),
+        ("", ""),
+    ],
+)
+def test_the_answer_begins_with_the_asked_thing(question: str, beginning: str) -> None:
+    assert lead_in(question, SETTINGS) == beginning
+    assert lead_in(question, PromptSettings(lead_in=False)) == ""
+
+
+def test_spans_point_at_the_extracts_in_the_message() -> None:
+    (message,) = build_messages("why?", ["best", "second"], SETTINGS)
+    assert {rank: message.content[start:end] for rank, start, end in message.passages} == {0: "best", 1: "second"}
