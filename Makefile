@@ -7,12 +7,13 @@ MEMBERS := proto libs/core libs/database libs/model services/embedder services/r
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENV := OMP_WAIT_POLICY=PASSIVE
+BENCH_ARGS ?= --quick
 PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_database libs/model/openbook_model \
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
 TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf
 
-.PHONY: help setup demo demo-small test lint format types imports proto proto-check check clean
+.PHONY: help setup demo demo-small bench test lint format types imports proto proto-check check clean
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
@@ -30,6 +31,9 @@ demo: setup ## two editions of a book, a swap under load (10 minutes)
 	$(BIN)/openbook demo
 demo-small: setup ## the same on 40 documents, for CI
 	$(BIN)/openbook demo --documents 40 --questions 6 --train-seconds 20 --workdir .openbook/demo-small --json .openbook/demo-small.json
+
+bench: setup ## the benchmarks, quick (BENCH_ARGS= for the full run)
+	$(ENV) $(BIN)/python benchmarks/first_path.py $(BENCH_ARGS)
 
 test: setup ## all tests
 	$(ENV) $(BIN)/python -m pytest

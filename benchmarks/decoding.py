@@ -6,11 +6,12 @@ Axes: N sequences, T tokens of a prompt, L chunks, K neighbours, R tokens of a n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from openbook_core.clients import RetrieverClient
 from openbook_core.errors import OpenbookError
@@ -45,6 +46,16 @@ def material(
     return prompts_NT, [retriever.neighbors(pin, own, num_neighbors, neighbor_length) for own in asked]
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """`tokens_per_s` is over the steps alone, summed over the sequences; ON, the last step takes neighbours."""
+
+    tokens: int
+    prefill_s: float
+    step_s: float
+    tokens_per_s: float
+
+
 class Decoder:
     """The converted model, once with its gates at 0 (OFF) and once with all of them at `gate` (ON)."""
 
@@ -70,27 +81,34 @@ class Decoder:
         if self._caches[False].cross_attention or not self._caches[True].cross_attention:
             raise OpenbookError(f"{model} has trained gates or none; give a decoder whose RETRO parts are new")
 
-    def trial(self, batch: int, *, on: bool) -> Callable[[], dict[str, float]]:
-        """A call that starts `batch` sequences and generates one whole chunk for each, the likeliest token at a time.
+    def round(self, batch: int) -> dict[str, Decoded]:
+        """ "off" and "on": `batch` sequences are started and one whole chunk is generated for each, the likeliest token
+        at a time.
 
-        `tokens_per_s` is over the steps alone, summed over the sequences; ON, the last of them takes neighbours.
+        The two take turns after every step, so that other work on the machine disturbs them alike.
         """
-
-        def run() -> dict[str, float]:
-            cache, slots = self._caches[on], list(range(batch))
+        slots = list(range(batch))
+        prefill_s, step_s = {False: 0.0, True: 0.0}, {False: 0.0, True: 0.0}
+        logits: dict[bool, Tensor] = {}
+        for on in (False, True):
             start = time.perf_counter()
-            logits_NV = self._prefill(batch, on)
-            prefilled = time.perf_counter()
-            for _ in range(self._steps):
+            logits[on] = self._prefill(batch, on)
+            prefill_s[on] = time.perf_counter() - start
+        for number in range(self._steps):
+            for on in (False, True) if number % 2 else (True, False):
+                cache = self._caches[on]
+                start = time.perf_counter()
                 due = [self._due(cache, slot) for slot in slots] if on else None
-                logits_NV = self._model.step(cache, slots, logits_NV.argmax(dim=-1), due)
-            end = time.perf_counter()
+                logits[on] = self._model.step(cache, slots, logits[on].argmax(dim=-1), due)
+                step_s[on] += time.perf_counter() - start
+        for cache in self._caches.values():
             for slot in slots:
                 cache.release(slot)
-            tokens = batch * self._steps
-            return {"tokens": tokens, "prefill_s": prefilled - start, "tokens_per_s": tokens / (end - prefilled)}
-
-        return run
+        tokens = batch * self._steps
+        return {
+            name: Decoded(tokens, prefill_s[on], step_s[on], tokens / step_s[on])
+            for name, on in (("off", False), ("on", True))
+        }
 
     def on_off_difference(self) -> float:
         """Largest difference of the logits after a prompt; 0 would mean that ON did not read its neighbours."""
@@ -102,7 +120,7 @@ class Decoder:
             raise OpenbookError("the neighbours change nothing with open gates: ON was not measured")
         return apart
 
-    def _prefill(self, batch: int, on: bool) -> torch.Tensor:
+    def _prefill(self, batch: int, on: bool) -> Tensor:
         slots, prompts = list(range(batch)), self._prompts[:batch]
         found = [_rows(part, slice(0, -1)) for part in self._neighbors[:batch]] if on else None
         return self._model.prefill(self._caches[on], slots, prompts, found)

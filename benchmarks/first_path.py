@@ -8,7 +8,8 @@
   in-process through Faiss, in turns in the same run;
 - decoding: SmolLM2 OFF, and ON with RETRO parts of random weights and open gates. ON costs what a trained model's
   chunked cross attention costs, but says nothing sensible; the search for the neighbours is not in it;
-- memory: what of a shard process is private against what it maps.
+- memory: what of a shard process is private against what it maps. A first, tiny snapshot brings what any snapshot costs
+  (its tokenizer above all), so that what the next one adds is what depends on the book.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from first_path_figures import report, summarise
 from measure import ROOT, anonymous_bytes, environment, in_turns, mapped_files, stop_after, write_result
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
 EDITIONS = ROOT / "examples" / "factbook"
 SOURCE = EDITIONS / "2015-11-18.jsonl.zst"
 PEOPLE = EDITIONS / "people_2015-11-18_2026-02-19.jsonl.zst"
-DATABASE, SHARDS, K = "factbook", 2, 4
+DATABASE, CONTROL, SHARDS, K = "factbook", "control", 2, 4
 SEARCH_BATCHES, DECODE_BATCHES = (1, 64), (1, 4)
 NEIGHBORS, NEIGHBOR_LENGTH, PROMPT_CHUNKS = 2, 128, 2
 GATE = 0.1
@@ -47,8 +50,8 @@ _STARTED = time.monotonic()
 class Size:
     """How much is measured. `documents` None takes the whole edition.
 
-    The seconds are after which no further round of a part begins, once it has `least_rounds` (a build: one);
-    `limit_s` ends the whole without a result.
+    No round of a part begins that would take it past its seconds, once it has `least_rounds` (a build: one); `limit_s`
+    ends the whole without a result.
     """
 
     documents: int | None
@@ -65,11 +68,11 @@ class Size:
 QUICK = Size(
     documents=6,
     builds=3,
-    build_seconds=15,
+    build_seconds=20,
     search_rounds=5,
-    search_seconds=10,
+    search_seconds=8,
     decode_rounds=3,
-    decode_seconds=16,
+    decode_seconds=52,
     least_rounds=1,
     limit_s=117,
 )
@@ -87,7 +90,7 @@ FULL = Size(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 with all figures, 1 without (nothing is written then)."""
+    """Exit code 0 with all figures, 1 or 130 (Ctrl-C) without; nothing is written then."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a small part of the edition, under two minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and all trials")
@@ -104,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OpenbookError, TimeoutError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     print("\n".join(report(result)))
     if options.json:
         write_result(options.json, result)
@@ -113,80 +119,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(size: Size, work: Path) -> dict[str, Any]:
     """All parts, one after another, so that none slows another; the services run during the search alone."""
     begun, circumstances = time.monotonic(), environment()
-    snapshot, build = measure_build(size, work)
-    search, memory, prompts_LN, neighbors_LNK = measure_search(size, snapshot, build["dtype"], work)
+    snapshot, control, build = measure_build(size, work)
+    search, memory, prompts_LN, neighbors_LNK = measure_search(size, snapshot, control, build["dtype"], work)
     decode = measure_decode(size, prompts_LN, neighbors_LNK)
     result = summarise(build, search, decode, memory)
     circumstances["load_1m_after"] = round(os.getloadavg()[0], 2)
-    result["raw"] |= circumstances | {"seconds": round(time.monotonic() - begun, 1), "size": asdict(size)}
+    command = f"python benchmarks/first_path.py{' --quick' if size is QUICK else ''}"
+    result["raw"] |= (
+        {"command": command} | circumstances | {"seconds": round(time.monotonic() - begun, 1), "size": asdict(size)}
+    )
     return result
 
 
-def summarise(
-    build: dict[str, Any], search: dict[str, Any], decode: dict[str, Any], memory: dict[str, Any]
-) -> dict[str, Any]:
-    """The figures, medians over trials: search p50 at one query a call, throughput at the largest batch, tokens of one
-    sequence."""
-    trials, largest = search["trials"], f"batch_{SEARCH_BATCHES[-1]}"
-    service, peer = (trials[largest][side] for side in ("service", "in_process"))
-    tokens = decode["trials"]["batch_1"]
-    return {
-        "chunks_per_s": round(median(trial["chunks"] / trial["wall_s"] for trial in build["trials"]), 2),
-        "encoder_share": round(median(trial["network_s"] / trial["wall_s"] for trial in build["trials"]), 4),
-        "search_p50_ms": round(median(trial["p50_ms"] for trial in trials["batch_1"]["service"]), 4),
-        "search_throughput_ratio": round(
-            median(trial["queries_per_s"] for trial in service) / median(trial["queries_per_s"] for trial in peer), 4
-        ),
-        "tokens_per_s_off": round(median(trial["tokens_per_s"] for trial in tokens["off"]), 2),
-        "tokens_per_s_on": round(median(trial["tokens_per_s"] for trial in tokens["on"]), 2),
-        "raw": {
-            "dtype": {"encoder": build["dtype"], "generator": decode["dtype"], "index": "float32"},
-            "batch": {"search": list(SEARCH_BATCHES), "decode": list(DECODE_BATCHES)},
-            "index": search["index"],
-            "model": {"encoder": build["model"], "generator": decode["model"]},
-            "build": build,
-            "search": search,
-            "decode": decode,
-            "memory": memory,
-        },
-    }
+def measure_build(size: Size, work: Path) -> tuple[Path, Path, dict[str, Any]]:
+    """Build the same snapshot up to `size.builds` times with one encoder; the last stays. Loading the encoder is not timed.
 
-
-def report(result: dict[str, Any]) -> list[str]:
-    """The lines that are printed."""
-    raw = result["raw"]
-    lines = [
-        f"{raw['cores']} cores of {raw['cpu']}; load {raw['load_1m_before']} before, {raw['load_1m_after']} after",
-        f"build             {result['chunks_per_s']:.1f} chunks/s, {result['encoder_share']:.0%} in the encoder's "
-        f"network ({raw['dtype']['encoder']})",
-    ]
-    for name, sides in raw["search"]["trials"].items():
-        p50 = {side: median(trial["p50_ms"] for trial in trials) for side, trials in sides.items()}
-        rate = {side: median(trial["queries_per_s"] for trial in trials) for side, trials in sides.items()}
-        lines.append(
-            f"Search {name:<10} p50 {p50['service']:.2f} ms, {rate['service']:.0f} queries/s; Faiss in-process "
-            f"{p50['in_process']:.3f} ms, {rate['in_process']:.0f} queries/s; ratio "
-            f"{rate['service'] / rate['in_process']:.3f}"
-        )
-    for name, sides in raw["decode"]["trials"].items():
-        rate = {side: median(trial["tokens_per_s"] for trial in trials) for side, trials in sides.items()}
-        lines.append(
-            f"decode {name:<10} OFF {rate['off']:.1f} tokens/s, ON {rate['on']:.1f} tokens/s "
-            f"(medians of {len(sides['on'])})"
-        )
-    lines.append(f"  {raw['decode']['dtype']}; ON: {raw['decode']['on_means']}")
-    for name, part in raw["memory"].items():
-        grown = (part["anonymous_after"] - part["anonymous_before"]) / 1e6
-        lines.append(
-            f"memory {name:<10} maps {part['mapped'] / 1e6:.1f} MB of the snapshot ({part['resident'] / 1e6:.1f} MB "
-            f"present, {part['private_copy']} bytes of it copied); private {part['anonymous_before'] / 1e6:.1f} MB "
-            f"empty, {grown:+.1f} MB loaded and searched"
-        )
-    return lines
-
-
-def measure_build(size: Size, work: Path) -> tuple[Path, dict[str, Any]]:
-    """Build the same snapshot up to `size.builds` times with one encoder; the last stays. Loading the encoder is not timed."""
+    Also a control with one document in each shard, to tell fixed memory from memory that grows with the book.
+    """
     from timed_encoder import TimedEncoder
 
     from openbook_core.tokenizer import Tokenizer
@@ -213,11 +162,14 @@ def measure_build(size: Size, work: Path) -> tuple[Path, dict[str, Any]]:
         return {"chunks": built.chunks, "documents": built.documents, **times, "stage_s": built.seconds}
 
     trials = in_turns({"build": trial}, size.builds, budget_s=size.build_seconds, least=1)["build"]
-    return outs[-1], {"dtype": encoder.dtype, "model": DEFAULT_EMBEDDER, "trials": trials}
+    control = work / "control"
+    small = BuildSettings(shards=SHARDS, limit_documents=SHARDS)
+    build_snapshot([SOURCE], control, database=CONTROL, tokenizer=tokenizer, encoder=encoder, settings=small)
+    return outs[-1], control, {"dtype": encoder.dtype, "model": DEFAULT_EMBEDDER, "trials": trials}
 
 
 def measure_search(
-    size: Size, snapshot: Path, encoder_dtype: str, work: Path
+    size: Size, snapshot: Path, control: Path, encoder_dtype: str, work: Path
 ) -> tuple[dict[str, Any], dict[str, Any], NDArray[np.int64], list[Any]]:
     """Search and memory of the running services; and, for decoding, prompts and neighbours from the snapshot."""
     import numpy as np
@@ -240,9 +192,18 @@ def measure_search(
             processes.start(f"shard-{shard}", [*serve, "shard", *members])
         router = processes.start("router", [*serve, "router", "--embedder", embedder])
         shards = {name: pid for name, pid in processes.pids().items() if name.startswith("shard-")}
-        before = {name: anonymous_bytes(_proc(pid, "smaps_rollup")) for name, pid in shards.items()}
         admin = clients.enter_context(AdminClient(router))
-        swap_to(admin, DATABASE, admin.register(DATABASE, str(snapshot)).snapshot, deadline_s=60)
+
+        def private() -> dict[str, int]:
+            return {name: anonymous_bytes(_proc(pid, "smaps_rollup")) for name, pid in shards.items()}
+
+        def serve_snapshot(database: str, folder: Path) -> None:
+            swap_to(admin, database, admin.register(database, str(folder)).snapshot, deadline_s=60)
+
+        empty = private()
+        serve_snapshot(CONTROL, control)
+        controlled = private()
+        serve_snapshot(DATABASE, snapshot)
         questions = [row["question"] for row in read_rows(PEOPLE) if row["clean"]]
         embed = clients.enter_context(EmbedderClient(embedder)).embed
         queries_ND = np.concatenate([embed(questions[i : i + 16], "query").vectors for i in range(0, 128, 16)])
@@ -251,18 +212,26 @@ def measure_search(
         trials = {f"batch_{batch}": _search_trials(size, client, peer, queries_ND, batch) for batch in SEARCH_BATCHES}
         memory = {
             name: {
-                "anonymous_before": before[name],
-                "anonymous_after": anonymous_bytes(_proc(pid, "smaps_rollup")),
+                "control_documents": SHARDS,
+                "anonymous_empty": empty[name],
+                "anonymous_control": controlled[name],
+                "anonymous_after": anonymous,
                 **asdict(mapped_files(_proc(pid, "smaps"), snapshot)),
             }
-            for name, pid in shards.items()
+            for (name, pid), anonymous in zip(shards.items(), private().values(), strict=True)
         }
         prompts, neighbors = material(
             client, DATABASE, queries_ND, max(DECODE_BATCHES), PROMPT_CHUNKS, NEIGHBORS, NEIGHBOR_LENGTH
         )
     index = {"factory": "Flat", "exact": True, "vectors": peer.rows, "dimension": peer.dimension, "shards": SHARDS}
-    search = {"index": index, "k": K, "same_scores_as_peer": same, "concurrent_callers": 1, "trials": trials}
-    return search, memory, prompts, neighbors
+    search = {
+        "index": index,
+        "k": K,
+        "same_scores_as_peer": same,
+        "concurrent_callers": 1,
+        "batches": list(SEARCH_BATCHES),
+    }
+    return search | {"trials": trials}, memory, prompts, neighbors
 
 
 def _search_trials(
@@ -292,7 +261,7 @@ def _search_trials(
 
 
 def measure_decode(size: Size, prompts: NDArray[np.int64], neighbors: list[Any]) -> dict[str, Any]:
-    """Decoding steps per second in-process, OFF and ON in turns; each trial covers one whole chunk."""
+    """Decoding steps per second in-process, OFF and ON step by step in turns; each trial is one whole chunk."""
     from decoding import Decoder
 
     from openbook_core.weights import DEFAULT_MODEL
@@ -302,9 +271,11 @@ def measure_decode(size: Size, prompts: NDArray[np.int64], neighbors: list[Any])
     trials = {}
     for batch in DECODE_BATCHES:
         _say(f"decoding, {batch} sequences at once")
-        sides = {side: decoder.trial(batch, on=side == "on") for side in ("off", "on")}
         budget_s = size.decode_seconds / len(DECODE_BATCHES)
-        trials[f"batch_{batch}"] = in_turns(sides, size.decode_rounds, budget_s=budget_s, least=size.least_rounds)
+        rounds = in_turns(
+            {"both": partial(decoder.round, batch)}, size.decode_rounds, budget_s=budget_s, least=size.least_rounds
+        )["both"]
+        trials[f"batch_{batch}"] = {side: [asdict(both[side]) for both in rounds] for side in ("off", "on")}
     return {
         "model": DEFAULT_MODEL,
         "dtype": decoder.dtype,
@@ -312,6 +283,7 @@ def measure_decode(size: Size, prompts: NDArray[np.int64], neighbors: list[Any])
             f"cross attention in layers {', '.join(map(str, decoder.cross_layers))} with {NEIGHBORS} neighbours of up "
             f"to {decoder.neighbor_length} tokens a chunk; RETRO parts random, all gates {GATE}; without the search"
         ),
+        "batches": list(DECODE_BATCHES),
         "logits_differ_by": decoder.on_off_difference(),
         "trials": trials,
     }

@@ -32,13 +32,13 @@ def in_turns(
 ) -> dict[str, list[Trial]]:
     """The trials of each side: every round runs each once, in the other order than the round before.
 
-    Other work on the machine then disturbs the sides alike. No round begins after `budget_s` seconds once there are
-    `least` of them.
+    Other work on the machine then disturbs the sides alike. Once there are `least` rounds, none begins that would end
+    after `budget_s` seconds if it took as long as those before. `least` is 1 or more.
     """
     begun = monotonic()
     trials: dict[str, list[Trial]] = {name: [] for name in sides}
     for number in range(rounds):
-        if number >= least and monotonic() - begun > budget_s:
+        if number >= least and (monotonic() - begun) * (number + 1) > budget_s * number:
             break
         for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
             trials[name].append(sides[name]())
@@ -60,7 +60,7 @@ def stop_after(seconds: int) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Where and on what: date, commit (with `dirty` if files differ from it), processor, cores, load, versions."""
+    """Where and on what: date, commit (with `dirty` if files differ from it), processor, cores, load, Python's version."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),

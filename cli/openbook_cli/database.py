@@ -43,7 +43,7 @@ def build(
 ) -> None:
     """Build a snapshot, or go on with a build that was interrupted."""
     from openbook_core.tokenizer import Tokenizer
-    from openbook_database.build.run import build_snapshot
+    from openbook_database.build.run import build_snapshot, recorded_dtype
     from openbook_database.build.settings import BuildSettings
     from openbook_embedder.engine import EncoderEngine
 
@@ -57,12 +57,13 @@ def build(
         },
         source="openbook db build",
     )
+    chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
     result = build_snapshot(
         list(inputs),
         out,
         database=database,
         tokenizer=Tokenizer.load(tokenizer),
-        encoder=EncoderEngine.load(embedder, dtype=dtype),  # type: ignore[arg-type]
+        encoder=EncoderEngine.load(embedder, dtype=chosen),  # type: ignore[arg-type]
         settings=settings,
         progress=ProgressLine(),
     )

@@ -33,13 +33,13 @@ Rss:                   4 kB
 
 @pytest.fixture
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType]]:
-    """`measure` and `first_path`, imported as the script imports them."""
+    """`measure` and `first_path_figures`, imported as the script imports them."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import first_path
+    import first_path_figures
     import measure
 
-    yield measure, first_path
-    for name in ("first_path", "measure"):
+    yield measure, first_path_figures
+    for name in ("first_path_figures", "measure"):
         sys.modules.pop(name)
 
 
@@ -56,7 +56,7 @@ def test_sides_take_turns_in_both_orders(modules: tuple[ModuleType, ModuleType])
     assert trials == {"a": [1, 4, 5], "b": [2, 3, 6]}
 
 
-@pytest.mark.parametrize(("least", "rounds"), [(0, 0), (1, 1), (2, 2), (9, 3)])
+@pytest.mark.parametrize(("least", "rounds"), [(1, 1), (2, 2), (9, 3)])
 def test_a_spent_budget_ends_the_rounds_but_not_before_the_least(
     modules: tuple[ModuleType, ModuleType], least: int, rounds: int
 ) -> None:
@@ -123,6 +123,7 @@ def parts() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, A
     }
     search = {
         "index": {"factory": "Flat"},
+        "batches": [1, 64],
         "trials": {
             "batch_1": {"service": searches((3, 9), (1, 9), (2, 9)), "in_process": searches((0.1, 90))},
             "batch_64": {"service": searches((9, 10), (9, 30), (9, 20)), "in_process": searches((1, 80), (1, 40))},
@@ -136,15 +137,17 @@ def parts() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, A
         "dtype": "float32",
         "model": "decoder",
         "on_means": "random parts",
+        "batches": [1, 4],
         "trials": {"batch_1": decoding(20, 15), "batch_4": decoding(60, 50)},
     }
-    shard = {"anonymous_before": 50e6, "anonymous_after": 52e6, "mapped": 9e6, "resident": 8e6, "private_copy": 0}
+    shard = {"anonymous_empty": 50e6, "anonymous_control": 90e6, "anonymous_after": 92e6}
+    shard |= {"control_documents": 2, "mapped": 9e6, "resident": 8e6, "private_copy": 0}
     return build, search, decode, {"shard-0": shard}
 
 
 def test_figures_are_medians_of_the_trials(modules: tuple[ModuleType, ModuleType]) -> None:
-    _, first_path = modules
-    result = first_path.summarise(*parts())
+    _, figures = modules
+    result = figures.summarise(*parts())
     assert {key: value for key, value in result.items() if key != "raw"} == {
         "chunks_per_s": 20.0,
         "encoder_share": 0.8,
@@ -157,11 +160,11 @@ def test_figures_are_medians_of_the_trials(modules: tuple[ModuleType, ModuleType
 
 
 def test_the_printed_lines_say_what_on_means_and_how_memory_is_held(modules: tuple[ModuleType, ModuleType]) -> None:
-    _, first_path = modules
-    result = first_path.summarise(*parts())
+    _, figures = modules
+    result = figures.summarise(*parts())
     result["raw"] |= {"cores": 2, "cpu": "a processor", "load_1m_before": 0.5, "load_1m_after": 3.0}
-    text = "\n".join(first_path.report(result))
+    text = "\n".join(figures.report(result))
     for part in ("load 0.5 before, 3.0 after", "20.0 chunks/s, 80%", "ratio 0.333", "ON 15.0", "ON: random parts"):
         assert part in text
     assert "maps 9.0 MB of the snapshot (8.0 MB present, 0 bytes of it copied)" in text
-    assert "private 50.0 MB empty, +2.0 MB loaded and searched" in text
+    assert "private 50.0 MB empty, +40.0 MB with a control of 2 documents, then +2.0 MB with this one" in text

@@ -22,7 +22,7 @@ from openbook_core.errors import ArgumentError, ConfigError, ConflictError, Corr
 from openbook_database import files
 from openbook_database.build.add_stage import split_documents
 from openbook_database.build.progress import Update
-from openbook_database.build.run import build_snapshot
+from openbook_database.build.run import build_snapshot, recorded_dtype
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.snapshot import Snapshot
@@ -60,7 +60,7 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 BUILDER = """
 import json, os, resource, signal, sys, traceback
 from openbook_core.errors import InputError
-from openbook_database.build.run import build_snapshot
+from openbook_database.build.run import build_snapshot, recorded_dtype
 from openbook_database.build.settings import BuildSettings
 from openbook_database.testing import HashEncoder, tiny_tokenizer
 
@@ -531,3 +531,10 @@ def _raise(error: BaseException) -> Callable[[Update], None]:
         raise error
 
     return progress
+
+
+def test_the_compute_type_of_a_build_is_remembered(tmp_path: Path) -> None:
+    out = tmp_path / "book"
+    assert recorded_dtype(out) is None
+    build_tiny_snapshot(out)
+    assert recorded_dtype(out) == "float32"
