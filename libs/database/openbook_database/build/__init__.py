@@ -1,0 +1,1 @@
+"""Building a snapshot: stages chunk, embed, add, finish over blocks, each resumable."""

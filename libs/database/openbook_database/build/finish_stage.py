@@ -1,0 +1,151 @@
+"""Stage "finish": documents, tokenizer, golden queries, checksums, manifest; then one rename."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from openbook_core.probes import PROBE_TEXTS
+from openbook_core.tokenizer import Tokenizer
+from openbook_database.build.chunk_stage import SourceCounts, token_dtype
+from openbook_database.build.corpus import Corpus
+from openbook_database.build.embed_stage import encode_checked, read_vectors
+from openbook_database.build.settings import BuildSettings
+from openbook_database.build.workspace import Workspace
+from openbook_database.contract import METRIC_INNER_PRODUCT, Contract
+from openbook_database.documents import DocumentTable
+from openbook_database.encoder import Encoder
+from openbook_database.files import clear_write_errors, file_digests, sync, write_atomically, write_bytes_atomically
+from openbook_database.index import exact_entry
+from openbook_database.manifest import MANIFEST_NAME, FileEntry, GoldenQueries, Manifest, Probes, ShardEntry
+from openbook_database.scoring import merge
+from openbook_database.shard import Shard
+
+_GOLDEN_K = 10
+
+
+def run_finish_stage(
+    corpus: Corpus,
+    ranges: Sequence[tuple[int, int]],
+    counts: Sequence[SourceCounts],
+    recipe: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+    settings: BuildSettings,
+    work: Workspace,
+) -> Manifest:
+    """Complete the snapshot in the work folder, with its manifest as the last file."""
+    _write_documents(work.snapshot / "documents.arrow", corpus, settings)
+    _write_tokenizer(work.snapshot / "tokenizer", tokenizer)
+    manifest_path = work.snapshot / MANIFEST_NAME
+    manifest_path.unlink(missing_ok=True)
+    probes_ND = encode_checked(encoder, list(PROBE_TEXTS), "the probe texts")
+    manifest = Manifest(
+        database=recipe["database"],
+        contract=Contract(
+            tokenizer=tokenizer.fingerprint,
+            embedder=encoder.fingerprint,
+            passage_template=settings.passage_template,
+            dimension=encoder.dimension,
+            metric=METRIC_INNER_PRODUCT,
+            chunk_length=settings.chunk_length,
+        ),
+        token_dtype=token_dtype(tokenizer.vocab_size),
+        documents=corpus.documents,
+        chunks=corpus.chunks,
+        tokens=sum(count.tokens for count in counts),
+        metadata_columns=settings.fields.metadata,
+        sources=tuple(
+            {**recipe["sources"][str(place)], **asdict(count), "licences": list(count.licences)}
+            for place, count in enumerate(counts)
+        ),
+        recipe=dict(recipe),
+        index=exact_entry(),
+        shards=tuple(_shard_entry(corpus, *ends, encoder.dimension, settings, work) for ends in ranges),
+        files=_file_entries(work.snapshot),
+        golden=_no_golden(encoder.dimension),
+        probes=Probes(PROBE_TEXTS, probes_ND),
+    )
+    manifest = replace(manifest, golden=_golden(manifest, work, corpus, tokenizer, settings, probes_ND))
+    write_bytes_atomically(manifest_path, manifest.to_bytes())
+    return manifest
+
+
+def _write_documents(path: Path, corpus: Corpus, settings: BuildSettings) -> None:
+    batch = corpus.document_batch(settings.fields.metadata)
+
+    def write(temporary: Path) -> None:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+
+    write_atomically(path, write)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    with clear_write_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        tokenizer.save(folder)
+        for path in folder.iterdir():
+            sync(path)
+
+
+def _shard_entry(
+    corpus: Corpus, first: int, end: int, dimension: int, settings: BuildSettings, work: Workspace
+) -> ShardEntry:
+    first_row = int(corpus.first_rows[first])
+    rows = int(corpus.document_rows[first:end].sum())
+    blocks = read_vectors(work, corpus, dimension, settings.embed_block, first_row, first_row + rows)
+    squares = max(float(np.square(block.astype(np.float64)).sum(axis=1).max()) for block in blocks)
+    return ShardEntry(
+        first_row=first_row,
+        rows=rows,
+        first_document=first,
+        documents=end - first,
+        first_id=corpus.external_id(first),
+        last_id=corpus.external_id(end - 1),
+        max_norm=float(np.float32(np.sqrt(squares) * (1 + 1e-6))),
+    )
+
+
+def _file_entries(folder: Path) -> dict[str, FileEntry]:
+    entries = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest, blocks = file_digests(path)
+        entries[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, digest, tuple(blocks))
+    return entries
+
+
+def _golden(
+    manifest: Manifest,
+    work: Workspace,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    settings: BuildSettings,
+    probes_ND: NDArray[np.float32],
+) -> GoldenQueries:
+    """Half of the queries are vectors of chunks at even distances, half are probe texts."""
+    documents = DocumentTable(work.snapshot / "documents.arrow", documents=manifest.documents)
+    shards = [Shard(work.snapshot, manifest, number, documents, tokenizer) for number in range(len(manifest.shards))]
+    chunks = min((settings.golden_queries + 1) // 2, corpus.chunks)
+    own = [
+        shard.vectors(np.asarray([row]))
+        for row in np.linspace(0, corpus.chunks - 1, chunks).astype(np.int64).tolist()
+        for shard in shards
+        if shard.holds(np.asarray(row))
+    ]
+    queries_ND = np.concatenate([*own, probes_ND[: settings.golden_queries - chunks]])
+    hits = merge([shard.search(queries_ND, _GOLDEN_K) for shard in shards], _GOLDEN_K)
+    return GoldenQueries(queries_ND, hits.ids_QK, hits.scores_QK)
+
+
+def _no_golden(dimension: int) -> GoldenQueries:
+    return GoldenQueries(
+        np.empty((0, dimension), np.float32), np.empty((0, _GOLDEN_K), np.int64), np.empty((0, _GOLDEN_K), np.float32)
+    )

@@ -1,0 +1,67 @@
+"""The recipe: all that a build's result follows from, compared before work is resumed or a snapshot reused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import faiss
+
+from openbook_core.errors import InputError
+from openbook_core.fingerprint import Fingerprint
+from openbook_database.build.settings import BuildSettings
+from openbook_database.encoder import Encoder
+from openbook_database.manifest import FORMAT_VERSION
+from openbook_database.reader import Source
+from openbook_database.streams import file_digest
+
+# Grows when a stage's output changes for the same input.
+STAGES = {"chunk": 1, "embed": 1, "add": 1, "finish": 1}
+_LIBRARIES = ("numpy", "pyarrow", "tokenizers", "torch", "transformers")
+
+
+def digest_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """Name (without folders), size and digest of each source as it lies on the disk."""
+    records = []
+    for source in sources:
+        size, digest = file_digest(source.path)
+        if size == 0:
+            raise InputError(f"{source.path} is empty", field="input")
+        records.append({"name": source.path.name, "size": size, "blake3": digest, "licence": source.licence})
+    return records
+
+
+def make_recipe(
+    database: str,
+    sources: Sequence[dict[str, Any]],
+    tokenizer: Fingerprint,
+    encoder: Encoder,
+    settings: BuildSettings,
+) -> dict[str, Any]:
+    """The recipe as JSON values. It names no path, host or clock."""
+    return {
+        "database": database,
+        "format_version": FORMAT_VERSION,
+        "stages": STAGES,
+        "libraries": _versions(),
+        "settings": settings.model_dump(mode="json"),
+        "sources": {str(place): record for place, record in enumerate(sources)},
+        "tokenizer": tokenizer.record,
+        "encoder": {
+            "fingerprint": encoder.fingerprint.record,
+            "dimension": encoder.dimension,
+            "max_tokens": encoder.max_tokens,
+            "dtype": encoder.dtype,
+        },
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"faiss": str(faiss.__version__)}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,163 @@
+"""Builds a snapshot: chunk, embed, add, finish. Kill it at any moment and run it again: the result is the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from openbook_core.errors import InputError
+from openbook_core.tokenizer import Tokenizer
+from openbook_database.build.add_stage import run_add_stage, split_documents
+from openbook_database.build.chunk_stage import run_chunk_stage
+from openbook_database.build.corpus import Corpus
+from openbook_database.build.embed_stage import run_embed_stage
+from openbook_database.build.finish_stage import run_finish_stage
+from openbook_database.build.progress import Progress, Stage
+from openbook_database.build.recipe import digest_sources, make_recipe
+from openbook_database.build.settings import BuildSettings
+from openbook_database.build.workspace import Workspace
+from openbook_database.encoder import Encoder
+from openbook_database.manifest import Manifest
+from openbook_database.reader import Source
+from openbook_database.registry.base import check_database_name
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The snapshot. `reused`: it was there already; `seconds`: of this run, by stage; `skipped`: bad lines, by kind."""
+
+    path: Path
+    snapshot_id: str
+    documents: int
+    chunks: int
+    shards: int
+    reused: bool
+    skipped: dict[str, int]
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def build_snapshot(
+    sources: Sequence[Source | str | Path],
+    out: str | Path,
+    *,
+    database: str,
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+    settings: BuildSettings | None = None,
+    progress: Progress = lambda update: None,
+) -> BuildResult:
+    """Build the snapshot of `sources` in the folder `out`, or go on with a build that was interrupted.
+
+    A finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log
+    in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted).
+    Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ConfigError (work or
+    a snapshot that was begun with other settings or input, each difference named) and ConflictError (another build
+    into the same folder). None of them leaves anything half-written that a next run trips over.
+    """
+    check_database_name(database)
+    settings = settings or BuildSettings()
+    resolved = [source if isinstance(source, Source) else Source(path=Path(source)) for source in sources]
+    if not resolved:
+        raise InputError("no input file was given", field="input")
+    work = Workspace(Path(out))
+    recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings)
+    manifest = work.finished(recipe)
+    if manifest is not None and not work.building.exists():
+        return _result(work, manifest, settings, reused=True)
+    with work.locked():
+        manifest = work.finished(recipe)
+        if manifest is not None:
+            work.discard()
+            return _result(work, manifest, settings, reused=True)
+        resumed = work.begin(recipe)
+        work.log.write("resume" if resumed else "start", out=str(work.out), database=database)
+        seconds: dict[str, float] = {}
+        manifest = _run_stages(resolved, recipe, tokenizer, encoder, settings, work, progress, seconds)
+        work.publish()
+        work.discard()
+        work.log.write("finish", snapshot=manifest.snapshot_id, seconds=seconds)
+        return _result(work, manifest, settings, reused=False, seconds=seconds)
+
+
+def recorded_dtype(out: str | Path) -> str | None:
+    """Compute type of the encoder in the snapshot or the unfinished build at `out`, None where there is neither.
+
+    Whoever chooses the type by timing must stay with it, or the choice would differ from run to run.
+    """
+    recipe = Workspace(Path(out)).recorded_recipe()
+    return None if recipe is None else str(recipe["encoder"]["dtype"])
+
+
+def _run_stages(
+    sources: Sequence[Source],
+    recipe: dict[str, Any],
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+    settings: BuildSettings,
+    work: Workspace,
+    progress: Progress,
+    seconds: dict[str, float],
+) -> Manifest:
+    with Stage("chunk", None, progress, work.log) as stage:
+        counts = run_chunk_stage(sources, tokenizer, settings, work, stage).counts
+        _require_unchanged(sources, recipe, work)
+    seconds["chunk"] = stage.seconds
+    corpus = Corpus(work, settings.chunk_length)
+    with Stage("embed", corpus.chunks, progress, work.log) as stage:
+        run_embed_stage(corpus, tokenizer, encoder, settings, work, stage)
+    seconds["embed"] = stage.seconds
+    ranges = split_documents(corpus.document_rows, settings.shards)
+    with Stage("add", corpus.chunks, progress, work.log) as stage:
+        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage)
+    seconds["add"] = stage.seconds
+    with Stage("finish", corpus.chunks, progress, work.log) as stage:
+        manifest = run_finish_stage(corpus, ranges, counts, recipe, tokenizer, encoder, settings, work)
+        stage.advance(corpus.chunks)
+    seconds["finish"] = stage.seconds
+    return manifest
+
+
+def _require_unchanged(sources: Sequence[Source], recipe: dict[str, Any], work: Workspace) -> None:
+    now = digest_sources(sources)
+    for place, record in enumerate(now):
+        if record != recipe["sources"][str(place)]:
+            work.discard()
+            raise InputError(
+                f"{sources[place].path} changed while it was being read: the work was discarded, build it again once the "
+                "file is complete",
+                field="input",
+            )
+
+
+def _result(
+    work: Workspace,
+    manifest: Manifest,
+    settings: BuildSettings,
+    *,
+    reused: bool,
+    seconds: dict[str, float] | None = None,
+) -> BuildResult:
+    skipped: dict[str, int] = {}
+    for source in manifest.sources:
+        for kind, number in source["skipped"].items():
+            skipped[kind] = skipped.get(kind, 0) + number
+    shards = len(manifest.shards)
+    notes = (
+        (f"{shards} shards were made instead of {settings.shards}: a shard holds whole documents",)
+        if shards < settings.shards
+        else ()
+    )
+    return BuildResult(
+        path=work.out,
+        snapshot_id=manifest.snapshot_id,
+        documents=manifest.documents,
+        chunks=manifest.chunks,
+        shards=shards,
+        reused=reused,
+        skipped=skipped,
+        seconds=seconds or {},
+        notes=notes,
+    )
