@@ -15,7 +15,7 @@ from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 if TYPE_CHECKING:
     from openbook_core.clients import AdminClient
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 
 
@@ -67,6 +67,8 @@ def build(
         settings=settings,
         progress=ProgressLine(),
     )
+    for kind, number in result.skipped.items():
+        print(f"skipped: {number} lines ({kind})", file=sys.stderr)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     verb = "was there already" if result.reused else "built"
@@ -91,11 +93,14 @@ class ProgressLine:
 
 
 @app.command()
-def verify(snapshot: Path) -> None:
+def verify(
+    snapshot: Path,
+    expect: Annotated[str | None, typer.Option("--snapshot", help="The id that it must have.")] = None,
+) -> None:
     """Check every byte, every row and the golden queries."""
     from openbook_database.verify import verify as check
 
-    done = check(snapshot)
+    done = check(snapshot, expected_id=expect)
     print(
         f"snapshot {done.snapshot_id} is whole: {done.files} files, {done.chunks} chunks, {done.golden_queries} golden"
     )

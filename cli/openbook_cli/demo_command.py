@@ -16,9 +16,12 @@ def demo(
     train_seconds: Annotated[int, typer.Option(min=0, help="How long to train the tiny RETRO; 0: not at all.")] = 60,
     editions: Annotated[Path, typer.Option(help="Folder of the editions.")] = Path("examples/factbook"),
     workdir: Annotated[Path, typer.Option(help="Snapshots, registry and logs.")] = Path(".openbook/demo"),
+    train_config: Annotated[Path, typer.Option(help="Configuration of the tiny RETRO.")] = Path(
+        "examples/train/tiny.yaml"
+    ),
 ) -> None:
     """Two editions of a book, a live swap under load, and a tiny RETRO trained against the live retriever."""
     from openbook_cli.demo.run import DemoOptions, run
 
-    options = DemoOptions(questions, documents, json_, keep, train_seconds, editions, workdir)
+    options = DemoOptions(questions, documents, json_, keep, train_seconds, editions, workdir, train_config)
     raise typer.Exit(run(options))

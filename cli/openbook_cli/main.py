@@ -1,4 +1,4 @@
-"""The `openbook` command: one file per group of verbs. Errors are one line for people, and exit code 2 or 1."""
+"""The `openbook` command: one file per group of verbs. Errors are one line for people, with an exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ import typer
 from openbook_cli import database, demo_command, serve, train
 from openbook_core.errors import ArgumentError, OpenbookError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="RETRO with a book that can be swapped.")
+# Plain help: rich's markup would cost half of the command's start.
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="RETRO with a book that can be swapped.",
+)
 app.add_typer(serve.app, name="serve", help="Start one service in the foreground.")
 app.add_typer(database.app, name="db", help="Build, check and swap databases.")
 app.command("train")(train.train)
@@ -17,12 +23,12 @@ app.command("demo")(demo_command.demo)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 a wrong argument or input, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 failed, 2 a wrong argument or input, 130 interrupted (Typer's)."""
     try:
-        app(standalone_mode=True)
+        app()
     except OpenbookError as error:
         print(f"error: {error.message}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ArgumentError) else 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -8,7 +8,7 @@ import typer
 
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port; 0 takes a free one, which the first line of output names.")]
 

@@ -67,22 +67,30 @@ def test_the_checker_fires_on_a_passage_of_another_snapshot(tmp_path: Path) -> N
     assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((10**9, text_one),)))
 
 
-def test_calls_under_way_during_the_window_are_inside_it() -> None:
-    calls = [Call("search_text", start, 1.0) for start in (0.0, 4.5, 5.5, 9.0)]
-    report = latency(calls, 5.0, 6.0)["search_text"]
-    assert report["during_swap"]["calls"] == 2
-    assert report["outside"] == {"calls": 2, "p50_ms": 1000.0, "p99_ms": 1000.0}
+def test_calls_under_way_during_a_window_are_inside_it() -> None:
+    calls = [Call("search_text", start, 1.0) for start in (0.0, 4.5, 5.5, 9.0)] + [Call("search_text", 5.0, 9.0, "x")]
+    report = latency(calls, {"swap": [(5.0, 6.0)], "outside": [(0.0, 1.0), (9.5, 9.6)]})["search_text"]
+    assert report["swap"]["calls"] == 2
+    assert report["outside"] == {"calls": 2, "p50_ms": 1000.0, "p99_ms": 1000.0, "max_ms": 1000.0}
     assert percentile([], 0.5) is None
     assert percentile([3, 1, 2], 0.99) == 3
 
 
-def test_the_load_reaches_its_minimum_even_when_told_to_finish_at_once() -> None:
-    load = Load(lambda n: Call("completion", 0, 0), lambda n: Call("search_text", 0, 0), completions=7, searches=11)
+def test_the_load_reaches_its_minimum_and_a_client_that_breaks_is_a_failed_call() -> None:
+    def broken(number: int) -> Call:
+        if number == 3:
+            raise ValueError("a bug in the client")
+        return Call("search_text", 0, 0, passages=((1, "x"),))
+
+    empty = Call("completion", 0, 0)
+    load = Load({"completion": (lambda n: empty, 7, 0.0), "search_text": (broken, 11, 0.0)})
     load.start()
     load.finish()
     kinds = [call.kind for call in load.calls]
     assert kinds.count("completion") >= 7
     assert kinds.count("search_text") >= 11
+    errors = {call.error for call in load.calls}
+    assert errors == {"", "ValueError: a bug in the client", "the reply holds no passage"}
 
 
 def openbook(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,9 +108,11 @@ def openbook(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["serve", "retriever", "--role", "nothing", "--registry", "r"], 2, "role"),
         (["train", "--config", "missing.yaml", "--print-config"], 2, "missing.yaml"),
         (["demo", "--editions", "missing"], 1, "missing"),
+        (["demo", "--workdir", __file__], 1, "test_cli_demo.py"),
+        (["train", "--config", "examples", "--print-config"], 2, "examples"),
     ],
 )
-def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+def test_errors_are_one_line_with_an_exit_code(arguments: list[str], code: int, message: str) -> None:
     done = openbook(*arguments)
     assert done.returncode == code, done.stderr
     assert message in done.stderr

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from openbook_core.clients import RetrieverClient
 from openbook_core.config import render_config
-from openbook_core.errors import ConfigError, OpenbookError
+from openbook_core.errors import ArgumentError, ConfigError, OpenbookError
 from openbook_core.telemetry import setup_logging
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, initialise, weights_hash
@@ -32,7 +32,7 @@ from openbook_trainer.optimiser import make_optimiser
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: exit code 0, 2 for an error that the message explains, 130 after Ctrl-C."""
+    """The command line: exit code 0, 2 for settings that cannot be used, 1 for another OpenbookError, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="openbook train", description="Train RETRO against a running retriever.")
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see examples/train/")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         train(config)
     except OpenbookError as error:
         print(f"error: {error.message}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ArgumentError) else 1
     except KeyboardInterrupt:
         print("interrupted; the last checkpoint is whole, run the same command to go on", file=sys.stderr)
         return 130

@@ -2,6 +2,8 @@
 
 `checkpoints/step-00000100/` holds the shards that torch.distributed.checkpoint wrote and `state.json`: the step, the
 settings that decide what the run computes, the pinned snapshot, and size and SHA-256 of every shard file.
+A checkpoint that is written once more stands aside as `.step-00000100.aside` until its successor has its name, so that
+at every moment one of them is whole and found.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from openbook_trainer.distributed import World
 
 STATE_FILE = "state.json"
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step-(\d{8})")
+_NAME = re.compile(r"step-(\d{8})|\.step-(\d{8})\.aside")
 # What may change between the parts of one run: where it runs, how it is watched, when it pauses.
 _FREE = ("out", "stop_at", "max_seconds", "threads", "device", "log_every", "evaluation", "checkpoint")
 _FREE_RETRIEVAL = ("address", "snapshot", "prefetch", "deadline_s", "retry_budget", "on_failure")
@@ -79,6 +81,9 @@ def save(
         folder.mkdir(parents=True, exist_ok=True)
         for left_over in folder.glob(".step-*.draft"):
             shutil.rmtree(left_over)
+        for replaced in folder.glob(".step-*.aside"):
+            if (folder / replaced.stem[1:]).exists():
+                shutil.rmtree(replaced)
         draft.mkdir()
     _barrier(world)
     weights, moments = get_state_dict(model, optimiser)
@@ -95,9 +100,12 @@ def save(
         (draft / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for file in draft.iterdir():
             _sync(file)
-        shutil.rmtree(target, ignore_errors=True)
+        aside = folder / f".{target.name}.aside"
+        if target.exists():
+            target.rename(aside)
         draft.rename(target)
         _sync(folder)
+        shutil.rmtree(aside, ignore_errors=True)
         for _, old in _steps(folder)[keep:]:
             shutil.rmtree(old)
     _barrier(world)
@@ -133,7 +141,7 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
     matches = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
-    return sorted(((int(match[1]), path) for match, path in matches if match), reverse=True)
+    return sorted(((int(match[1] or match[2]), path) for match, path in matches if match), reverse=True)
 
 
 def _verify(path: Path) -> RunState:

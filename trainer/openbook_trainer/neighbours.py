@@ -205,6 +205,6 @@ class LiveSource:
 def _not_up(config: RetrievalConfig, error: UnavailableError) -> UnavailableError:
     return UnavailableError(
         f"no neighbours from the retriever at {config.address} ({error.message}); start it "
-        "(openbook retriever serve), or correct retrieval.address",
+        "(openbook serve retriever), or correct retrieval.address",
         field="retrieval.address",
     )

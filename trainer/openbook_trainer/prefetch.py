@@ -58,5 +58,5 @@ class Prefetch(Generic[Item]):
                     return
                 self._ready.put(item)
             self._ready.put(None)
-        except Exception as error:  # noqa: BLE001  handed to the reader, who raises it  # noqa: BLE001 - raised again where the item is used
+        except Exception as error:  # noqa: BLE001  handed to the reader, who raises it
             self._ready.put(_Failure(error))

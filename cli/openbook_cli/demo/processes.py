@@ -1,4 +1,4 @@
-"""The services as child processes: started, waited for, and stopped by pid whatever happens."""
+"""Child processes: started, waited for, and stopped by pid whatever happens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from openbook_core.errors import UnavailableError
+from openbook_core.errors import OpenbookError, UnavailableError
 
 OPENBOOK = [sys.executable, "-m", "openbook_cli"]
 
@@ -55,6 +55,21 @@ class Processes:
             tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-5:])
             raise UnavailableError(f"{name} did not start within {deadline_s:.0f} s; the end of {log_path}:\n{tail}")
         return str(line["address"])
+
+    def run(self, name: str, arguments: list[str]) -> list[str]:
+        """Run `openbook ARGUMENTS` to its end and return its lines of output; its messages go to our own.
+
+        Raises OpenbookError with the exit code if it is not 0. An interrupt ends the child as `stop` does.
+        """
+        child = subprocess.Popen(
+            [*OPENBOOK, *arguments], stdout=subprocess.PIPE, text=True, env=child_environment(), start_new_session=True
+        )
+        self._children.append((name, child))
+        lines = child.communicate()[0].splitlines()
+        self._children.remove((name, child))
+        if child.returncode:
+            raise OpenbookError(f"{name} ended with exit code {child.returncode}; its messages are above")
+        return lines
 
     def pids(self) -> dict[str, int]:
         return {name: child.pid for name, child in self._children}

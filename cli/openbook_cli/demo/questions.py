@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -11,8 +10,6 @@ from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import zstandard
 
 
 @dataclass(frozen=True)
@@ -29,9 +26,10 @@ class Question:
 
 
 def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    with path.open("rb") as raw:
-        lines = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(raw), encoding="utf-8")
-        return [json.loads(line) for line in islice(lines, limit)]
+    """The rows of a JSON Lines file; raises InputError for one that is missing or damaged."""
+    from openbook_database.streams import read_lines
+
+    return [json.loads(line) for line in islice(read_lines(path), limit)]
 
 
 def load_questions(people: Path, editions: Sequence[Path], count: int, documents: int | None) -> list[Question]:

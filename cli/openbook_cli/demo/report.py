@@ -1,4 +1,4 @@
-"""What the demo prints at its end."""
+"""What the demo prints."""
 
 from __future__ import annotations
 
@@ -13,32 +13,30 @@ from openbook_cli.demo.questions import Question
 
 
 def print_table(questions: Sequence[Question], rounds: dict[str, list[Call]]) -> None:
-    """Each question with its three answers, the right ones, and the first passage of the answer after the swap."""
+    """Each question with its three answers and the passage that each rests on, and the right answers."""
     table = Table(show_lines=True)
-    for column in ("question", "before (2015)", "after (2026)", "rolled back (2015)", "right: 2015 / 2026", "passages"):
+    for column in ("question", "before (2015)", "after (2026)", "rolled back (2015)", "right: 2015 / 2026"):
         table.add_column(column, overflow="fold")
     for place, question in enumerate(questions):
-        answers = [_short(rounds[name][place].answer) for name in ("before", "after", "rollback")]
-        passages = rounds["after"][place].titles
-        table.add_row(
-            question.text, *answers, f"{question.old_answer} / {question.new_answer}", passages[0] if passages else "-"
-        )
+        cells = [_cell(rounds[name][place]) for name in ("before", "after", "rollback")]
+        table.add_row(question.text, *cells, f"{question.old_answer}\n{question.new_answer}")
     Console().print(table)
+    print("[...]: the passage that the answer rests on, title and chunk id in the snapshot of that answer")
 
 
 def print_figures(figures: dict[str, Any]) -> None:
     """The figures below the table, one a line."""
-    print(f"requests sent                 {figures['requests']}")
+    swap = figures["swap"]
+    print(f"requests sent                 {figures['requests']}  {figures['requests_by_kind']}")
     print(f"failed                        {figures['failed_requests']}")
     print(f"replies that mix snapshots    {figures['mixed_replies']}")
-    print(
-        f"swap: prepare / activate      {figures['swap']['prepare_seconds']} s / {figures['swap']['activate_seconds']} s"
-    )
+    print(f"swap: load / move             {swap['prepare_seconds']} s / {swap['activate_seconds']} s")
     print(f"rollback                      {figures['rollback_seconds']} s")
+    print(f"latency under {figures['load']}")
     for kind, parts in figures["latency"].items():
         for where, numbers in parts.items():
-            p50, p99 = (_ms(numbers[key]) for key in ("p50_ms", "p99_ms"))
-            print(f"{kind + ' ' + where.replace('_', ' '):<29} p50 {p50}  p99 {p99}  ({numbers['calls']} calls)")
+            shown = "  ".join(f"{key[:-3]} {_ms(numbers[key])}" for key in ("p50_ms", "p99_ms", "max_ms"))
+            print(f"  {kind + ' ' + where.replace('_', ' '):<27} {shown}  ({numbers['calls']} calls)")
     same = figures["weights_hash_before"] == figures["weights_hash_after"]
     print(f"weights hash before / after   {figures['weights_hash_before'][:16]} / {figures['weights_hash_after'][:16]}")
     print(f"weights                       {'unchanged' if same else 'CHANGED'}")
@@ -48,12 +46,21 @@ def print_figures(figures: dict[str, Any]) -> None:
     for name in ("before", "after", "rollback"):
         part = figures[name]
         print(f"{name:<29} matches 2015 {part['matches_old']:.2f}  matches 2026 {part['matches_new']:.2f}")
-    if "training" in figures:
-        print(f"tiny RETRO trained live       {figures['training']}")
 
 
-def _short(text: str) -> str:
-    return " ".join(text.split())[:120] or "(nothing)"
+def print_training(summary: dict[str, Any]) -> None:
+    """What a minute of training against the live retriever gave."""
+    print(f"tiny RETRO, trained live      {summary['steps']} steps, {summary['tokens']} tokens")
+    print(f"  held-out loss               without retrieval {summary['loss_off']:.4f}, with {summary['loss_on']:.4f}")
+    print(
+        f"  with shuffled neighbours    {summary['loss_shuffled']:.4f}: what is not better than this is no use of the book"
+    )
+
+
+def _cell(call: Call) -> str:
+    if call.error:
+        return f"FAILED: {call.error[:80]}"
+    return f"{' '.join(call.answer.split())[:160] or '(nothing)'}\n[{', '.join(call.shown) or 'no passage'}]"
 
 
 def _ms(value: float | None) -> str:

@@ -54,11 +54,13 @@ Config = TypeVar("Config", bound=FrozenConfig)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; raises ConfigError for a missing file, bad YAML or another type."""
+    """The mapping in a YAML file; raises ConfigError for a file that cannot be read, bad YAML or another type."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no such configuration file: {path}", field="config") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read as a file: {error.strerror}", field="config") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}", field="config") from None
     if data is None:

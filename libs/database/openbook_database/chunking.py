@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ _WINDOW = 256
 _TRIES = 32
 # Between a letter or digit and a blank: no rule of the byte-pair tokenizers in use joins across it.
 _BORDER = re.compile(r"\w(?=\s)")
-_HEADING = re.compile(r"^(?:(?P<fence>```|~~~)|#{1,6}[ \t]+(?P<heading>[^\n]*?)[ \t#]*$)", re.MULTILINE)
+_HEADING = re.compile(r"^(?:(?P<fence>```|~~~)|#{1,6}[ \t]+(?P<heading>[^\n]*))", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _PARTS = ("text", "title", "heading")
 
@@ -81,13 +81,20 @@ def chunk_document(text: str, tokenizer: Tokenizer, chunk_length: int) -> Chunks
         count += len(ids)
     tokens = np.concatenate(tokens_parts)
     places, names = _headings(text)
-    headings: list[str | None] = []
+    under = np.searchsorted(places, _first_letters(text, starts), side="right") - 1
+    return Chunks(tokens, [names[place] if place >= 0 else None for place in under.tolist()])
+
+
+def _first_letters(text: str, starts: Sequence[int]) -> list[int]:
+    """For each of the rising `starts`, the first character from there on that is not blank; one pass over `text`."""
+    found = []
+    place = 0
     for start in starts:
-        while start < len(text) and text[start].isspace():
-            start += 1
-        place = int(np.searchsorted(places, start, side="right")) - 1
-        headings.append(names[place] if place >= 0 else None)
-    return Chunks(tokens, headings)
+        place = max(place, start)
+        while place < len(text) and text[place].isspace():
+            place += 1
+        found.append(place)
+    return found
 
 
 def slices(text: str, tokenizer: Tokenizer, size: int = SLICE_CHARACTERS) -> Iterator[tuple[int, str]]:
@@ -127,7 +134,7 @@ def _headings(text: str) -> tuple[NDArray[np.int64], list[str]]:
     for match in _HEADING.finditer(text):
         if match["fence"]:
             fenced = not fenced
-        elif not fenced and match["heading"]:
+        elif not fenced and (heading := match["heading"].rstrip(" \t#")):
             places.append(match.start())
-            names.append(match["heading"])
+            names.append(heading)
     return np.asarray(places, dtype=np.int64), names

@@ -19,6 +19,7 @@ from openbook_database.scoring import Hits, merge
 from openbook_database.shard import Shard, shard_folder
 
 Verification = Literal["sizes", "sample", "full"]
+_ID_DIGITS = 8
 
 
 class Snapshot:
@@ -45,12 +46,17 @@ class Snapshot:
         """Open the snapshot in the folder `path`, or only some of its `shards`.
 
         verify: "sizes" compares sizes alone; "sample" also the checksums of files up to 64 MiB and of the first, middle
-        and last block of larger ones; "full" every byte. expected_id: the id that the folder must have.
+        and last block of larger ones; "full" every byte. expected_id: the id that the folder must have, or the first
+        8 or more digits of it.
         Raises NotFoundError where there is no snapshot and CorruptError naming the file and what differs.
         """
         path = Path(path)
         manifest = Manifest.read(path)
-        if expected_id is not None and manifest.snapshot_id != expected_id:
+        if expected_id is not None and len(expected_id) < _ID_DIGITS:
+            raise ArgumentError(
+                f"snapshot {expected_id!r}: give the id, or at least its first {_ID_DIGITS} digits", field="snapshot"
+            )
+        if expected_id is not None and not manifest.snapshot_id.startswith(expected_id):
             raise CorruptError(
                 f"{path / 'manifest.json'}: its digest is {manifest.snapshot_id}, expected snapshot {expected_id}"
             )

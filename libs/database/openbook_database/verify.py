@@ -27,7 +27,10 @@ class Verification:
 
 
 def verify(path: str | Path, *, expected_id: str | None = None) -> Verification:
-    """Check all of a snapshot; raises NotFoundError or CorruptError naming the file and what differs."""
+    """Check all of a snapshot, and that it is `expected_id` (the id or its first 8 or more digits) where that is given.
+
+    Raises NotFoundError or CorruptError naming the file and what differs.
+    """
     path = Path(path)
     snapshot = Snapshot.open(path, "full", expected_id=expected_id)
     manifest = snapshot.manifest

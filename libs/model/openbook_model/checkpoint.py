@@ -121,8 +121,8 @@ def read_config(folder: Path) -> RetroConfig:
     if record.get("format") != FORMAT:
         architecture = record.get("architectures") or record.get("model_type") or record.get("implementation")
         raise InputError(
-            f"{path} is not an Openbook model (architecture {architecture!r}); convert it first: "
-            "openbook model convert",
+            f"{path} is not an Openbook model (architecture {architecture!r}); convert it with "
+            "openbook_model.convert.convert_model",
             field="model",
         )
     if record.get("format_version") != FORMAT_VERSION:

@@ -144,6 +144,18 @@ class RollbackReply(_message.Message):
     state: DatabaseState
     def __init__(self, state: _Optional[_Union[DatabaseState, _Mapping]] = ...) -> None: ...
 
+class AbortRequest(_message.Message):
+    __slots__ = ("database",)
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    def __init__(self, database: _Optional[str] = ...) -> None: ...
+
+class AbortReply(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: DatabaseState
+    def __init__(self, state: _Optional[_Union[DatabaseState, _Mapping]] = ...) -> None: ...
+
 class ListRequest(_message.Message):
     __slots__ = ("database",)
     DATABASE_FIELD_NUMBER: _ClassVar[int]

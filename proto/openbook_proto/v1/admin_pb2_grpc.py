@@ -55,6 +55,11 @@ class DatabaseAdminStub:
                 request_serializer=openbook__proto_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
                 response_deserializer=openbook__proto_dot_v1_dot_admin__pb2.RollbackReply.FromString,
                 _registered_method=True)
+        self.Abort = channel.unary_unary(
+                '/openbook_proto.v1.DatabaseAdmin/Abort',
+                request_serializer=openbook__proto_dot_v1_dot_admin__pb2.AbortRequest.SerializeToString,
+                response_deserializer=openbook__proto_dot_v1_dot_admin__pb2.AbortReply.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/openbook_proto.v1.DatabaseAdmin/List',
                 request_serializer=openbook__proto_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
@@ -94,6 +99,13 @@ class DatabaseAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Abort(self, request, context):
+        """Gives up the snapshot that is being prepared.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def List(self, request, context):
         """Lists databases, snapshots, replicas and routers.
         """
@@ -123,6 +135,11 @@ def add_DatabaseAdminServicer_to_server(servicer, server):
                     servicer.Rollback,
                     request_deserializer=openbook__proto_dot_v1_dot_admin__pb2.RollbackRequest.FromString,
                     response_serializer=openbook__proto_dot_v1_dot_admin__pb2.RollbackReply.SerializeToString,
+            ),
+            'Abort': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abort,
+                    request_deserializer=openbook__proto_dot_v1_dot_admin__pb2.AbortRequest.FromString,
+                    response_serializer=openbook__proto_dot_v1_dot_admin__pb2.AbortReply.SerializeToString,
             ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
@@ -239,6 +256,33 @@ class DatabaseAdmin:
             '/openbook_proto.v1.DatabaseAdmin/Rollback',
             openbook__proto_dot_v1_dot_admin__pb2.RollbackRequest.SerializeToString,
             openbook__proto_dot_v1_dot_admin__pb2.RollbackReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Abort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openbook_proto.v1.DatabaseAdmin/Abort',
+            openbook__proto_dot_v1_dot_admin__pb2.AbortRequest.SerializeToString,
+            openbook__proto_dot_v1_dot_admin__pb2.AbortReply.FromString,
             options,
             channel_credentials,
             insecure,

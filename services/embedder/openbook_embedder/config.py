@@ -16,7 +16,7 @@ class EmbedderConfig(FrozenConfig):
     """What `openbook serve embedder` takes. `batch_tokens` counts tokens with padding: texts times the longest."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=50051, ge=0, le=65535, description="0 takes a free port")
+    port: int = Field(default=7001, ge=0, le=65535, description="0 takes a free port")
     model: str = Field(default=DEFAULT_EMBEDDER, min_length=1, description="folder, or name of a model")
     dtype: Dtype = Field(default="auto", description="auto times bfloat16 against float32 at start")
     threads: int | None = Field(default=None, ge=1, description="threads of the encoder; by default one per core")

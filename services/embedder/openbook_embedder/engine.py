@@ -10,12 +10,13 @@ import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openbook_core.errors import InputError
+from openbook_core.errors import ArgumentError, InputError
 from openbook_core.fingerprint import Fingerprint
 from openbook_core.probes import PROBE_TEXTS
 from openbook_core.telemetry import get_logger
@@ -59,12 +60,15 @@ class EncoderEngine:
         self.probe_vectors: NDArray[np.float32] = self.encode(PROBE_TEXTS)
 
     @classmethod
-    def load(cls, name_or_path: str | Path, *, dtype: Dtype = "auto", threads: int | None = None) -> EncoderEngine:
+    def load(cls, name_or_path: str | Path, *, dtype: Dtype = "auto", threads: int | None = None) -> Self:
         """A folder in the layout of sentence-transformers, or a model name (see `openbook_core.weights`).
 
         `dtype` "auto" times bfloat16 against float32 and logs what it chose. `threads` sets torch's threads for the
-        whole process. Raises NotFoundError for an unknown model, InputError for a folder that is not an encoder's.
+        whole process. Raises NotFoundError for an unknown model, InputError for a folder that is not an encoder's,
+        ArgumentError for an unknown dtype.
         """
+        if dtype not in get_args(Dtype):
+            raise ArgumentError(f"dtype: given {dtype!r}; known: {', '.join(get_args(Dtype))}", field="dtype")
         if threads is not None:
             torch.set_num_threads(threads)
         folder = EncoderFolder.read(resolve_model(str(name_or_path)))

@@ -34,9 +34,9 @@ class GeneratorConfig(FrozenConfig):
     """
 
     host: str = "127.0.0.1"
-    port: int = Field(default=0, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
     model: str = DEFAULT_MODEL
-    retriever: str = "127.0.0.1:7100"
+    retriever: str = "127.0.0.1:7000"
     database: str = "default"
     k: int = Field(default=12, ge=0)
     max_k: PositiveInt = 32

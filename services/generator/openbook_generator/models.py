@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -13,9 +14,12 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_core.weights import resolve_model
 from openbook_generator.config import GeneratorConfig
 from openbook_model import RetroModel, load, save
-from openbook_model.checkpoint import CONFIG_FILE, FORMAT
+from openbook_model.checkpoint import CONFIG_FILE, FORMAT, FORMAT_VERSION
 from openbook_model.precision import probe_precision
 
+# Raised whenever the same source would be converted to another model, so that kept conversions are made anew.
+CONVERSION_VERSION = 1
+_CONVERTERS = ("transformers", "tokenizers", "gguf")
 _END_MARKERS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 
 
@@ -44,6 +48,7 @@ def _converted(source: Path) -> Path:
     cache = Path(os.environ.get("OPENBOOK_CACHE") or Path.home() / ".cache" / "openbook")
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
     state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    state.append((FORMAT_VERSION, CONVERSION_VERSION, *(version(name) for name in _CONVERTERS)))
     target = cache / "models" / f"{source.stem}-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from openbook_core.errors import OpenbookError
+from openbook_core.errors import ArgumentError, OpenbookError
 from openbook_retriever.config import RetrieverConfig
 
 
@@ -27,7 +27,7 @@ def parse_args(arguments: Sequence[str]) -> RetrieverConfig:
 
 
 def main() -> int:
-    """Exit code 0 after a signal, 2 for an error that a person can do something about."""
+    """Exit code 0 after a signal, 2 for options or input that are wrong, 1 for any other error."""
     try:
         config = parse_args(sys.argv[1:])
         from openbook_retriever.app import serve
@@ -35,7 +35,7 @@ def main() -> int:
         serve(config)
     except OpenbookError as error:
         print(f"error: {error.message}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, ArgumentError) else 1
     return 0
 
 

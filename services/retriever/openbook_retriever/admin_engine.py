@@ -40,6 +40,11 @@ class AdminEngine:
         self._watch.refresh(request.database)
         return pb.RollbackReply(state=self._state(request.database))
 
+    def abort(self, request: pb.AbortRequest, actor: str) -> pb.AbortReply:
+        self._registry.abort(request.database, actor=actor)
+        self._watch.refresh(request.database)
+        return pb.AbortReply(state=self._state(request.database))
+
     def list(self, request: pb.ListRequest) -> pb.ListReply:
         if request.database:
             return pb.ListReply(databases=[self._state(request.database)])

@@ -27,5 +27,8 @@ class AdminService(admin_pb2_grpc.DatabaseAdminServicer):
     def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackReply:
         return self._engine.rollback(request, context.peer())
 
+    def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortReply:
+        return self._engine.abort(request, context.peer())
+
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListReply:
         return self._engine.list(request)

@@ -36,6 +36,12 @@ class AdminClient(Client):
         )
         return reply.state
 
+    def abort(self, database: str, *, timeout_s: float = 30.0) -> admin_pb2.DatabaseState:
+        """Give up the snapshot that is being prepared, if there is one; the live one is untouched."""
+        request = admin_pb2.AbortRequest(database=database)
+        reply: admin_pb2.AbortReply = self._call(self._stub.Abort, request, timeout_s)
+        return reply.state
+
     def list(self, database: str = "", *, timeout_s: float = 10.0) -> list[admin_pb2.DatabaseState]:
         reply: admin_pb2.ListReply = self._call(self._stub.List, admin_pb2.ListRequest(database=database), timeout_s)
         return list(reply.databases)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
+from openbook_core.errors import ArgumentError
 from openbook_core.rpc.channel import open_channel
 from openbook_core.rpc.status import error_from_rpc
 from openbook_core.telemetry import request_id
@@ -34,3 +36,28 @@ class Client:
             return method(request, timeout=timeout_s, metadata=[("x-request-id", current)] if current else None)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from error
+
+
+def require_text(field: str, value: str) -> str:
+    """`value`, which must be a string that UTF-8 can hold; raises ArgumentError naming `field`."""
+    if not isinstance(value, str):
+        raise ArgumentError(f"{field}: must be a string, given {type(value).__name__}", field=field)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"{field}: half of a surrogate pair at character {error.start} is not text; replace it or leave it out",
+            field=field,
+        ) from None
+    return value
+
+
+def require_count(field: str, value: int, *, bits: int, least: int = 0) -> int:
+    """`value` as an int from `least` to the largest of `bits` bits; raises ArgumentError naming `field`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ArgumentError(f"{field}: must be a whole number, given {value!r}", field=field) from None
+    if not least <= number < 2**bits:
+        raise ArgumentError(f"{field}: must be from {least} to {2**bits - 1}, given {number}", field=field)
+    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.clients.base import Client
+from openbook_core.clients.base import Client, require_count, require_text
+from openbook_core.errors import ArgumentError
 from openbook_core.vectors import dtype_of, encode_vectors
 from openbook_proto.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 
@@ -18,7 +20,8 @@ from openbook_proto.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 class ChunkTable:
     """n chunks with m = `chunk_length`; fields that were not asked for are None or empty.
 
-    `tokens` uint32 [n, 2m] (chunk, then continuation, padded with 0), `lengths` uint16 [n, 2].
+    `tokens` uint32 [n, 2m] (chunk, then continuation, padded with 0), `lengths` uint16 [n, 2]; where tokens were asked
+    for and nothing was found, n is 0.
     """
 
     chunk_length: int
@@ -29,9 +32,11 @@ class ChunkTable:
     documents: list[retriever_pb2.Document]
 
     @classmethod
-    def from_proto(cls, chunks: retriever_pb2.Chunks) -> ChunkTable:
+    def from_proto(cls, chunks: retriever_pb2.Chunks, *, tokens_asked: bool = False) -> ChunkTable:
         tokens = lengths = None
-        if chunks.lengths:
+        if not chunks.lengths and tokens_asked:
+            tokens, lengths = np.zeros((0, 2 * chunks.chunk_length), np.uint32), np.zeros((0, 2), np.uint16)
+        elif chunks.lengths:
             lengths = np.frombuffer(chunks.lengths, dtype="<u2").reshape(-1, 2)
             raw = np.frombuffer(chunks.tokens, dtype=dtype_of(chunks.token_type))
             tokens = raw.reshape(-1, 2 * chunks.chunk_length).astype(np.uint32)
@@ -64,7 +69,7 @@ class SearchResult:
     timings: common_pb2.Timings
 
     @classmethod
-    def from_proto(cls, reply: retriever_pb2.SearchReply) -> SearchResult:
+    def from_proto(cls, reply: retriever_pb2.SearchReply, *, tokens_asked: bool = False) -> SearchResult:
         ids = np.frombuffer(reply.ids, dtype="<i8").reshape(reply.queries, reply.k)
         found = ids.ravel() >= 0
         return cls(
@@ -72,7 +77,7 @@ class SearchResult:
             epoch=reply.epoch,
             ids=ids,
             scores=np.frombuffer(reply.scores, dtype="<f4").reshape(reply.queries, reply.k),
-            chunks=ChunkTable.from_proto(reply.chunks),
+            chunks=ChunkTable.from_proto(reply.chunks, tokens_asked=tokens_asked),
             row_of=np.where(found, np.cumsum(found) - 1, -1).reshape(ids.shape),
             unknown_exclusions=reply.unknown_exclusions,
             missing_shards=list(reply.missing_shards),
@@ -82,25 +87,34 @@ class SearchResult:
 
 
 class RetrieverClient(Client):
-    """Calls one router or shard at HOST:PORT. Never retries."""
+    """Calls one router or shard at HOST:PORT. Never retries.
+
+    Remembers the highest epoch that it has seen of each database and asks for no older one, so that calls without a
+    pinned snapshot never go back, whichever replica answers. May be shared by threads.
+    """
 
     def __init__(self, address: str) -> None:
         super().__init__(address)
         self._stub = retriever_pb2_grpc.RetrieverStub(self._channel)
+        self._epochs: dict[str, int] = {}
+        self._epochs_lock = threading.Lock()
 
     def search(
         self, database: str, queries: NDArray[Any], k: int, *, timeout_s: float = 30.0, **options: Any
     ) -> SearchResult:
         """Neighbours of `queries` [Q, d] float32 or float16; for the options see `search_request`."""
         request = search_request(database, k, queries=queries, **options)
-        return SearchResult.from_proto(self._call(self._stub.Search, request, timeout_s))
+        self._ask_for_seen_epoch(request)
+        return self._result(request, self._call(self._stub.Search, request, timeout_s))
 
     def search_text(
         self, database: str, texts: Sequence[str], k: int, *, timeout_s: float = 30.0, **options: Any
     ) -> SearchResult:
         """Neighbours of texts, embedded by the router's embedder; for the options see `search_request`."""
-        request = retriever_pb2.SearchTextRequest(texts=texts, search=search_request(database, k, **options))
-        return SearchResult.from_proto(self._call(self._stub.SearchText, request, timeout_s).result)
+        whole = [require_text(f"texts[{place}]", text) for place, text in enumerate(texts)]
+        request = retriever_pb2.SearchTextRequest(texts=whole, search=search_request(database, k, **options))
+        self._ask_for_seen_epoch(request.search)
+        return self._result(request.search, self._call(self._stub.SearchText, request, timeout_s).result)
 
     def get_chunks(
         self,
@@ -115,18 +129,35 @@ class RetrieverClient(Client):
         timeout_s: float = 30.0,
     ) -> ChunkTable:
         request = retriever_pb2.GetChunksRequest(
-            database=database,
-            snapshot=snapshot,
+            database=require_text("database", database),
+            snapshot=require_text("snapshot", snapshot),
             ids=np.asarray(ids, dtype="<i8").tobytes(),
             fields=retriever_pb2.Fields(tokens=tokens, text=text, document=documents),
-            shard=shard,
+            shard=None if shard is None else require_count("shard", shard, bits=32),
         )
-        return ChunkTable.from_proto(self._call(self._stub.GetChunks, request, timeout_s).chunks)
+        return ChunkTable.from_proto(self._call(self._stub.GetChunks, request, timeout_s).chunks, tokens_asked=tokens)
 
     def describe(self, database: str, snapshot: str = "", *, timeout_s: float = 10.0) -> retriever_pb2.DescribeReply:
-        request = retriever_pb2.DescribeRequest(database=database, snapshot=snapshot)
+        request = retriever_pb2.DescribeRequest(
+            database=require_text("database", database), snapshot=require_text("snapshot", snapshot)
+        )
         reply: retriever_pb2.DescribeReply = self._call(self._stub.Describe, request, timeout_s)
+        self._saw_epoch(database, reply.epoch)
         return reply
+
+    def _result(self, request: retriever_pb2.SearchRequest, reply: retriever_pb2.SearchReply) -> SearchResult:
+        self._saw_epoch(request.database, reply.epoch)
+        return SearchResult.from_proto(reply, tokens_asked=request.fields.tokens)
+
+    def _ask_for_seen_epoch(self, request: retriever_pb2.SearchRequest) -> None:
+        if not request.snapshot:
+            with self._epochs_lock:
+                seen = self._epochs.get(request.database, 0)
+            request.min_epoch = max(request.min_epoch, seen)
+
+    def _saw_epoch(self, database: str, epoch: int) -> None:
+        with self._epochs_lock:
+            self._epochs[database] = max(epoch, self._epochs.get(database, 0))
 
 
 def search_request(
@@ -144,16 +175,34 @@ def search_request(
     allow_partial: bool = False,
     shard: int | None = None,
 ) -> retriever_pb2.SearchRequest:
-    """`exclude` holds, for each query, external ids of documents that must not come back."""
+    """`exclude` holds, for each query, external ids of documents that must not come back.
+
+    Raises ArgumentError naming the field for what the message cannot hold; the rest is for the service to judge.
+    """
+    exclusions = []
+    for place, ids in enumerate(exclude or ()):
+        if isinstance(ids, str):
+            raise ArgumentError(f"exclude[{place}]: must be a list of document ids, given {ids!r}", field="exclude")
+        exclusions.append([require_text(f"exclude[{place}]", document) for document in ids])
     return retriever_pb2.SearchRequest(
-        database=database,
-        snapshot=snapshot,
-        min_epoch=min_epoch,
-        queries=None if queries is None else encode_vectors(queries),
-        k=k,
-        exclusions=[retriever_pb2.Exclusion(document_ids=ids) for ids in exclude or ()],
+        database=require_text("database", database),
+        snapshot=require_text("snapshot", snapshot),
+        min_epoch=require_count("min_epoch", min_epoch, bits=64),
+        queries=None if queries is None else _encode_queries(queries),
+        k=require_count("k", k, bits=32, least=1),
+        exclusions=[retriever_pb2.Exclusion(document_ids=ids) for ids in exclusions],
         min_score=min_score,
         fields=retriever_pb2.Fields(tokens=tokens, text=text, document=documents),
         allow_partial=allow_partial,
-        shard=shard,
+        shard=None if shard is None else require_count("shard", shard, bits=32),
     )
+
+
+def _encode_queries(queries_QD: NDArray[Any]) -> common_pb2.Vectors:
+    if queries_QD.ndim != 2 or queries_QD.dtype.name not in ("float32", "float16"):
+        raise ArgumentError(
+            f"queries: must be a float32 or float16 matrix [queries, dimension], given {queries_QD.dtype} of shape "
+            f"{list(queries_QD.shape)}",
+            field="queries",
+        )
+    return encode_vectors(queries_QD)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,9 +102,9 @@ def _run_stages(
     progress: Progress,
     seconds: dict[str, float],
 ) -> Manifest:
-    with Stage("chunk", None, progress, work.log) as stage:
+    with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
         counts = run_chunk_stage(sources, tokenizer, settings, work, stage).counts
-        _require_unchanged(sources, recipe, work)
+        _require_unchanged(sources, recipe)
     seconds["chunk"] = stage.seconds
     corpus = Corpus(work, settings.chunk_length)
     with Stage("embed", corpus.chunks, progress, work.log) as stage:
@@ -120,11 +121,21 @@ def _run_stages(
     return manifest
 
 
-def _require_unchanged(sources: Sequence[Source], recipe: dict[str, Any], work: Workspace) -> None:
+@contextmanager
+def _input_may_be_corrected(work: Workspace) -> Iterator[None]:
+    """Discard the work where the input cannot be used: the corrected input is another one, which it must not bar."""
+    try:
+        yield
+    except InputError as error:
+        if error.field == "input":
+            work.discard()
+        raise
+
+
+def _require_unchanged(sources: Sequence[Source], recipe: dict[str, Any]) -> None:
     now = digest_sources(sources)
     for place, record in enumerate(now):
         if record != recipe["sources"][str(place)]:
-            work.discard()
             raise InputError(
                 f"{sources[place].path} changed while it was being read: the work was discarded, build it again once the "
                 "file is complete",
