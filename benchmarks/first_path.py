@@ -185,8 +185,8 @@ def measure_search(
     registry.mkdir()
     _say(f"starting the embedder, {SHARDS} shards and the router")
     with Processes(work / "logs") as processes, ExitStack() as clients:
-        embedder = processes.start("embedder", ["serve", "embedder", "--dtype", encoder_dtype])
-        serve = ["serve", "retriever", "--registry", str(registry), "--role"]
+        embedder = processes.start("embedder", ["serve", "embedder", "--port", "0", "--dtype", encoder_dtype])
+        serve = ["serve", "retriever", "--port", "0", "--registry", str(registry), "--role"]
         for shard in range(SHARDS):
             members = ["--member-index", str(shard), "--member-count", str(SHARDS)]
             processes.start(f"shard-{shard}", [*serve, "shard", *members])

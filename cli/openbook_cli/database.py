@@ -1,4 +1,4 @@
-"""`openbook db build|verify|inspect|register|swap|rollback|list`."""
+"""`openbook db build|verify|inspect|register|swap|rollback|abort|list`."""
 
 from __future__ import annotations
 
@@ -147,6 +147,15 @@ def rollback(database: str, router: Router) -> None:
         start = time.perf_counter()
         state = wait_for_routers(admin, database, admin.rollback(database).epoch)
         print(json.dumps({**state_record(state), "seconds": round(time.perf_counter() - start, 3)}))
+
+
+@app.command()
+def abort(database: str, router: Router) -> None:
+    """Give up the swap that is being prepared; the live snapshot is untouched."""
+    from openbook_cli.swap import state_record
+
+    with _admin(router) as admin:
+        print(json.dumps(state_record(admin.abort(database))))
 
 
 @app.command("list")

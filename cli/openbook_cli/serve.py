@@ -11,12 +11,13 @@ from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port; 0 takes a free one, which the first line of output names.")]
+RetrieverPort = Annotated[int | None, typer.Option(help="Port; by default 7000 for a router, a free one for a shard.")]
 
 
 @app.command()
 def embedder(
     host: Host = "127.0.0.1",
-    port: Port = 0,
+    port: Port = 7001,
     model: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the encoder.")] = None,
@@ -35,7 +36,7 @@ def retriever(
     role: Annotated[str, typer.Option(help="shard or router.")],
     registry: Annotated[str, typer.Option(help="Folder of the registry.")],
     host: Host = "127.0.0.1",
-    port: Port = 0,
+    port: RetrieverPort = None,
     database: Annotated[list[str] | None, typer.Option(help="Serve only these; repeatable.")] = None,
     member_index: Annotated[int, typer.Option(help="Shard role: which of the members this is.")] = 0,
     member_count: Annotated[int, typer.Option(help="Shard role: processes that share the shards.")] = 1,
@@ -45,6 +46,7 @@ def retriever(
     from openbook_retriever.app import serve
     from openbook_retriever.config import RetrieverConfig
 
+    port = (7000 if role == "router" else 0) if port is None else port
     settings: dict[str, Any] = {"role": role, "registry": registry, "host": host, "port": port, "embedder": embedder}
     settings |= {"databases": tuple(database or ()), "member_index": member_index, "member_count": member_count}
     serve(RetrieverConfig.parse(settings, source="openbook serve retriever"))
@@ -55,7 +57,7 @@ def generator(
     retriever: Annotated[str, typer.Option(help="Address of the router.")],
     database: Annotated[str, typer.Option(help="Database to answer from.")],
     host: Host = "127.0.0.1",
-    port: Port = 0,
+    port: Port = 8000,
     model: Annotated[str, typer.Option(help="Folder or name of the language model.")] = DEFAULT_MODEL,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
 ) -> None:

@@ -17,24 +17,17 @@ _POLL_S = 0.05
 def swap_to(admin: AdminClient, database: str, snapshot: str, *, deadline_s: float = 300.0) -> dict[str, Any]:
     """Returns epoch and snapshot with `prepare_seconds` and `activate_seconds`.
 
-    Run again after a crash between any two steps it goes on from where it was. Raises UnavailableError at the
-    deadline, with what the replicas say; the live snapshot is untouched then.
+    Run again after a crash between any two steps it goes on from where it was. Where a replica cannot load the
+    snapshot, at the deadline and at Ctrl-C the swap is given up: the live snapshot is untouched, and another swap can
+    be begun. Raises UnavailableError then, with what the replicas say.
     """
     start = time.perf_counter()
     admin.prepare(database, snapshot)
-    while True:
-        try:
-            prepared = time.perf_counter()
-            state = admin.activate(database, snapshot)
-            break
-        except PreconditionError as error:
-            failed = _failures(admin, database, snapshot)
-            if failed or error.reason is not Reason.NOT_READY or time.perf_counter() - start > deadline_s:
-                raise UnavailableError(
-                    f"snapshot {snapshot[:12]} of {database!r} was not ready: {'; '.join(failed) or error.message}",
-                    reason=Reason.NOT_READY,
-                ) from error
-            time.sleep(_POLL_S)
+    try:
+        prepared, state = _activate_when_ready(admin, database, snapshot, start, deadline_s)
+    except BaseException:
+        admin.abort(database)
+        raise
     wait_for_routers(admin, database, state.epoch)
     done = time.perf_counter()
     return {
@@ -44,6 +37,24 @@ def swap_to(admin: AdminClient, database: str, snapshot: str, *, deadline_s: flo
         "prepare_seconds": round(prepared - start, 3),
         "activate_seconds": round(done - prepared, 3),
     }
+
+
+def _activate_when_ready(
+    admin: AdminClient, database: str, snapshot: str, start: float, deadline_s: float
+) -> tuple[float, admin_pb2.DatabaseState]:
+    """When the last attempt began, and the state that it made."""
+    while True:
+        attempted = time.perf_counter()
+        try:
+            return attempted, admin.activate(database, snapshot)
+        except PreconditionError as error:
+            failed = _failures(admin, database, snapshot)
+            if failed or error.reason is not Reason.NOT_READY or attempted - start > deadline_s:
+                raise UnavailableError(
+                    f"snapshot {snapshot[:12]} of {database!r} was not made live: {'; '.join(failed) or error.message}",
+                    reason=Reason.NOT_READY,
+                ) from error
+            time.sleep(_POLL_S)
 
 
 def wait_for_routers(

@@ -163,11 +163,18 @@ def test_a_full_queue_says_when_to_come_back() -> None:
     assert all(error.reason == "OVERLOADED" and error.retry_after_s for error in refused)
 
 
-@pytest.mark.parametrize("which", ["port in use", "budget below one text"])
-def test_a_server_that_cannot_start_says_why(address: str, which: str) -> None:
-    in_use = which == "port in use"
-    process = start(port=int(address.rsplit(":", 1)[1])) if in_use else start(batch_tokens=100)
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("port", "the port is in use"),
+        ("metrics_port", "UnavailableError: metrics cannot listen on 127.0.0.1:"),
+        ("batch_tokens", "batch_tokens: 100 is less than one text of 256 tokens"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why(address: str, setting: str, reason: str) -> None:
+    value = 100 if setting == "batch_tokens" else int(address.rsplit(":", 1)[1])
+    process = start(**{setting: value})
     out, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert not out
-    assert ("the port is in use" if in_use else "batch_tokens: 100 is less than one text of 256 tokens") in err
+    assert reason in err

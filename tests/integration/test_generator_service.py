@@ -14,7 +14,8 @@ import httpx
 import pytest
 import uvicorn
 
-from openbook_generator.api import create_app
+from openbook_core.errors import ArgumentError, NotFoundError, OpenbookError, PreconditionError, Reason
+from openbook_generator.api import MAX_BODY_BYTES, create_app
 from openbook_generator.service import Generator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "generator"))
@@ -248,8 +249,92 @@ def test_without_a_retriever_the_reason_is_told() -> None:
         reply = served.chat("hello")
         assert (reply.status_code, "127.0.0.1:9" in reply.json()["error"]["message"]) == (503, True)
         assert served.http.get("/healthz").status_code == 200
+        # What is wrong with a request is said although nothing can be searched.
+        for content, fields, named in [
+            ("word " * 5000, {}, "messages"),
+            ("hello", {"max_tokens": 5000}, "max_tokens"),
+            ("hello", {"max_tokens": None, "max_completion_tokens": 5000}, "max_completion_tokens"),
+        ]:
+            refused = served.chat(content, **fields)
+            assert (refused.status_code, refused.json()["error"]["param"]) == (400, named)
+        refused = served.http.post("/v1/completions", json={"prompt": "word " * 5000})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
     finally:
         served.close()
+
+
+MISSING = [
+    (PreconditionError("no live snapshot yet", reason=Reason.NOT_READY, field="database"), 409),
+    (NotFoundError("unknown database", field="database"), 404),
+]
+
+
+@pytest.mark.parametrize(("refusal", "status"), MISSING)
+def test_a_missing_book_is_the_services_failure_unless_the_client_named_it(
+    served: Served, retriever: FakeRetriever, refusal: OpenbookError, status: int
+) -> None:
+    retriever.refusal = refusal
+    unnamed = served.chat("hello")
+    assert (unnamed.status_code, unnamed.json()["error"]["type"]) == (503, "server_error")
+    assert refusal.message in unnamed.json()["error"]["message"]
+    for retrieval in ({"database": "atlas"}, {"snapshot": "abc"}):
+        named = served.chat("hello", retrieval=retrieval)
+        assert (named.status_code, named.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
+@pytest.mark.parametrize(("retrieval", "status"), [({}, 503), ({"snapshot": "snapshot-a"}, 409)])
+def test_a_snapshot_that_goes_under_a_request(
+    served: Served, retriever: FakeRetriever, retrieval: dict[str, str], status: int
+) -> None:
+    retriever.open.clear()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(served.chat, "hello", retrieval=retrieval)
+        deadline = time.monotonic() + 10
+        while not any(tokens for _, _, tokens in retriever.calls):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        retriever.loaded = {"snapshot-b"}
+        retriever.open.set()
+        reply = waiting.result(30)
+    assert (reply.status_code, "snapshot-a" in reply.json()["error"]["message"]) == (status, True)
+
+
+def test_a_query_that_is_refused_is_named_as_the_caller_named_it(served: Served, retriever: FakeRetriever) -> None:
+    retriever.refusal = ArgumentError("texts[0]: is no text", field="texts[0]")
+    for path, body, field in [
+        ("chat/completions", {"messages": USER}, "messages"),
+        ("completions", {"prompt": "hi"}, "prompt"),
+    ]:
+        error = served.http.post(f"/v1/{path}", json=body).json()["error"]
+        assert (error["param"], error["type"]) == (field, "invalid_request_error")
+
+
+def test_a_long_question_is_searched_for_by_its_beginning(served: Served, retriever: FakeRetriever) -> None:
+    question = "  " + "0123456789" * 1500
+    served.generator.retriever.passages("wiki", question, 2)
+    ((_, (query,), _),) = retriever.calls
+    assert question.strip().startswith(query)
+    assert len(query) == 8192
+
+
+def test_a_body_that_is_too_large(served: Served) -> None:
+    body = json.dumps({"prompt": "x" * MAX_BODY_BYTES}).encode()
+    for content in (body, iter([body[:1000], body[1000:]])):  # with its length declared, and in chunks
+        reply = served.http.post("/v1/completions", content=content)
+        assert (reply.status_code, reply.json()["error"]["type"]) == (413, "invalid_request_error")
+    assert served.http.get("/healthz").status_code == 200
+
+
+def test_unknown_paths_and_methods_are_errors_of_the_same_shape(served: Served) -> None:
+    unknown = served.http.post("/v1/embeddings", json={})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "NOT_FOUND")
+    assert "/v1/embeddings" in unknown.json()["error"]["message"]
+    wrong = served.http.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["allow"], wrong.json()["error"]["type"]) == (
+        405,
+        "POST",
+        "invalid_request_error",
+    )
 
 
 def test_small_endpoints(served: Served) -> None:
@@ -294,6 +379,7 @@ USER = [{"role": "user", "content": "hi"}]
         ("chat/completions", {"messages": USER, "retrieval": {"k": 10**6}}, "retrieval.k"),
         ("chat/completions", {"messages": [{"role": "user", "content": "y" * 600}]}, "messages"),
         ("completions", {"prompt": ""}, "prompt"),
+        ("completions", {"prompt": " \n "}, "prompt"),
         ("completions", {"prompt": ["a", "b"]}, "prompt"),
         ("completions", {"prompt": "z" * 600}, "prompt"),
         ("completions", {"prompt": "a", "best_of": 3}, "best_of"),

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from openbook_cli.demo.checker import Checker
+from openbook_cli.demo.load import Call, search
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import (
     ArgumentError,
@@ -118,24 +120,46 @@ def test_swaps_under_load_fail_nothing_and_mix_nothing(
     assert [r.epoch for r in state.routers] == [11]
 
 
-def test_without_the_guard_the_outside_check_fires(
-    tmp_path: Path, registry: Path, editions: tuple[Path, Path], opened: list[Snapshot], queries: np.ndarray
+@pytest.mark.parametrize("guard", [True, False])
+def test_the_outside_checks_fire_without_the_guard_only(
+    tmp_path: Path,
+    registry: Path,
+    editions: tuple[Path, Path],
+    opened: list[Snapshot],
+    queries: np.ndarray,
+    embedder: str,
+    guard: bool,
 ) -> None:
     snapshots = {snapshot.id: snapshot for snapshot in opened}
-    slow = ("--no-snapshot-guard", "--poll-interval-s", "0.5")
+    option = "--snapshot-guard" if guard else "--no-snapshot-guard"
+    calls: list[Call] = []
     with (
-        support.cluster(tmp_path, registry, *slow, router=("--no-snapshot-guard",)) as (router, *_),
+        support.cluster(
+            tmp_path, registry, option, "--poll-interval-s", "0.5", router=(option, "--embedder", embedder)
+        ) as (router, *_),
         AdminClient(router.address) as admin,
+        RetrieverClient(router.address) as client,
     ):
         ids = [admin.register(DATABASE, str(path)).snapshot for path in editions]
         move(admin, ids[0])
         move(admin, ids[1])
+        search(client, DATABASE, QUESTIONS[0], 4)
         time.sleep(0.6)
         load = Load(router.address, queries, threads=1)
         with load.running():
             admin.rollback(DATABASE)
-            time.sleep(0.7)
-    assert load.mixed(snapshots) != []
+            end = time.monotonic() + 0.7
+            while time.monotonic() < end:
+                calls.append(search(client, DATABASE, QUESTIONS[len(calls) % len(QUESTIONS)], 4))
+    assert [call.error for call in calls if call.error] == []
+    assert {call.snapshot for call in calls} == {ids[0]}
+    checker = Checker(editions)
+    mixed = [call for call in calls if checker.is_mixed(call)]
+    if guard:
+        assert (load.mixed(snapshots), mixed) == ([], [])
+    else:
+        assert load.mixed(snapshots) != []
+        assert mixed != []
 
 
 def test_killed_shard_is_named_and_comes_back(
@@ -292,16 +316,98 @@ def test_another_embedder_is_refused(
         running.stop(0)
 
 
-def test_snapshots_are_unloaded_when_no_longer_wanted(
-    tmp_path: Path, registry: Path, editions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+def test_what_a_request_pinned_answers_until_it_has_drained(
+    tmp_path: Path,
+    registry: Path,
+    editions: tuple[Path, Path],
+    opened: list[Snapshot],
+    queries: np.ndarray,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     third = support.build_edition(tmp_path_factory.mktemp("third"), "third")
-    with support.cluster(tmp_path, registry) as (router, *_), AdminClient(router.address) as admin:
+    with (
+        support.cluster(tmp_path, registry, "--drain-s", "4") as (router, *_),
+        AdminClient(router.address) as admin,
+        RetrieverClient(router.address) as client,
+    ):
         ids = [admin.register(DATABASE, str(path)).snapshot for path in (*editions, third)]
         for snapshot in ids:
             move(admin, snapshot)
+        moved = time.monotonic()
+        pinned = client.search(DATABASE, queries, 5, snapshot=ids[0])
+        table = client.get_chunks(DATABASE, ids[0], pinned.ids.ravel(), text=True)
+        assert time.monotonic() - moved < 3.5, "too slow to tell"
+        np.testing.assert_array_equal(pinned.ids, opened[0].search(queries, 5).ids_QK)
+        assert table.texts == [opened[0].shard_of(int(i)).text(np.asarray([i]))[0] for i in pinned.ids.ravel()]
 
         def held() -> list[set[str]]:
             return [{item.snapshot for item in r.snapshots} for r in admin.list(DATABASE)[0].replicas]
 
         support.wait_for(lambda: held() == [set(ids[1:])] * 2, "old edition unloaded")
+        with pytest.raises(PreconditionError) as retired:
+            client.search(DATABASE, queries, 5, snapshot=ids[0])
+        assert retired.value.reason is Reason.SNAPSHOT_RETIRED
+
+
+def test_a_corrupt_candidate_is_given_up_and_the_next_one_swaps(
+    tmp_path: Path, registry: Path, editions: tuple[Path, Path], queries: np.ndarray
+) -> None:
+    damaged = shutil.copytree(editions[1], tmp_path / "damaged")
+    vectors = next(damaged.glob("shard-*/vectors.*"))
+    data = bytearray(vectors.read_bytes())
+    data[len(data) // 2] ^= 1
+    vectors.write_bytes(data)
+    with (
+        support.cluster(tmp_path, registry, "--load-retry-s", "1000") as (router, *_),
+        AdminClient(router.address) as admin,
+        RetrieverClient(router.address) as client,
+    ):
+        old = admin.register(DATABASE, str(editions[0])).snapshot
+        move(admin, old)
+        before = client.search(DATABASE, queries, 5)
+        new = admin.register(DATABASE, str(damaged)).snapshot
+        admin.prepare(DATABASE, new)
+
+        def errors() -> list[str]:
+            (state,) = admin.list(DATABASE)
+            held = [item for replica in state.replicas for item in replica.snapshots]
+            return [item.error for item in held if item.snapshot == new and item.state == "failed"]
+
+        support.wait_for(lambda: len(errors()) > 0, "a replica reports that it failed")
+        assert vectors.name in errors()[0]
+        with pytest.raises(PreconditionError, match="is not ready.*checksum") as refused:
+            admin.activate(DATABASE, new)
+        assert refused.value.reason is Reason.NOT_READY
+        with pytest.raises(ConflictError, match="already being moved"):
+            admin.prepare(DATABASE, old)
+        state = admin.abort(DATABASE)
+        assert (state.live, state.epoch, state.candidate) == (old, 1, "")
+        assert admin.abort(DATABASE).candidate == "", "once more changes nothing"
+        after = client.search(DATABASE, queries, 5)
+        assert (after.snapshot, after.ids.tolist()) == (old, before.ids.tolist())
+
+        # The whole copy, in another folder, has the same id.
+        assert admin.register(DATABASE, str(editions[1])).snapshot == new
+        support.wait_for(lambda: not errors(), "the failed load is forgotten")
+        move(admin, new)
+        assert client.search(DATABASE, queries, 5).snapshot == new
+
+
+def test_a_repaired_copy_in_another_folder_is_loaded_without_an_abort(
+    tmp_path: Path, registry: Path, editions: tuple[Path, Path]
+) -> None:
+    damaged = shutil.copytree(editions[1], tmp_path / "damaged")
+    next(damaged.glob("shard-*/vectors.*")).unlink()
+    with (
+        support.cluster(tmp_path, registry, "--load-retry-s", "0.2") as (router, *_),
+        AdminClient(router.address) as admin,
+    ):
+        move(admin, admin.register(DATABASE, str(editions[0])).snapshot)
+        new = admin.register(DATABASE, str(damaged)).snapshot
+        admin.prepare(DATABASE, new)
+        time.sleep(0.5)
+        with pytest.raises(PreconditionError):
+            admin.activate(DATABASE, new)
+        admin.register(DATABASE, str(editions[1]))
+        move(admin, new)
+        assert admin.list(DATABASE)[0].live == new

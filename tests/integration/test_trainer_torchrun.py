@@ -8,57 +8,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 import yaml
 
-from openbook_core.rpc.server import start_server
-from openbook_proto.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
-from trainer_fakes import FakeRetriever, M, settings, write_corpus
-
-
-class Servicer(retriever_pb2_grpc.RetrieverServicer):
-    """The fake retriever behind the real contract."""
-
-    def Describe(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.DescribeReply:
-        return FakeRetriever().describe(request.database, request.snapshot)
-
-    def SearchText(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.SearchTextReply:
-        search = request.search
-        exclude = [list(exclusion.document_ids) for exclusion in search.exclusions]
-        found = FakeRetriever().search_text(search.database, list(request.texts), search.k, exclude=exclude or None)
-        chunks = found.chunks
-        assert chunks.tokens is not None
-        assert chunks.lengths is not None
-        reply = retriever_pb2.SearchReply(
-            snapshot=found.snapshot,
-            queries=len(request.texts),
-            k=search.k,
-            ids=found.ids.astype("<i8").tobytes(),
-            scores=found.scores.tobytes(),
-            chunks=retriever_pb2.Chunks(
-                chunk_length=M,
-                token_type=common_pb2.ELEMENT_TYPE_UINT32,
-                tokens=chunks.tokens.tobytes(),
-                lengths=chunks.lengths.tobytes(),
-                document_index=range(len(chunks.documents)),
-                documents=chunks.documents,
-            ),
-        )
-        return retriever_pb2.SearchTextReply(result=reply)
+from trainer_fakes import serve_retriever, settings, write_corpus
 
 
 @pytest.fixture(scope="module")
 def retriever() -> Iterator[str]:
-    def register(server: grpc.Server) -> None:
-        retriever_pb2_grpc.add_RetrieverServicer_to_server(Servicer(), server)
-
-    running = start_server(register, host="127.0.0.1", port=0, services=["openbook_proto.v1.Retriever"])
+    running = serve_retriever()
     yield running.address
     running.stop(0)
 

@@ -53,6 +53,14 @@ def test_bad_overrides_are_refused(override: str, tmp_path: Path) -> None:
         load_config(Outer, path, [override])
 
 
+def test_a_configuration_that_is_no_readable_file(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent.yaml", tmp_path / "c.yaml" / "deeper"):
+        (tmp_path / "c.yaml").write_text("steps: 5")
+        with pytest.raises(ConfigError, match=str(path)) as refused:
+            load_config(Outer, path)
+        assert refused.value.field == "config"
+
+
 def test_a_mismatch_names_each_field_with_both_sides() -> None:
     ours, theirs = Fingerprint({"a": 1, "b": {"c": 2}}), Fingerprint({"a": 1, "b": {"c": 3}})
     with pytest.raises(MismatchError, match=r"b\.c: here has 2, there has 3"):

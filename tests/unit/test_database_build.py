@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,8 @@ def test_killed_again_and_again_at_any_moment(
     for attempt in range(10):
         child = builder.start(source, out)
         time.sleep(float(random.uniform(0, 0.05 * (attempt + 1))))
-        os.kill(child, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it was done before
+            os.kill(child, signal.SIGKILL)
         killed += builder.exit_code() == -signal.SIGKILL
         assert not out.exists() or tree(out) == expected
     build(source, out)
@@ -393,6 +395,20 @@ def test_input_without_documents(tmp_path: Path, content: bytes, message: str) -
         build([], tmp_path / "snapshot")
     with pytest.raises(ArgumentError, match=r"'\.\./up' is no name"):
         build(path, tmp_path / "snapshot", database="../up")
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_after_bad_input_the_corrected_build_just_works(tmp_path: Path, corrected: bool) -> None:
+    lines = [json.dumps(row) for row in tiny_rows(12, seed=3)]
+    path, out = tmp_path / "input.jsonl", tmp_path / "snapshot"
+    path.write_text("\n".join([*lines, "bad line"]))
+    with pytest.raises(InputError, match=r"line 13: is not JSON: .*Correct it, or skip"):
+        build(path, out)
+    assert not (tmp_path / "snapshot.building").exists()
+    if corrected:
+        path.write_text("\n".join(lines))
+    result = build(path, out, SETTINGS.model_copy(update={"skip_bad_lines": not corrected}))
+    assert (result.documents, result.skipped) == (12, {} if corrected else {"not JSON": 1})
 
 
 def test_bad_lines_are_counted_once_even_when_the_build_is_interrupted(tmp_path: Path) -> None:

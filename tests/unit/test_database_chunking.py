@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,3 +123,52 @@ def test_a_text_without_a_safe_place_is_cut_by_length_and_keeps_its_text() -> No
     assert {len(piece) for _, piece in cut[:-1]} == {100}
     assert len(cut[-1][1]) <= 125
     assert "".join(chunk_texts(TINY, text, 64)) == "".join(piece for _, piece in cut) == text
+
+
+def test_heading_lines_keep_hashes_and_blanks_inside() -> None:
+    text = "# a  # b ## \t#\n##   \n### #\n## ## c\nword"
+    assert [h for h in chunk_document(text, TINY, 1).headings if h is not None][-1] == "## c"
+    assert {"a  # b", "## c"} == set(chunk_document(text, TINY, 1).headings)
+
+
+class ByteTokenizer:
+    """One token for each character of ASCII text, as cheap as can be."""
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode("ascii"), np.uint8).astype(np.uint32)
+
+    def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        first = np.arange(len(text))
+        return self.encode(text), np.stack([first, first + 1], 1)
+
+
+BYTES: Any = ByteTokenizer()
+
+
+@pytest.mark.parametrize("piece", [" ", " \n\t", "word" + " " * 997, "# a" + " " * 9000 + "b\n", "# " + "\t#" * 5000])
+def test_time_grows_with_the_length_of_runs_of_blanks(piece: str) -> None:
+    def seconds(size: int) -> float:
+        text = (piece * (size // len(piece) + 1))[:size]
+        started = time.perf_counter()
+        chunks = chunk_document(text, BYTES, 64)
+        elapsed = time.perf_counter() - started
+        assert len(chunks.tokens) == size
+        return elapsed
+
+    short, long = min(seconds(500_000) for _ in range(2)), min(seconds(2_000_000) for _ in range(2))
+    assert long < 10 * short + 0.5, "four times the text took more than ten times as long"
+
+
+def test_one_line_heading_of_blanks_is_read_once() -> None:
+    heading = "a" + " #\t" * 700_000 + "b"
+    started = time.perf_counter()
+    assert set(chunk_document(f"# {heading}", BYTES, 64).headings) == {heading}
+    assert time.perf_counter() - started < 10
+
+
+def test_a_document_of_50_mb() -> None:
+    text = "## Part of it\nsome words, and others   \t\n\n" * 1_200_000
+    assert len(text) > 50_000_000
+    chunks = chunk_document(text, BYTES, 64)
+    assert len(chunks.tokens) == len(text)
+    assert set(chunks.headings) == {"Part of it"}

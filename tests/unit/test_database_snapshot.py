@@ -167,8 +167,13 @@ def test_a_manifest_reads_back_to_the_same_id(folders: dict[int, Path]) -> None:
     text = manifest.to_bytes().decode()
     assert str(folders[2].parent) not in text
     assert verify(folders[2], expected_id=manifest.snapshot_id).chunks == manifest.chunks
-    with pytest.raises(CorruptError, match="expected snapshot 1234"):
-        Snapshot.open(folders[2], expected_id="1234")
+    assert verify(folders[2], expected_id=manifest.snapshot_id[:8]).snapshot_id == manifest.snapshot_id
+    for other in ("12345678", manifest.snapshot_id[:-1] + "x", manifest.snapshot_id + "0"):
+        with pytest.raises(CorruptError, match=f"expected snapshot {other}"):
+            verify(folders[2], expected_id=other)
+    for short in ("", manifest.snapshot_id[:7]):
+        with pytest.raises(ArgumentError, match="at least its first 8 digits"):
+            Snapshot.open(folders[2], expected_id=short)
 
 
 # --- damage ---

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
-from openbook_core.errors import InputError, NotFoundError
+from openbook_core.errors import ArgumentError, InputError, NotFoundError
 from openbook_core.probes import PROBE_TEXTS
 from openbook_core.weights import DEFAULT_EMBEDDER, resolve_model
 from openbook_database.encoder import Encoder
@@ -138,6 +138,12 @@ def test_other_pooling_and_other_types_are_refused(tmp_path: Path) -> None:
     edit(folder / "config.json", model_type="llama")
     with pytest.raises(InputError, match="'llama'"):
         EncoderEngine.load(folder)
+
+
+def test_an_unknown_dtype_is_named() -> None:
+    with pytest.raises(ArgumentError, match="'float16'; known: auto, float32, bfloat16") as refused:
+        EncoderEngine.load(DEFAULT_EMBEDDER, dtype="float16")  # type: ignore[arg-type]
+    assert refused.value.field == "dtype"
 
 
 def test_an_unknown_model(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,39 +36,63 @@ CONTRACT = Contract(Fingerprint({"t": 1}), Fingerprint({"e": 1}), "{text}", 2, "
 def test_a_lease_keeps_a_snapshot_until_it_ends() -> None:
     holdings = Holdings()
     opened: Any = SimpleNamespace(id=OLD, shards=())
-    assert holdings.begin("book", OLD, (0,), 5)
+    assert holdings.lacks("book", OLD, 5)
+    holdings.begin("book", OLD, (0,))
+    assert not holdings.lacks("book", OLD, 0)
     with pytest.raises(PreconditionError, match="still being loaded"), holdings.lease("book", OLD):
         pass
     holdings.loaded("book", opened)
     assert holdings.report("book") == (ReplicaSnapshot(OLD, LoadState.READY, (0,)),)
     with holdings.lease("book", OLD) as leased:
         assert leased is opened
-        assert holdings.keep_only("book", [NEW]) == []
+        assert holdings.keep_only("book", [NEW], 0) == []
         with pytest.raises(PreconditionError, match="retired"), holdings.lease("book", OLD):
             pass
         assert holdings.report("book") == ()
-    assert holdings.keep_only("book", [NEW]) == [OLD]
+    assert holdings.keep_only("book", [NEW], 0) == [OLD]
+
+
+def test_an_unwanted_snapshot_answers_until_its_time_to_drain_is_over() -> None:
+    holdings = Holdings()
+    holdings.begin("book", OLD, (0,))
+    holdings.loaded("book", SimpleNamespace(id=OLD, shards=()))  # type: ignore[arg-type]
+    assert holdings.keep_only("book", [NEW], 60) == []
+    with holdings.lease("book", OLD):
+        assert holdings.report("book")[0].state is LoadState.READY
+    assert not holdings.lacks("book", OLD, 0), "wanted again: the time begins anew"
+    time.sleep(0.05)
+    assert holdings.keep_only("book", [NEW], 0.04) == []
+    time.sleep(0.05)
+    assert holdings.keep_only("book", [NEW], 0.04) == [OLD]
+
+
+def test_what_is_not_ready_does_not_drain() -> None:
+    holdings = Holdings()
+    holdings.begin("book", OLD, (0,))
+    assert holdings.keep_only("book", [NEW], 60) == []
+    holdings.failed("book", OLD, "a flipped byte")
+    assert holdings.keep_only("book", [NEW], 60) == [OLD]
 
 
 def test_a_retiring_snapshot_that_is_wanted_again_stays() -> None:
     holdings = Holdings()
-    holdings.begin("book", OLD, (0,), 5)
+    holdings.begin("book", OLD, (0,))
     holdings.loaded("book", SimpleNamespace(id=OLD, shards=()))  # type: ignore[arg-type]
     with holdings.lease("book", OLD):
-        holdings.keep_only("book", [])
-        assert not holdings.begin("book", OLD, (0,), 5)
+        holdings.keep_only("book", [], 0)
+        assert not holdings.lacks("book", OLD, 5)
         with holdings.lease("book", OLD):
             pass
-    assert holdings.keep_only("book", [OLD]) == []
+    assert holdings.keep_only("book", [OLD], 0) == []
 
 
 def test_a_failed_load_is_reported_and_tried_again_later() -> None:
     holdings = Holdings()
-    holdings.begin("book", OLD, (0,), 5)
+    holdings.begin("book", OLD, (0,))
     holdings.failed("book", OLD, "a flipped byte")
     assert holdings.report("book")[0].error == "a flipped byte"
-    assert not holdings.begin("book", OLD, (0,), 5)
-    assert holdings.begin("book", OLD, (0,), 0)
+    assert not holdings.lacks("book", OLD, 5)
+    assert holdings.lacks("book", OLD, 0)
 
 
 class FakeWatch:

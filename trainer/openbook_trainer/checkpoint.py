@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from openbook_core.errors import ConfigError, CorruptError
+from openbook_core.files import sync
 from openbook_core.fingerprint import differences
 from openbook_model import RetroModel
 from openbook_trainer.config import TrainConfig
@@ -99,12 +99,12 @@ def save(
         }
         (draft / STATE_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for file in draft.iterdir():
-            _sync(file)
+            sync(file)
         aside = folder / f".{target.name}.aside"
         if target.exists():
             target.rename(aside)
         draft.rename(target)
-        _sync(folder)
+        sync(folder)
         shutil.rmtree(aside, ignore_errors=True)
         for _, old in _steps(folder)[keep:]:
             shutil.rmtree(old)
@@ -164,14 +164,6 @@ def _verify(path: Path) -> RunState:
 def _digest(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _barrier(world: World) -> None:

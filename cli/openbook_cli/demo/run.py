@@ -88,8 +88,8 @@ def _run(options: DemoOptions) -> int:
             }
             swap_to(admin, DATABASE, ids[OLD])
             _say(f"live: {OLD} (snapshot {ids[OLD][:12]}); starting the generation server")
-            arguments = ["serve", "generator", "--retriever", addresses["router"], "--database", DATABASE]
-            addresses["generator"] = processes.start("generator", arguments, deadline_s=300)
+            arguments = ["serve", "generator", "--port", "0", "--retriever", addresses["router"]]
+            addresses["generator"] = processes.start("generator", [*arguments, "--database", DATABASE], deadline_s=300)
             figures, rounds = _swap_under_load(admin, addresses, ids, questions, Checker(list(folders.values())))
         figures |= {"snapshots": ids, "build_seconds": round(built - begun, 1)}
         print_table(questions, rounds)
@@ -149,7 +149,7 @@ def _start_retrieval(processes: Processes, registry: Path) -> dict[str, str]:
         arguments = ["serve", "retriever", "--role", "shard", "--registry", str(registry)]
         arguments += ["--member-index", str(shard), "--member-count", str(SHARDS)]
         addresses[f"shard-{shard}"] = processes.start(f"shard-{shard}", arguments)
-    arguments = ["serve", "retriever", "--role", "router", "--registry", str(registry)]
+    arguments = ["serve", "retriever", "--role", "router", "--port", "0", "--registry", str(registry)]
     addresses["router"] = processes.start("router", [*arguments, "--embedder", addresses["embedder"]])
     return addresses
 

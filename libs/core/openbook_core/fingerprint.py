@@ -61,7 +61,8 @@ def require_equal(what: str, ours: Fingerprint, theirs: Fingerprint, ours_name: 
         return
     found = differences(ours.record, theirs.record)
     listing = "; ".join(
-        f"{field}: {ours_name} has {_short(left)}, {theirs_name} has {_short(right)}" for field, left, right in found
+        f"{field}: {ours_name} has {shortened(left)}, {theirs_name} has {shortened(right)}"
+        for field, left, right in found
     )
     raise MismatchError(
         f"{what} differs between {ours_name} and {theirs_name}: {listing}",
@@ -70,6 +71,7 @@ def require_equal(what: str, ours: Fingerprint, theirs: Fingerprint, ours_name: 
     )
 
 
-def _short(value: Any) -> str:
+def shortened(value: Any) -> str:
+    """`value` as JSON of at most 80 characters, for messages."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError, InputError
+from openbook_core.files import sync
 
 BLOCK_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
@@ -45,15 +46,6 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
-
-
-def sync(path: Path) -> None:
-    """Flush a file's or a folder's data to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _WRITE_ERRORS = {

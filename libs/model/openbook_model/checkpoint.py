@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -20,6 +19,7 @@ from openbook_core.errors import (
     NotFoundError,
     Reason,
 )
+from openbook_core.files import sync
 from openbook_model.config import RetroConfig
 from openbook_model.model import RetroModel
 
@@ -63,7 +63,7 @@ def save(model: RetroModel, path: str | Path, tokenizer_dir: str | Path | None =
         }
         (draft / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         for file in draft.iterdir():
-            _sync(file)
+            sync(file)
         if target.exists():
             old = draft.with_name(f"{draft.name}.old")
             target.rename(old)
@@ -71,7 +71,7 @@ def save(model: RetroModel, path: str | Path, tokenizer_dir: str | Path | None =
             shutil.rmtree(old)
         else:
             draft.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -164,11 +164,3 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

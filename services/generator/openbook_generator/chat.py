@@ -90,6 +90,16 @@ class ChatFormat:
         encoded.characters += len(message.content)
 
 
+def require_fit(bare: Encoded, limit: int, name: str) -> None:
+    """Raise ArgumentError for the request field `name` if a prompt without passages is longer than `limit` tokens."""
+    if len(bare.ids) > limit:
+        raise ArgumentError(
+            f"the prompt has {len(bare.ids)} tokens and at most {limit} fit beside the reply; shorten it or ask for "
+            "fewer max_tokens",
+            field=name,
+        )
+
+
 def fit(
     tokenizer: Tokenizer,
     passages: Sequence[str],
@@ -99,16 +109,10 @@ def fit(
 ) -> Encoded:
     """`encode` of as much of the `passages` (best first) as leaves the prompt at most `limit` tokens long.
 
-    The worst passages go first, the last one kept is cut; the question is never touched. Raises ArgumentError for
-    the request field `name` if the prompt is too long without any passage.
+    The worst passages go first, the last one kept is cut; the question is never touched. Errors as in `require_fit`.
     """
     bare = encode([])
-    if len(bare.ids) > limit:
-        raise ArgumentError(
-            f"the prompt has {len(bare.ids)} tokens and at most {limit} fit beside the reply; shorten it or ask for "
-            "fewer max_tokens",
-            field=name,
-        )
+    require_fit(bare, limit, name)
     encoded, room = encode(passages), limit - len(bare.ids)
     while len(encoded.ids) > limit:
         kept = _cut(tokenizer, passages, room)

@@ -48,8 +48,8 @@ def _converted(source: Path) -> Path:
     cache = Path(os.environ.get("OPENBOOK_CACHE") or Path.home() / ".cache" / "openbook")
     files = [source] if source.is_file() else sorted(path for path in source.iterdir() if path.is_file())
     state = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    state.append((FORMAT_VERSION, CONVERSION_VERSION, *(version(name) for name in _CONVERTERS)))
-    target = cache / "models" / f"{source.stem}-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
+    converter = (FORMAT_VERSION, CONVERSION_VERSION, *(version(name) for name in _CONVERTERS))
+    target = cache / "models" / f"{source.stem}-{hashlib.sha256(repr((state, converter)).encode()).hexdigest()[:16]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not (target / CONFIG_FILE).is_file():

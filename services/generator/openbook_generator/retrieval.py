@@ -11,6 +11,9 @@ from openbook_core.clients import RetrieverClient
 from openbook_generator.passage import Passage
 from openbook_model import Neighbors
 
+# More than the 256 word pieces that the encoder reads of a query.
+_QUERY_CHARACTERS = 8192
+
 
 @dataclass(frozen=True)
 class Pin:
@@ -29,9 +32,13 @@ class Retriever:
     timeout_s: float
 
     def passages(self, database: str, question: str, k: int, snapshot: str = "") -> tuple[Pin, list[Passage]]:
-        """The k best passages, best first, and the snapshot that they are from (the live one if none is named)."""
+        """The k best passages, best first, and the snapshot that they are from (the live one if none is named).
+
+        Only the beginning of a long question is sent; the encoder would read no more of it.
+        """
+        query = question.strip()[:_QUERY_CHARACTERS]
         found = self.client.search_text(
-            database, [question], k, snapshot=snapshot, text=True, documents=True, timeout_s=self.timeout_s
+            database, [query], k, snapshot=snapshot, text=True, documents=True, timeout_s=self.timeout_s
         )
         passages = []
         for chunk_id, score, row in zip(found.ids[0], found.scores[0], found.row_of[0], strict=True):

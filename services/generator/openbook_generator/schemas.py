@@ -24,6 +24,11 @@ class RetrievalOptions(_Strict):
     enabled: bool = True
     snapshot: str = ""
 
+    @property
+    def names_source(self) -> bool:
+        """Whether the client said where to read from, so that a wrong name is the client's mistake."""
+        return self.database is not None or bool(self.snapshot)
+
 
 class StreamOptions(_Strict):
     include_usage: bool = False
@@ -84,6 +89,10 @@ class _Decoding(_Strict):
     def reply_limit(self) -> int | None:
         return self.max_tokens
 
+    @property
+    def reply_limit_field(self) -> str:
+        return "max_tokens"
+
 
 class CompletionRequest(_Decoding):
     """POST /v1/completions, for one prompt."""
@@ -96,6 +105,10 @@ class CompletionRequest(_Decoding):
     def question(self) -> str:
         """What is searched for."""
         return self.prompt
+
+    @property
+    def question_field(self) -> str:
+        return "prompt"
 
 
 class ChatRequest(_Decoding):
@@ -118,8 +131,16 @@ class ChatRequest(_Decoding):
         return self.messages[-1].text
 
     @property
+    def question_field(self) -> str:
+        return "messages"
+
+    @property
     def reply_limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def reply_limit_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
 
 Request = TypeVar("Request", CompletionRequest, ChatRequest)

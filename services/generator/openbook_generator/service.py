@@ -9,10 +9,16 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from openbook_core.errors import ArgumentError
+from openbook_core.errors import (
+    ArgumentError,
+    NotFoundError,
+    OpenbookError,
+    PreconditionError,
+    UnavailableError,
+)
 from openbook_core.fingerprint import Fingerprint, require_equal
 from openbook_core.tokenizer import Tokenizer
-from openbook_generator.chat import ChatFormat, Encoded, fit
+from openbook_generator.chat import ChatFormat, Encoded, fit, require_fit
 from openbook_generator.config import GeneratorConfig
 from openbook_generator.engine import Engine
 from openbook_generator.job import Event, Job, Piece
@@ -69,14 +75,23 @@ class Generator:
         return weights_hash(self.model)
 
     def prepare(self, request: CompletionRequest | ChatRequest) -> Prepared:
-        """Search, then build the prompt. Raises ArgumentError for what does not fit, else the retriever's errors."""
+        """Search, then build the prompt. Raises ArgumentError for what does not fit, else the retriever's errors.
+
+        What is wrong with the request itself is found before the search.
+        """
         self._check(request)
-        pin, passages = self._retrieve(request)
-        field = "messages" if isinstance(request, ChatRequest) else "prompt"
+        field = request.question_field
+        with self._encoding:
+            bare = self._encode(request, [])
+        reply_tokens = self._reply_tokens(request, len(bare.ids))
+        limit = self.max_context - reply_tokens
+        require_fit(bare, limit, field)
+        try:
+            pin, passages = self._retrieve(request)
+        except OpenbookError as error:
+            raise told_to_caller(error, request) from error
         shown = render_passages(request.question, passages, self.config.prompt)
         with self._encoding:
-            reply_tokens = self._reply_tokens(request, len(self._encode(request, []).ids))
-            limit = self.max_context - reply_tokens
             texts = [text for _, text in shown]
             prompt = fit(self._tokenizer, texts, limit, lambda kept: self._encode(request, kept), field)
         state: str = self.cross_attention if request.retrieval.enabled else "off (disabled)"
@@ -110,6 +125,8 @@ class Generator:
         try:
             while True:
                 event = await events.get()
+                if isinstance(event, OpenbookError):
+                    raise told_to_caller(event, request) from event
                 if isinstance(event, Exception):
                     raise event
                 yield event
@@ -128,6 +145,12 @@ class Generator:
         k = request.retrieval.k
         if k is not None and k > self.config.max_k:
             raise ArgumentError(f"k may be at most {self.config.max_k}, given {k}", field="retrieval.k")
+        if request.retrieval.enabled and not request.question.strip():
+            raise ArgumentError(
+                f"{request.question_field}: is blank, so there is nothing to search for; write something or set "
+                "retrieval.enabled to false",
+                field=request.question_field,
+            )
 
     def _retrieve(self, request: CompletionRequest | ChatRequest) -> tuple[Pin | None, list[Passage]]:
         options = request.retrieval
@@ -165,10 +188,30 @@ class Generator:
             return max(1, min(self.config.default_max_tokens, self.max_context - bare))
         if asked >= self.max_context:
             raise ArgumentError(
-                f"max_tokens {asked} leaves no room for a prompt in a context of {self.max_context} tokens",
-                field="max_tokens",
+                f"{request.reply_limit_field} {asked} leaves no room for a prompt in a context of {self.max_context} "
+                "tokens",
+                field=request.reply_limit_field,
             )
         return asked
+
+
+def told_to_caller(error: OpenbookError, request: CompletionRequest | ChatRequest) -> OpenbookError:
+    """The retriever's error in the words of the REST request.
+
+    Its `texts` are the caller's prompt or messages. A database or snapshot that is missing is the caller's mistake
+    only where the caller named one; else the service is not ready (503).
+    """
+    if isinstance(error, ArgumentError) and (error.field or "").startswith("texts"):
+        field = request.question_field
+        return ArgumentError(f"{field}: the retriever refuses it as a query: {error.message}", field=field)
+    named_by_us = isinstance(error, ArgumentError) and error.field in ("database", "snapshot")
+    if not request.retrieval.names_source and (isinstance(error, NotFoundError | PreconditionError) or named_by_us):
+        return UnavailableError(
+            f"the configured database cannot be read now: {error.message}",
+            reason=error.reason,
+            retry_after_s=error.retry_after_s,
+        )
+    return error
 
 
 def _passage_records(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 
 import grpc
 
@@ -56,7 +58,7 @@ def _serve_shard(config: RetrieverConfig, registry: Registry) -> None:
     watch.start(_name(config, running), running.address)
     try:
         watch.wait_settled()
-        _run(config, running)
+        _run(config, running, watch.stop)
     finally:
         watch.stop()
 
@@ -76,17 +78,24 @@ def _serve_router(config: RetrieverConfig, registry: Registry) -> None:
     )
     watch.start(_name(config, running), running.address)
     try:
-        _run(config, running)
+        _run(config, running, watch.stop)
     finally:
         watch.stop()
         if gate is not None:
             gate.close()
 
 
-def _run(config: RetrieverConfig, running: RunningServer) -> None:
+def _run(config: RetrieverConfig, running: RunningServer, withdraw: Callable[[], None]) -> None:
+    """Serve until a signal. The report goes first, and the server a poll later, when routers ask others."""
+
+    def leave() -> None:
+        running.set_ready(False)
+        withdraw()
+        time.sleep(min(config.poll_interval_s, 1.0))
+
     running.set_ready(True)
     print(json.dumps({"service": "retriever", "role": config.role, "address": running.address}), flush=True)
-    running.wait_for_signal()
+    running.wait_for_signal(before_stop=leave)
 
 
 def _name(config: RetrieverConfig, running: RunningServer) -> str:

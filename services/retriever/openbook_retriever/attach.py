@@ -18,6 +18,9 @@ from openbook_core.fingerprint import require_equal
 from openbook_database.contract import Contract
 from openbook_database.manifest import Probes
 
+# After an answer of another embedder: it may have been replaced, by one that is checked anew.
+_LOOKS = 2
+
 
 class EmbedderGate:
     """Queries to vectors, through one embedder; safe to use from several threads."""
@@ -37,14 +40,20 @@ class EmbedderGate:
         cannot be reached.
         """
         try:
-            self._check_probes(database, contract, probes, timeout_s)
-            result = self._client.embed(list(texts), "query", timeout_s=timeout_s)
+            for _ in range(_LOOKS):
+                self._check_probes(database, contract, probes, timeout_s)
+                result = self._client.embed(list(texts), "query", timeout_s=timeout_s)
+                if result.fingerprint_digest == contract.embedder.digest:
+                    return result.vectors
+                self._forget(contract)
         except UnavailableError as error:
             raise UnavailableError(f"the embedder at {self._address} does not answer: {error}") from error
-        if result.fingerprint_digest != contract.embedder.digest:
-            self._forget(contract)
-            self._check_fingerprint(database, contract, timeout_s)
-        return result.vectors
+        raise MismatchError(
+            f"the embedder at {self._address} says that it is the one of database {database!r} "
+            f"({contract.embedder.digest[:12]}) but answers as {result.fingerprint_digest[:12]}: do several processes "
+            "share the address?",
+            field="embedder",
+        )
 
     def close(self) -> None:
         self._client.close()

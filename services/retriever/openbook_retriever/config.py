@@ -28,6 +28,9 @@ class RetrieverConfig(FrozenConfig):
     poll_interval_s: float = Field(default=0.1, gt=0, le=60)
     heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="between two reports to the registry")
     load_retry_s: float = Field(default=5.0, gt=0, description="before a snapshot that failed to load is tried again")
+    drain_s: float = Field(
+        default=60.0, ge=0, description="shard role: a snapshot that is no longer wanted still answers for so long"
+    )
     max_workers: int = Field(default=8, ge=1, le=256, description="requests that are worked on at once")
     snapshot_guard: bool = Field(
         default=True, description="false only in the test that shows what happens without the snapshot in each request"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
-from openbook_core.errors import OpenbookError, Reason
+from openbook_core.errors import OpenbookError, OverloadedError, Reason
 from openbook_core.rpc.channel import open_channel
 from openbook_core.rpc.status import error_from_rpc
 from openbook_core.telemetry import request_id
@@ -26,11 +25,13 @@ Reply = TypeVar("Reply")
 @dataclass
 class Answers(Generic[Reply]):
     """`parts` by shard. `missing`: why a shard gave no answer. `not_loaded`: those of them whose replicas do not hold
-    the snapshot (any more)."""
+    the snapshot (any more). `overloaded`: those that a replica refused for overload, with the seconds until it may be
+    asked again, where it said so."""
 
     parts: dict[int, Reply] = field(default_factory=dict)
     missing: dict[int, str] = field(default_factory=dict)
     not_loaded: set[int] = field(default_factory=set)
+    overloaded: dict[int, float | None] = field(default_factory=dict)
 
 
 class Replicas:
@@ -38,7 +39,7 @@ class Replicas:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._turn = itertools.count()
+        self._turns: dict[tuple[str, int], int] = {}
         self._stubs: dict[str, Any] = {}
 
     def ask(
@@ -62,7 +63,7 @@ class Replicas:
         while open_shards:
             calls = {}
             for shard in open_shards:
-                address = self._choose(serving(shard), tried[shard])
+                address = self._choose(requests[shard].database, shard, serving(shard), tried[shard])
                 if address:
                     if tried[shard]:
                         REPLICA_RETRIES.inc()
@@ -80,9 +81,14 @@ class Replicas:
         SHARDS_MISSING.inc(len(open_shards))
         return answers
 
-    def _choose(self, addresses: Sequence[str], tried: set[str]) -> str:
+    def _choose(self, database: str, shard: int, addresses: Sequence[str], tried: set[str]) -> str:
+        """The next in turn. Each shard counts its own, or a request's other shards would decide whose turn it is."""
         untried = [address for address in addresses if address not in tried]
-        return untried[next(self._turn) % len(untried)] if untried else ""
+        if not untried:
+            return ""
+        with self._lock:
+            turn = self._turns[database, shard] = self._turns.get((database, shard), -1) + 1
+        return untried[turn % len(untried)]
 
     def _start(self, address: str, method: str, request: Any, deadline: float) -> Any:
         with self._lock:
@@ -102,6 +108,8 @@ class Replicas:
             error = error_from_rpc(failure, address)
             if failure.code() in _TRY_ANOTHER:
                 answers.missing[shard] = error.message
+                if isinstance(error, OverloadedError):
+                    answers.overloaded[shard] = error.retry_after_s
             elif error.reason is Reason.SNAPSHOT_NOT_LOADED:
                 answers.missing[shard] = error.message
                 answers.not_loaded.add(shard)
@@ -110,6 +118,7 @@ class Replicas:
         else:
             answers.missing.pop(shard, None)
             answers.not_loaded.discard(shard)
+            answers.overloaded.pop(shard, None)
 
 
 def _with_shard(error: OpenbookError, shard: int) -> OpenbookError:

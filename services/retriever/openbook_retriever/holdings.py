@@ -1,7 +1,7 @@
 """The snapshots that a shard process holds: the only owner of what is loaded, and of how many requests use it.
 
-A snapshot is loading, then ready or failed. One that is no longer wanted is retiring: it refuses new requests, and goes
-when the last request that uses it is done.
+A snapshot is loading, then ready or failed. One that is no longer wanted still answers for a while, so that requests
+which pinned it can end; then it is retiring: it refuses new requests, and goes when the last one that uses it is done.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class _Held:
     error: str = ""
     failed_at: float = 0.0
     users: int = 0
+    unwanted_since: float | None = None
     retiring: bool = False
 
 
@@ -65,16 +66,20 @@ class Holdings:
         with self._lock:
             self._live[database] = snapshot
 
-    def begin(self, database: str, snapshot: str, shards: tuple[int, ...], retry_s: float) -> bool:
-        """Whether to load `snapshot` now: it is neither here, nor being loaded, nor failed less than `retry_s` ago."""
+    def lacks(self, database: str, snapshot: str, retry_s: float) -> bool:
+        """Whether to load `snapshot`, which is wanted: it is neither here, nor being loaded, nor failed less than
+        `retry_s` ago."""
         with self._lock:
             held = self._held.get((database, snapshot))
-            if held is not None:
-                held.retiring = False
-                if held.state is not LoadState.FAILED or time.monotonic() - held.failed_at < retry_s:
-                    return False
+            if held is None:
+                return True
+            held.retiring, held.unwanted_since = False, None
+            return held.state is LoadState.FAILED and time.monotonic() - held.failed_at >= retry_s
+
+    def begin(self, database: str, snapshot: str, shards: tuple[int, ...]) -> None:
+        """`snapshot` is being loaded from now on."""
+        with self._lock:
             self._held[database, snapshot] = _Held(shards)
-            return True
 
     def loaded(self, database: str, opened: Snapshot) -> None:
         with self._lock:
@@ -88,12 +93,19 @@ class Holdings:
             if held is not None:
                 held.state, held.error, held.failed_at = LoadState.FAILED, error, time.monotonic()
 
-    def keep_only(self, database: str, wanted: Collection[str]) -> list[str]:
-        """Retire what is not `wanted`; returns the snapshots that were unloaded now, which no request uses."""
+    def keep_only(self, database: str, wanted: Collection[str], drain_s: float) -> list[str]:
+        """Retire what has not been `wanted` for `drain_s` seconds, and at once what is not ready; returns the snapshots
+        that were unloaded now, which no request uses."""
         gone = []
+        now = time.monotonic()
         with self._lock:
             for (name, snapshot), held in list(self._held.items()):
                 if name != database or snapshot in wanted:
+                    continue
+                if held.unwanted_since is None:
+                    held.unwanted_since = now
+                ready = held.state is LoadState.READY and not held.retiring
+                if ready and now - held.unwanted_since < drain_s:
                     continue
                 held.retiring = True
                 if held.users == 0 and held.state is not LoadState.LOADING:

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from openbook_core.errors import ArgumentError, OpenbookError, PreconditionError, Reason, UnavailableError
+from openbook_core.errors import (
+    ArgumentError,
+    OpenbookError,
+    OverloadedError,
+    PreconditionError,
+    Reason,
+    UnavailableError,
+)
 from openbook_core.telemetry import get_logger
 from openbook_core.vectors import encode_vectors
 from openbook_proto.v1 import retriever_pb2 as pb
@@ -117,7 +124,7 @@ class RouterEngine:
         except SnapshotGoneError as error:
             raise _retired(request.database, request.snapshot, str(error)) from error
         if answers.missing:
-            raise _unavailable(request.database, request.snapshot, answers.missing)
+            raise _unanswered(request.database, request.snapshot, answers)
         self._require_one_snapshot(request.snapshot, answers.parts)
         asked_order_N = np.argsort(shards_N, kind="stable")
         rows_N = np.empty(len(ids_N), dtype=np.int64)
@@ -180,7 +187,7 @@ class RouterEngine:
         answers = self._ask("Search", requests, view, snapshot, left_s)
         answered = time.perf_counter()
         if answers.missing and not (request.allow_partial and answers.parts):
-            raise _unavailable(request.database, snapshot, answers.missing)
+            raise _unanswered(request.database, snapshot, answers)
         self._require_one_snapshot(snapshot, answers.parts)
         parts = [answers.parts[shard] for shard in sorted(answers.parts)]
         reply = merge_replies(parts, request.queries.rows, request.k, request.fields)
@@ -203,7 +210,7 @@ class RouterEngine:
             return lambda shard: latest.serving(snapshot, shard)
 
         answers = self._replicas.ask(method, requests, lambda shard: view.serving(snapshot, shard), again, timeout_s)
-        if answers.missing and not latest.kept(snapshot):
+        if answers.missing.keys() - answers.overloaded.keys() and not latest.kept(snapshot):
             raise SnapshotGoneError(_reasons(answers.missing))
         return answers
 
@@ -241,6 +248,18 @@ def _retired(database: str, snapshot: str, why: str) -> PreconditionError:
         "or prepare it again",
         reason=Reason.SNAPSHOT_RETIRED,
         field="snapshot",
+    )
+
+
+def _unanswered(database: str, snapshot: str, answers: Answers[Any]) -> OpenbookError:
+    """OverloadedError where overload is all that keeps the missing shards from answering."""
+    if answers.missing.keys() - answers.overloaded.keys():
+        return _unavailable(database, snapshot, answers.missing)
+    delays = [seconds for seconds in answers.overloaded.values() if seconds is not None]
+    return OverloadedError(
+        f"database {database!r}, snapshot {snapshot[:12]}: too many requests: {_reasons(answers.missing)}",
+        retry_after_s=max(delays, default=None),
+        shards=",".join(map(str, sorted(answers.missing))),
     )
 
 

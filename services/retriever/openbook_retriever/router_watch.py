@@ -1,12 +1,12 @@
 """What a router knows of each database: cached, refreshed every poll interval, never moved back.
 
-A registry that cannot be read changes nothing; replicas whose reports have expired are kept as a last resort.
+A registry that cannot be read changes nothing; replicas whose reports have expired are kept as a last resort. No error
+ends the heartbeats.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -18,7 +18,7 @@ from openbook_database.manifest import Manifest
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, ReplicaReport, RouterReport
 from openbook_retriever.config import RetrieverConfig
-from openbook_retriever.metrics import REGISTRY_ERRORS
+from openbook_retriever.followed import Followed
 
 _log = get_logger("openbook_retriever.router_watch")
 
@@ -52,9 +52,7 @@ class RouterWatch:
         self._views: dict[str, View] = {}
         self._manifests: dict[str, Manifest] = {}
         self._reported: dict[str, tuple[float, int]] = {}
-        self._failing: set[str] = set()
-        self._databases: tuple[str, ...] = config.databases
-        self._listed_at = -1e9
+        self._followed = Followed(config, registry)
         self._name = ""
         self._address = ""
         self._stop = Event()
@@ -68,7 +66,7 @@ class RouterWatch:
         self._polled.wait()
 
     def stop(self) -> None:
-        """Stop following and take the reports back."""
+        """Stop following and take the reports back; may be called again."""
         self._stop.set()
         self._thread.join()
         for database, view in self._views.items():
@@ -110,12 +108,11 @@ class RouterWatch:
             with self._lock:
                 cached = self._views.get(database)
             if cached is not None:
-                self._note_failure(database, str(error))
+                self._followed.failed(database, error)
                 return cached
             if isinstance(error, OpenbookError):
                 raise
             raise UnavailableError(f"the registry cannot be read: {error}") from error
-        self._failing.discard(database)
         with self._lock:
             old = self._views.get(database)
             if old is not None and (control.epoch, control.fence) < (old.control.epoch, old.control.fence):
@@ -148,11 +145,15 @@ class RouterWatch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for database in self._find_databases():
+            with self._lock:
+                asked_for = tuple(self._views)
+            for database in self._followed.names(asked_for):
                 try:
                     self._poll(database)
-                except (OpenbookError, OSError) as error:
-                    self._note_failure(database, str(error))
+                except Exception as error:  # noqa: BLE001
+                    self._followed.failed(database, error)
+                else:
+                    self._followed.succeeded(database)
             self._polled.set()
             self._stop.wait(self._config.poll_interval_s)
 
@@ -166,26 +167,6 @@ class RouterWatch:
         for snapshot in (view.control.live, view.control.candidate, view.control.previous):
             if snapshot:
                 self.manifest(database, snapshot)
-
-    def _find_databases(self) -> Sequence[str]:
-        if self._config.databases or time.monotonic() - self._listed_at < self._config.heartbeat_s:
-            return self._databases
-        self._listed_at = time.monotonic()
-        try:
-            listed = {state.control.database for state in self._registry.list()}
-            with self._lock:
-                self._databases = tuple(sorted(listed | set(self._databases) | set(self._views)))
-        except (OpenbookError, OSError) as error:
-            REGISTRY_ERRORS.inc()
-            _log.warning("registry not listed: %s", error)
-        return self._databases
-
-    def _note_failure(self, database: str, error: str) -> None:
-        """Count each failure, log the first of a row."""
-        REGISTRY_ERRORS.inc()
-        if database not in self._failing:
-            _log.warning("database %s: registry not read, nothing is changed: %s", database, error)
-        self._failing.add(database)
 
     def _router_report(self, database: str, epoch: int) -> RouterReport:
         return RouterReport(database=database, name=self._name, address=self._address, epoch=epoch)

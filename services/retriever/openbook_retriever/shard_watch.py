@@ -1,7 +1,7 @@
 """Follows the registry for a shard process: loads what is live, candidate or previous, reports, unloads the rest.
 
 Everything happens on two threads of its own, one that polls and reports and one that loads, never on those that
-serve. A registry that cannot be read changes nothing: what was loaded is served on.
+serve. A registry that cannot be read changes nothing: what was loaded is served on. No error ends the heartbeats.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, KnownSnapshot, ReplicaReport, ReplicaSnapshot
 from openbook_database.snapshot import Snapshot
 from openbook_retriever.config import RetrieverConfig
+from openbook_retriever.followed import Followed
 from openbook_retriever.holdings import Holdings
-from openbook_retriever.metrics import LOAD_FAILURES, LOADS, REGISTRY_ERRORS, UNLOADS
+from openbook_retriever.metrics import LOAD_FAILURES, LOADS, UNLOADS
 
 _log = get_logger("openbook_retriever.shard_watch")
 
@@ -30,12 +31,9 @@ class ShardWatch:
         self._config = config
         self._registry = registry
         self._holdings = holdings
-        self._known: dict[tuple[str, str], KnownSnapshot] = {}
         self._controls: dict[str, Control] = {}
         self._reported: dict[str, tuple[float, int, tuple[ReplicaSnapshot, ...]]] = {}
-        self._databases: tuple[str, ...] = config.databases
-        self._failing: set[str] = set()
-        self._listed_at = -1e9
+        self._followed = Followed(config, registry)
         self._name = ""
         self._address = ""
         self._stop = Event()
@@ -52,10 +50,10 @@ class ShardWatch:
         return self._settled.wait(timeout_s)
 
     def stop(self) -> None:
-        """Stop following and take the reports back."""
+        """Stop following and take the reports back; may be called again."""
         self._stop.set()
         self._thread.join()
-        self._loader.shutdown(wait=True, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
         for database, control in self._controls.items():
             try:
                 self._registry.withdraw(self._replica_report(database, control, ()))
@@ -64,36 +62,16 @@ class ShardWatch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for database in self._find_databases():
+            for database in self._followed.names():
                 try:
                     self._poll(database)
-                except (OpenbookError, OSError) as error:
-                    self._note_failure(database, str(error))
+                except Exception as error:  # noqa: BLE001
+                    self._followed.failed(database, error)
                 else:
-                    self._failing.discard(database)
+                    self._followed.succeeded(database)
             if self._holdings.settled():
                 self._settled.set()
             self._stop.wait(self._config.poll_interval_s)
-
-    def _note_failure(self, database: str, error: str) -> None:
-        """Count each failure, log the first of a row."""
-        REGISTRY_ERRORS.inc()
-        if database not in self._failing:
-            _log.warning("database %s: registry not read, nothing is changed: %s", database, error)
-        self._failing.add(database)
-
-    def _find_databases(self) -> tuple[str, ...]:
-        """The configured databases, or all that were ever seen in the registry, looked for at each heartbeat."""
-        if self._config.databases or time.monotonic() - self._listed_at < self._config.heartbeat_s:
-            return self._databases
-        self._listed_at = time.monotonic()
-        try:
-            listed = {state.control.database for state in self._registry.list()}
-            self._databases = tuple(sorted(listed | set(self._databases)))
-        except (OpenbookError, OSError) as error:
-            REGISTRY_ERRORS.inc()
-            _log.warning("registry not listed: %s", error)
-        return self._databases
 
     def _poll(self, database: str) -> None:
         control = self._registry.control(database)
@@ -103,30 +81,34 @@ class ShardWatch:
         self._controls[database] = control
         self._holdings.set_live(database, control.live or "")
         wanted = [snapshot for snapshot in (control.live, control.candidate, control.previous) if snapshot]
-        for snapshot in wanted:
-            self._begin_load(database, snapshot)
-        for snapshot in self._holdings.keep_only(database, wanted):
-            UNLOADS.inc()
-            _log.info("database %s: snapshot %s unloaded", database, snapshot[:12])
-        self._report(database, control)
+        try:
+            for snapshot in wanted:
+                self._begin_load(database, snapshot)
+            for snapshot in self._holdings.keep_only(database, wanted, self._config.drain_s):
+                UNLOADS.inc()
+                _log.info("database %s: snapshot %s unloaded", database, snapshot[:12])
+        finally:
+            self._report(database, control)
 
     def _begin_load(self, database: str, snapshot: str) -> None:
-        known = self._known.get((database, snapshot))
-        if known is None:
-            known = self._known[database, snapshot] = self._registry.snapshot(database, snapshot)
+        """The registry is read at each load: a repaired copy may have been registered in another folder."""
+        if not self._holdings.lacks(database, snapshot, self._config.load_retry_s):
+            return
+        known = self._registry.snapshot(database, snapshot)
         shards = tuple(n for n in range(known.shards) if n % self._config.member_count == self._config.member_index)
-        if self._holdings.begin(database, snapshot, shards, self._config.load_retry_s):
-            self._loader.submit(self._load, database, known, shards)
+        self._holdings.begin(database, snapshot, shards)
+        self._loader.submit(self._load, database, known, shards)
 
     def _load(self, database: str, known: KnownSnapshot, shards: tuple[int, ...]) -> None:
         started = time.monotonic()
         try:
             opened = Snapshot.open(Path(known.url), self._config.verify, shards=shards, expected_id=known.snapshot)
             opened.check_golden()
-        except (OpenbookError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # noqa: BLE001  # or it would be loading forever
             LOAD_FAILURES.inc()
-            self._holdings.failed(database, known.snapshot, str(error))
-            _log.error("database %s: snapshot %s not loaded: %s", database, known.snapshot[:12], error)
+            why = str(error) if isinstance(error, OpenbookError) else f"{type(error).__name__}: {error}"
+            self._holdings.failed(database, known.snapshot, why)
+            _log.exception("database %s: snapshot %s not loaded", database, known.snapshot[:12])
             return
         LOADS.inc()
         self._holdings.loaded(database, opened)

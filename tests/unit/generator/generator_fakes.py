@@ -13,7 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as RawTokenizer
 
 from openbook_core.clients import RetrieverClient
-from openbook_core.errors import PreconditionError
+from openbook_core.errors import OpenbookError, PreconditionError
 from openbook_core.fingerprint import canonical_json
 from openbook_core.rpc.server import RunningServer, start_server
 from openbook_core.tokenizer import Tokenizer
@@ -68,7 +68,10 @@ def neighbor_tokens(snapshot: str, text: str, rank: int) -> list[int]:
 
 
 class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
-    """Answers SearchText and Describe; `live` may be changed between calls, `gate` blocks searches of tokens."""
+    """Answers SearchText and Describe; `live` may be changed between calls, `open` blocks searches of tokens.
+
+    `refusal` is raised instead of an answer, by both.
+    """
 
     def __init__(self, passages: Sequence[tuple[str, str, str]] = ()) -> None:
         self.live, self.epoch = "snapshot-a", 1
@@ -78,6 +81,7 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
         self.open = threading.Event()
         self.open.set()
         self.on_tokens = lambda: None
+        self.refusal: OpenbookError | None = None
         self.contract = {"tokenizer": byte_tokenizer().fingerprint.record}
 
     def start(self) -> RunningServer:
@@ -91,6 +95,8 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
     def Describe(
         self, request: retriever_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> retriever_pb2.DescribeReply:
+        if self.refusal is not None:
+            raise self.refusal
         return retriever_pb2.DescribeReply(
             database=request.database,
             live_snapshot=self.live,
@@ -106,6 +112,8 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
         self.calls.append((search.snapshot, texts, search.fields.tokens))
         if search.fields.tokens:
             self.open.wait(20)
+        if self.refusal is not None:
+            raise self.refusal
         if snapshot not in self.loaded:
             raise PreconditionError(f"snapshot {snapshot!r} is not loaded", field="snapshot")
         found = min(search.k, len(self.passages)) if not search.fields.tokens else search.k

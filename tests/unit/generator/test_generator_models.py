@@ -42,6 +42,12 @@ def test_another_folder_is_converted_once(tmp_path: Path, monkeypatch: pytest.Mo
     written = converted.stat().st_mtime_ns
     load_model(config)
     assert converted.stat().st_mtime_ns == written
+    changes = {"CONVERSION_VERSION": 99, "FORMAT_VERSION": 99, "version": lambda name: "another"}
+    for number, (name, value) in enumerate(changes.items(), start=2):
+        with monkeypatch.context() as another_release:
+            another_release.setattr(f"openbook_generator.models.{name}", value)
+            load_model(config)
+        assert len(list((tmp_path / "cache").rglob("model.safetensors"))) == number
 
 
 def test_an_unknown_model_names_what_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:

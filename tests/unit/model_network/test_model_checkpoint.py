@@ -74,7 +74,11 @@ def _change_config(folder: Path, **values: object) -> None:
         (lambda folder: (folder / "model.safetensors").unlink(), NotFoundError, r"model\.safetensors"),
         (lambda folder: (folder / "config.json").unlink(), NotFoundError, r"config\.json"),
         (lambda folder: (folder / "config.json").write_text("{"), CorruptError, "not JSON"),
-        (lambda folder: _change_config(folder, format=None, model_type="bert"), InputError, "bert.*convert"),
+        (
+            lambda folder: _change_config(folder, format=None, model_type="bert"),
+            InputError,
+            "bert.*openbook_model\\.convert\\.convert_model",
+        ),
         (lambda folder: _change_config(folder, format_version=9), InputError, "version 9"),
         (lambda folder: _change_config(folder, model={"vocab_size": 3}), ConfigError, "hidden_size"),
         (lambda folder: _change_weights(folder, "final_norm.weight", None), InputError, r"missing.*final_norm\.weight"),

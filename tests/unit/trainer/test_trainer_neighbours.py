@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from trainer_fakes import SNAPSHOT, FakeRetriever, M
 
+from openbook_core.clients import SearchResult
 from openbook_core.errors import OpenbookError, PreconditionError, UnavailableError
+from openbook_proto.v1 import retriever_pb2
 from openbook_trainer.config import RetrievalConfig
 from openbook_trainer.data import Batch, Query
 from openbook_trainer.neighbours import LiveSource
@@ -38,6 +40,25 @@ def test_one_call_with_each_chunks_own_document_excluded() -> None:
         assert found.lengths_BLK[place].tolist() == [
             int(a) + int(b) for a, b in reply.chunks.lengths[2 * query : 2 * query + 2]
         ]
+
+
+def test_nothing_found_is_no_neighbours() -> None:
+    class Empty(FakeRetriever):
+        def search_text(self, database: str, texts: Sequence[str], k: int, **options: Any) -> SearchResult:
+            reply = retriever_pb2.SearchReply(
+                snapshot=SNAPSHOT,
+                queries=len(texts),
+                k=k,
+                ids=np.full(len(texts) * k, -1, "<i8").tobytes(),
+                scores=np.zeros(len(texts) * k, "<f4").tobytes(),
+                chunks=retriever_pb2.Chunks(chunk_length=M),
+            )
+            return SearchResult.from_proto(reply, tokens_asked=True)
+
+    found = source(Empty()).fetch(BATCH)
+    assert not found.masked
+    assert not found.lengths_BLK.any()
+    assert not found.ids_BLKR.any()
 
 
 def test_own_document_in_the_reply_is_an_error() -> None:

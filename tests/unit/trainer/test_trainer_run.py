@@ -12,7 +12,14 @@ import torch
 from trainer_fakes import FakeRetriever, byte_tokenizer, settings, write_corpus
 
 import openbook_model
-from openbook_core.errors import ConfigError, CorruptError, MismatchError, OpenbookError, UnavailableError
+from openbook_core.errors import (
+    ArgumentError,
+    ConfigError,
+    CorruptError,
+    MismatchError,
+    OpenbookError,
+    UnavailableError,
+)
 from openbook_trainer import app, checkpoint, neighbours
 from openbook_trainer.config import TrainConfig
 
@@ -102,6 +109,60 @@ def test_killed_while_saving_leaves_the_older_one(
     monkeypatch.undo()
 
 
+def test_killed_between_two_names_keeps_the_only_checkpoint(
+    tmp_path: Path, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path)
+    config = TrainConfig.parse({**settings(tmp_path), "checkpoint": {"keep": 1}})
+    first = app.train(config)
+    real = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if self.name.endswith(".draft"):
+            raise KeyboardInterrupt
+        return real(self, target)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            app.train(config)  # nothing is left to do, so it writes the last step's checkpoint once more
+    folder = tmp_path / "run" / "checkpoints"
+    assert not list(folder.glob("step-*"))
+    found = checkpoint.newest(folder)
+    assert found is not None
+    assert found[1].step == 4
+    assert app.train(config)["weights_hash"] == first["weights_hash"]
+    assert [path.name for path in folder.iterdir()] == ["step-00000004"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("no such key"), 2),
+        (ArgumentError("a bad value"), 2),
+        (UnavailableError("nobody answers"), 1),
+        (OpenbookError("loss is nan"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+) -> None:
+    def fail(config: TrainConfig) -> None:
+        raise error
+
+    monkeypatch.setattr(app, "train", fail)
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(settings(tmp_path)))
+    assert app.main(["--config", str(path)]) == code
+    assert capsys.readouterr().err.strip()
+    assert app.main(["--config", str(tmp_path)]) == 2
+
+
 def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "step-00000003").mkdir()
     with pytest.raises(CorruptError, match="no checkpoint"):
@@ -155,5 +216,5 @@ def test_diverged_loss_stops(tmp_path: Path, retriever: FakeRetriever, monkeypat
 
 def test_retriever_that_is_not_up(tmp_path: Path) -> None:
     write_corpus(tmp_path)
-    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 .*start it"):
+    with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 .*start it \(openbook serve retriever\)"):
         run(tmp_path)

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from openbook_core.clients import ChunkTable, SearchResult
+from openbook_core.rpc.server import RunningServer, start_server
 from openbook_core.tokenizer import Tokenizer
-from openbook_proto.v1 import common_pb2, retriever_pb2
+from openbook_proto.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 
 M = 8
 SNAPSHOT = "snapshot-1"
@@ -121,3 +123,44 @@ class FakeRetriever:
 
     def close(self) -> None:
         pass
+
+
+class Servicer(retriever_pb2_grpc.RetrieverServicer):
+    """The fake retriever behind the real contract."""
+
+    def Describe(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.DescribeReply:
+        return FakeRetriever().describe(request.database, request.snapshot)
+
+    def SearchText(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.SearchTextReply:
+        search = request.search
+        exclude = [list(exclusion.document_ids) for exclusion in search.exclusions]
+        found = FakeRetriever().search_text(search.database, list(request.texts), search.k, exclude=exclude or None)
+        chunks = found.chunks
+        assert chunks.tokens is not None
+        assert chunks.lengths is not None
+        reply = retriever_pb2.SearchReply(
+            snapshot=found.snapshot,
+            queries=len(request.texts),
+            k=search.k,
+            ids=found.ids.astype("<i8").tobytes(),
+            scores=found.scores.tobytes(),
+            chunks=retriever_pb2.Chunks(
+                chunk_length=M,
+                token_type=common_pb2.ELEMENT_TYPE_UINT32,
+                tokens=chunks.tokens.tobytes(),
+                lengths=chunks.lengths.tobytes(),
+                document_index=range(len(chunks.documents)),
+                documents=chunks.documents,
+            ),
+        )
+        return retriever_pb2.SearchTextReply(result=reply)
+
+
+def serve_retriever() -> RunningServer:
+    """The fake retriever on a free port; the caller stops it."""
+    return start_server(
+        lambda server: retriever_pb2_grpc.add_RetrieverServicer_to_server(Servicer(), server),
+        host="127.0.0.1",
+        port=0,
+        services=["openbook_proto.v1.Retriever"],
+    )

@@ -40,12 +40,13 @@ class RunningServer:
         self.set_ready(False)
         self._server.stop(grace_s).wait()
 
-    def wait_for_signal(self, grace_s: float = 5.0) -> None:
-        """Block the main thread until SIGTERM or Ctrl-C, then stop."""
+    def wait_for_signal(self, grace_s: float = 5.0, before_stop: Callable[[], None] = lambda: None) -> None:
+        """Block the main thread until SIGTERM or Ctrl-C, then call `before_stop`, still serving, and stop."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._signal.set())
         while not self._signal.wait(0.5):
             pass
+        before_stop()
         self.stop(grace_s)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from openbook_core.files import sync
 from openbook_core.probes import PROBE_TEXTS
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.chunk_stage import SourceCounts, token_dtype
@@ -22,7 +23,7 @@ from openbook_database.build.workspace import Workspace
 from openbook_database.contract import METRIC_INNER_PRODUCT, Contract
 from openbook_database.documents import DocumentTable
 from openbook_database.encoder import Encoder
-from openbook_database.files import clear_write_errors, file_digests, sync, write_atomically, write_bytes_atomically
+from openbook_database.files import clear_write_errors, file_digests, write_atomically, write_bytes_atomically
 from openbook_database.index import exact_entry
 from openbook_database.manifest import MANIFEST_NAME, FileEntry, GoldenQueries, Manifest, Probes, ShardEntry
 from openbook_database.scoring import merge

@@ -13,9 +13,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from openbook_core.errors import ConfigError, ConflictError, CorruptError, InputError
-from openbook_core.fingerprint import canonical_json, differences
+from openbook_core.files import sync
+from openbook_core.fingerprint import canonical_json, differences, shortened
 from openbook_database.build.progress import BuildLog
-from openbook_database.files import clear_write_errors, sync, write_bytes_atomically
+from openbook_database.files import clear_write_errors, write_bytes_atomically
 from openbook_database.manifest import MANIFEST_NAME, Manifest
 from openbook_database.shard import shard_folder
 from openbook_database.snapshot import check_files
@@ -122,10 +123,5 @@ class Workspace:
 def _require_same(earlier: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:
     found = differences(earlier, now)
     if found:
-        listing = "; ".join(f"{field}: was {_short(old)}, now {_short(new)}" for field, old, new in found)
+        listing = "; ".join(f"{field}: was {shortened(old)}, now {shortened(new)}" for field, old, new in found)
         raise ConfigError(f"{what}: {listing}. Please {advice}", field=found[0][0])
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."

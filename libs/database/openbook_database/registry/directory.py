@@ -17,9 +17,10 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from openbook_core.errors import ConflictError, CorruptError
+from openbook_core.files import sync
 from openbook_core.fingerprint import canonical_json
 from openbook_database.contract import Contract
-from openbook_database.files import clear_write_errors, sync
+from openbook_database.files import clear_write_errors
 from openbook_database.registry.base import DEFAULT_TTL_S, Registry, is_database_name
 from openbook_database.registry.records import AuditEntry, Control, KnownSnapshot, ReplicaReport, RouterReport
 

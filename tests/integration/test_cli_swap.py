@@ -1,0 +1,56 @@
+"""`openbook db register|swap|rollback|abort|list` against a real router and shards, a corrupt snapshot among them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import retriever_support as support
+from retriever_support import DATABASE
+
+
+def openbook(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "openbook_cli", "db", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def done(*arguments: str) -> str:
+    process = openbook(*arguments)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+def state(router: str) -> Any:
+    return json.loads(done("list", "--router", router))[0]
+
+
+def test_a_swap_a_corrupt_candidate_and_a_rollback(tmp_path: Path) -> None:
+    old, new, broken = (support.build_edition(tmp_path, name) for name in ("old", "new", "broken"))
+    damaged = broken / "shard-00001" / "tokens.bin"
+    data = bytearray(damaged.read_bytes())
+    data[7] ^= 1
+    damaged.write_bytes(data)
+    with support.cluster(tmp_path / "logs", tmp_path / "registry") as processes:
+        router = processes[-1].address
+        ids = {
+            name: done("register", DATABASE, str(path), "--router", router).strip()
+            for name, path in (("old", old), ("new", new), ("broken", broken))
+        }
+        assert json.loads(done("swap", DATABASE, ids["old"], "--router", router))["epoch"] == 1
+        refused = openbook("swap", DATABASE, ids["broken"], "--router", router)
+        assert refused.returncode == 1
+        assert "tokens.bin" in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+        assert state(router)["live"] == ids["old"]
+        assert "candidate" not in state(router)
+        swapped = json.loads(done("swap", DATABASE, ids["new"][:12], "--router", router))
+        assert (swapped["live"], swapped["epoch"]) == (ids["new"], 2)
+        assert json.loads(done("rollback", DATABASE, "--router", router))["live"] == ids["old"]
+        assert json.loads(done("abort", DATABASE, "--router", router))["live"] == ids["old"]
+        wrong = openbook("swap", DATABASE, "0" * 64, "--router", router)
+        assert wrong.returncode == 1
+        assert "0" * 12 in wrong.stderr

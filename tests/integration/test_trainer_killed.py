@@ -1,0 +1,72 @@
+"""A training process that SIGKILL ends, in a step and between two steps of a save, goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
+from trainer_fakes import serve_retriever, settings, write_corpus
+
+RUN = "from openbook_trainer.app import main; raise SystemExit(main())"
+DIE = "import os, signal; die = lambda: os.kill(os.getpid(), signal.SIGKILL)"
+IN_A_STEP = """
+from openbook_trainer.loop import Loop
+step = Loop._step
+Loop._step = lambda self, number, *rest: die() if number == 5 else step(self, number, *rest)
+"""
+WHILE_SAVING = """
+import pathlib
+rename = pathlib.Path.rename
+pathlib.Path.rename = lambda self, to: die() if self.name == ".step-00000006.draft" else rename(self, to)
+"""
+SAME = ("steps", "weights_hash", "loss_on", "loss_off", "loss_shuffled")
+
+
+@pytest.fixture(scope="module")
+def retriever() -> Iterator[str]:
+    running = serve_retriever()
+    yield running.address
+    running.stop(0)
+
+
+def train(folder: Path, out: str, address: str, *before: str) -> subprocess.CompletedProcess[str]:
+    """`openbook_trainer` in a process of its own, which first runs the lines of `before`."""
+    config = folder / f"{out}.yaml"
+    changes: dict[str, Any] = {"steps": 8, "out": str(folder / out), "retrieval": {"address": address}}
+    config.write_text(yaml.safe_dump({**settings(folder, **changes), "checkpoint": {"every": 2, "keep": 1}}))
+    command = [sys.executable, "-c", "\n".join([*before, RUN]), "--config", str(config)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def losses(folder: Path, out: str) -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
+
+
+def test_a_killed_run_goes_on_to_the_same_losses(tmp_path: Path, retriever: str) -> None:
+    write_corpus(tmp_path)
+    straight = train(tmp_path, "straight", retriever)
+    assert straight.returncode == 0, straight.stderr
+    expected = json.loads(straight.stdout.splitlines()[-1])
+    for out, death in (("step", IN_A_STEP), ("saving", WHILE_SAVING)):
+        killed = train(tmp_path, out, retriever, DIE, death)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert [path.name for path in (tmp_path / out / "checkpoints").glob("step-*")] == ["step-00000004"]
+        resumed = train(tmp_path, out, retriever)
+        assert resumed.returncode == 0, resumed.stderr
+        summary = json.loads(resumed.stdout.splitlines()[-1])
+        assert {name: summary[name] for name in SAME} == {name: expected[name] for name in SAME}
+        assert losses(tmp_path, out) == losses(tmp_path, "straight")
+        assert sorted(losses(tmp_path, out)) == list(range(1, 9))
+        assert [path.name for path in (tmp_path / out / "checkpoints").iterdir()] == ["step-00000008"]
