@@ -34,8 +34,8 @@ def test_a_swap_a_corrupt_candidate_and_a_rollback(tmp_path: Path) -> None:
     data = bytearray(damaged.read_bytes())
     data[7] ^= 1
     damaged.write_bytes(data)
-    with support.cluster(tmp_path / "logs", tmp_path / "registry") as processes:
-        router = processes[-1].address
+    with support.cluster(tmp_path, tmp_path / "registry") as processes:
+        router = processes[0].address
         ids = {
             name: done("register", DATABASE, str(path), "--router", router).strip()
             for name, path in (("old", old), ("new", new), ("broken", broken))
