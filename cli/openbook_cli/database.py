@@ -1,4 +1,4 @@
-"""`openbook db build|verify|inspect|register|swap|rollback|abort|list`."""
+"""`openbook db build|verify|id|inspect|register|swap|rollback|abort|list`."""
 
 from __future__ import annotations
 
@@ -104,6 +104,14 @@ def verify(
     print(
         f"snapshot {done.snapshot_id} is whole: {done.files} files, {done.chunks} chunks, {done.golden_queries} golden"
     )
+
+
+@app.command("id")
+def snapshot_id(snapshot: Path) -> None:
+    """The snapshot's id: the digest of its manifest."""
+    from openbook_database.manifest import Manifest
+
+    print(Manifest.read(snapshot).snapshot_id)
 
 
 @app.command()
