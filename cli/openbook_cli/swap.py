@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 
 from openbook_core.clients import AdminClient
-from openbook_core.errors import PreconditionError, Reason, UnavailableError
+from openbook_core.errors import OpenbookError, PreconditionError, Reason, UnavailableError
 from openbook_proto.v1 import admin_pb2
 
 _POLL_S = 0.05
@@ -22,11 +23,12 @@ def swap_to(admin: AdminClient, database: str, snapshot: str, *, deadline_s: flo
     be begun. Raises UnavailableError then, with what the replicas say.
     """
     start = time.perf_counter()
-    admin.prepare(database, snapshot)
     try:
+        admin.prepare(database, snapshot)
         prepared, state = _activate_when_ready(admin, database, snapshot, start, deadline_s)
     except BaseException:
-        admin.abort(database)
+        with suppress(OpenbookError):  # the first error is the one to tell; what is left can be aborted or resumed
+            admin.abort(database, snapshot)
         raise
     wait_for_routers(admin, database, state.epoch)
     done = time.perf_counter()
@@ -49,6 +51,11 @@ def _activate_when_ready(
             return attempted, admin.activate(database, snapshot)
         except PreconditionError as error:
             failed = _failures(admin, database, snapshot)
+            (current,) = admin.list(database)
+            if not current.candidate.startswith(snapshot):
+                failed.append(
+                    f"somebody else ended this swap (being prepared now: {current.candidate[:12] or 'nothing'})"
+                )
             if failed or error.reason is not Reason.NOT_READY or attempted - start > deadline_s:
                 raise UnavailableError(
                     f"snapshot {snapshot[:12]} of {database!r} was not made live: {'; '.join(failed) or error.message}",

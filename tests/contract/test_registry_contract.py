@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import multiprocessing
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import settings
@@ -26,6 +30,7 @@ from openbook_database.manifest import Manifest
 from openbook_database.registry import open_registry
 from openbook_database.registry.base import Registry
 from openbook_database.registry.directory import DirectoryRegistry
+from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.registry.readiness import no_check
 from openbook_database.registry.records import (
     Control,
@@ -35,10 +40,23 @@ from openbook_database.registry.records import (
     ReplicaSnapshot,
     RouterReport,
 )
+from openbook_database.registry.redis import RedisRegistry
 from openbook_database.testing import build_tiny_snapshot
+
+
+@cache
+def redis_url() -> str:
+    """One server for all tests of this process; each registry has its own prefix."""
+    folder = tempfile.TemporaryDirectory(prefix="openbook-redis-")
+    atexit.register(folder.cleanup)
+    server = LocalRedis(Path(folder.name))
+    atexit.register(server.stop)
+    return server.url
+
 
 BACKENDS: dict[str, Callable[[Path, Callable[[], float]], Registry]] = {
     "directory": lambda root, clock: DirectoryRegistry(root / "registry", ttl_s=5, clock=clock),
+    "redis": lambda root, clock: RedisRegistry(f"{redis_url()}?prefix={quote(str(root))}:", ttl_s=5, clock=clock),
 }
 
 
@@ -379,6 +397,40 @@ def test_databases_are_listed_by_name(registry: Registry, books: Books) -> None:
     registry.register("factbook", books.old)
     registry.register("cookbook", books.other_name)
     assert [state.control.database for state in registry.list()] == ["cookbook", "factbook"]
+
+
+# --- what a router writes back ---
+
+
+def test_a_lost_record_is_raised_again_and_never_lowered(
+    registry: Registry, books: Books, tmp_path: Path, clock: Clock
+) -> None:
+    seen = make_live(registry, books, "old", "new")
+    contract = registry.contract("factbook")
+    known = registry.state("factbook").snapshots
+    assert not registry.restore(contract, seen, known)
+    behind = replace(seen, epoch=1, fence=9, live=books.id("old"))
+    assert not registry.restore(contract, behind, known)
+    assert registry.control("factbook") == seen
+
+    lost = BACKENDS["redis" if registry.comes_back_empty else "directory"](tmp_path / "lost", clock)
+    assert lost.restore(contract, behind, known[:1], actor="behind") == lost.comes_back_empty
+    if not lost.comes_back_empty:
+        assert not lost.list()
+        lost.register("factbook", books.old)
+    assert lost.restore(contract, seen, known, actor="router")
+    assert lost.control("factbook") == seen
+    assert {known.snapshot for known in lost.state("factbook").snapshots} == {books.id("old"), books.id("new")}
+    (*_, last) = lost.audit("factbook")
+    assert (last.verb, last.actor, last.outcome, last.epoch) == ("restore", "router", "done", seen.epoch)
+    assert lost.rollback("factbook", ready_check=no_check).epoch == seen.epoch + 1
+
+
+def test_another_contract_under_the_name_is_left_alone(registry: Registry, books: Books) -> None:
+    registry.register("factbook", books.other_contract)
+    with pytest.raises(MismatchError, match="chunk_length"):
+        registry.restore(Manifest.read(books.old).contract, Control("factbook", 7, 9, live=books.id("old")), [])
+    assert registry.control("factbook") == Control("factbook")
 
 
 # --- crashes and races ---

@@ -132,7 +132,7 @@ class Process:
             return self.popen.wait(15)
 
 
-def start_process(registry: Path, log: Path, *options: str) -> Process:
+def start_process(registry: Path | str, log: Path, *options: str) -> Process:
     """`python -m openbook_retriever` with `options`; its log is appended to `log`."""
     with log.open("a") as stderr:
         popen = subprocess.Popen(
@@ -149,7 +149,7 @@ def start_process(registry: Path, log: Path, *options: str) -> Process:
     return Process(popen, json.loads(line)["address"])
 
 
-def start_shard(registry: Path, log: Path, member: int, *options: str) -> Process:
+def start_shard(registry: Path | str, log: Path, member: int, *options: str) -> Process:
     """One of two members."""
     return start_process(
         registry, log, "--role", "shard", "--member-index", str(member), "--member-count", "2", *options
@@ -157,7 +157,7 @@ def start_shard(registry: Path, log: Path, member: int, *options: str) -> Proces
 
 
 @contextmanager
-def cluster(folder: Path, registry: Path, *options: str, router: Sequence[str] = ()) -> Iterator[list[Process]]:
+def cluster(folder: Path, registry: Path | str, *options: str, router: Sequence[str] = ()) -> Iterator[list[Process]]:
     """Router, shard 0 of 2, shard 1 of 2; the list may be changed, what is in it at the end is stopped."""
     log = folder / "log.jsonl"
     processes: list[Process] = []
@@ -168,6 +168,16 @@ def cluster(folder: Path, registry: Path, *options: str, router: Sequence[str] =
     finally:
         for process in processes:
             process.stop()
+
+
+@contextmanager
+def start_router_alone(folder: Path, registry: Path) -> Iterator[str]:
+    """The address of a router without any shard."""
+    process = start_process(registry, folder / "log.jsonl", "--role", "router")
+    try:
+        yield process.address
+    finally:
+        process.stop()
 
 
 def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:

@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
+
+from openbook_cli.swap import swap_to
+from openbook_core.clients import AdminClient
+from openbook_core.errors import OpenbookError
+from openbook_database.registry.directory import DirectoryRegistry
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
@@ -54,3 +60,26 @@ def test_a_swap_a_corrupt_candidate_and_a_rollback(tmp_path: Path) -> None:
         wrong = openbook("swap", DATABASE, "0" * 64, "--router", router)
         assert wrong.returncode == 1
         assert "0" * 12 in wrong.stderr
+
+
+def test_a_swap_that_was_ended_by_somebody_else_leaves_the_next_one_alone(tmp_path: Path) -> None:
+    old, new = (support.build_edition(tmp_path, name) for name in ("old", "new"))
+    registry = DirectoryRegistry(tmp_path / "registry")
+    old_id, new_id = (registry.register(DATABASE, path).snapshot for path in (old, new))
+    with support.start_router_alone(tmp_path, tmp_path / "registry") as router, AdminClient(router) as admin:
+        errors: list[OpenbookError] = []
+
+        def swap() -> None:
+            try:
+                swap_to(admin, DATABASE, old_id, deadline_s=60)
+            except OpenbookError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=swap)
+        thread.start()
+        support.wait_for(lambda: registry.control(DATABASE).candidate == old_id, "the swap begins")
+        registry.abort(DATABASE)
+        registry.prepare(DATABASE, new_id)
+        thread.join(20)
+        assert "somebody else" in errors[0].message
+        assert registry.control(DATABASE).candidate == new_id

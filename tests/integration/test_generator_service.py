@@ -19,7 +19,7 @@ from openbook_generator.api import MAX_BODY_BYTES, create_app
 from openbook_generator.service import Generator
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "generator"))
-from generator_fakes import FakeRetriever, byte_tokenizer, make_generator, reference, tiny_model
+from generator_fakes import FakeRetriever, M, byte_tokenizer, make_generator, reference, tiny_model
 
 
 class Served:
@@ -147,8 +147,17 @@ def test_the_reply_names_its_passages(served: Served) -> None:
     assert [passage["title"] for passage in passages] == ["Alpha", "Beta"]
     first = passages[0]
     assert (first["document_id"], first["uri"], first["licence"], first["chunk_id"]) == ("doc-0", "u0", "CC0", 100)
+    (shown,) = reply["retrieval"]["shown"]
     start, end = first["span"]["tokens"]
-    assert end - start == len("Alpha: alpha is the first letter")
+    assert first["span"] == shown["span"]
+    assert end - start == len(shown["text"]) == len("Alpha: alpha is the first letter")
+    assert shown["text"] == "Alpha: alpha is the first letter"
+    assert shown["chunk_ids"][0] == first["chunk_id"]
+    positions = [each["positions"] for each in reply["retrieval"]["neighbors"]]
+    prompt = reply["usage"]["prompt_tokens"]
+    assert any(begin == prompt - 1 for begin, _ in positions), "the prompt's last token already uses retrieval"
+    assert all(end - begin == M for begin, end in positions)
+    assert max(len(each["chunk_ids"]) for each in reply["retrieval"]["neighbors"]) == 2
     assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] + reply["usage"]["completion_tokens"]
 
 
@@ -161,7 +170,9 @@ def test_a_stream_carries_the_same_text(served: Served) -> None:
     assert reply.headers["content-type"].startswith("text/event-stream")
     assert lines[-1] == "[DONE]"
     events = [json.loads(line) for line in lines[:-1]]
-    assert events[0]["retrieval"] == whole["retrieval"]
+    assert events[0]["retrieval"] == {**whole["retrieval"], "neighbors": []}
+    last = next(event for event in events if event["choices"] and event["choices"][0]["finish_reason"])
+    assert last["retrieval"]["neighbors"] == whole["retrieval"]["neighbors"] != []
     text = "".join(event["choices"][0]["delta"].get("content", "") for event in events if event["choices"])
     assert text == whole["choices"][0]["message"]["content"]
     assert events[-2]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
@@ -235,10 +246,17 @@ def test_zero_gates_skip_the_neighbors(retriever: FakeRetriever) -> None:
 
 
 def test_a_database_of_another_tokenizer_is_refused(served: Served, retriever: FakeRetriever) -> None:
-    retriever.contract = {"tokenizer": {**retriever.contract["tokenizer"], "vocab_size": 3}}
+    retriever.contract |= {"tokenizer": {**retriever.contract["tokenizer"], "vocab_size": 3}}
     reply = served.chat("hello")
     assert reply.status_code == 409
     assert "vocab_size" in reply.json()["error"]["message"]
+
+
+def test_a_database_of_another_chunk_length_is_refused(served: Served, retriever: FakeRetriever) -> None:
+    retriever.contract |= {"chunk_length": M + 1}
+    reply = served.chat("hello")
+    assert reply.status_code == 409
+    assert f"chunk_length: the model has {M}" in reply.json()["error"]["message"]
 
 
 def test_without_a_retriever_the_reason_is_told() -> None:

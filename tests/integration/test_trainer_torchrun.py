@@ -1,4 +1,4 @@
-"""The command under torchrun, over gRPC: one and two processes compute the same, and a missing retriever is named."""
+"""`openbook train` in one and two processes, over gRPC: they compute the same, and what goes wrong is said once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,28 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
 from trainer_fakes import serve_retriever, settings, write_corpus
+
+# Python runs a `sitecustomize` that it finds on its path before anything else, here in each process of the run.
+FIRST_ENDS = """
+import os
+if os.environ.get("RANK") == "0":
+    from openbook_trainer.loop import Loop
+    step = Loop._step
+    Loop._step = lambda self, number, *rest: os._exit(7) if number == 2 else step(self, number, *rest)
+"""
+SECOND_GETS_NO_NEIGHBOURS = """
+import os
+if os.environ.get("RANK") == "1":
+    from openbook_core.errors import UnavailableError
+    from openbook_trainer.loop import Loop
+    batches = Loop._batches
+    def failing(self, start, end):
+        for step, batch in enumerate(batches(self, start, end)):
+            if step == 2:
+                raise UnavailableError("only the second process is cut off")
+            yield batch
+    Loop._batches = failing
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,27 +47,79 @@ def retriever() -> Iterator[str]:
     running.stop(0)
 
 
-def torchrun(folder: Path, processes: int, address: str) -> subprocess.CompletedProcess[str]:
+def train(
+    folder: Path, processes: int, address: str, out: str = "run", patch: str = "", **changes: Any
+) -> subprocess.CompletedProcess[str]:
     write_corpus(folder)
+    (folder / "sitecustomize.py").write_text(patch)
     config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(settings(folder, steps=2, out=str(folder / f"run{processes}"))))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "openbook_trainer", "--config", str(config), "--set", f"retrieval.address={address}"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    changes["retrieval"] = {"address": address, "retry_budget": 0}
+    config.write_text(yaml.safe_dump(settings(folder, out=str(folder / out), **changes)))
+    command = [sys.executable, "-m", "openbook_cli", "train", "--config", str(config), "--processes", str(processes)]
+    path = os.pathsep.join([str(folder), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+
+
+def figures(folder: Path, out: str, name: str) -> list[float]:
+    lines = [json.loads(line) for line in (folder / out / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The error lines of a run that must have failed without a traceback."""
+    assert "Traceback" not in done.stderr, done.stderr
+    return [line for line in done.stderr.splitlines() if line.startswith("error:")]
 
 
 def test_one_and_two_processes_compute_the_same(tmp_path: Path, retriever: str) -> None:
     summaries = []
     for processes in (1, 2):
-        done = torchrun(tmp_path, processes, retriever)
+        done = train(tmp_path, processes, retriever, f"run{processes}")
         assert done.returncode == 0, done.stderr
         summaries.append(json.loads(done.stdout.splitlines()[-1]))
     for name in ("loss_on", "loss_off", "loss_shuffled"):
         np.testing.assert_allclose(summaries[0][name], summaries[1][name], rtol=1e-5)
+    for name in ("gradient_norm", "loss"):
+        one, two = (figures(tmp_path, out, name) for out in ("run1", "run2"))
+        assert len(one) == 4
+        np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
-def test_missing_retriever(tmp_path: Path) -> None:
-    done = torchrun(tmp_path, 1, "127.0.0.1:1")
-    assert done.returncode != 0
-    assert "error: no neighbours from the retriever at 127.0.0.1:1" in done.stderr
+def test_one_process_goes_on_from_the_checkpoint_of_two(tmp_path: Path, retriever: str) -> None:
+    for processes, out, stop_at in ((1, "straight", None), (2, "parts", 2), (1, "parts", None)):
+        done = train(tmp_path, processes, retriever, out, stop_at=stop_at)
+        assert done.returncode == 0, done.stderr
+    for name in ("loss", "gradient_norm", "loss_on"):
+        straight, parts = (figures(tmp_path, out, name) for out in ("straight", "parts"))
+        np.testing.assert_allclose(straight[-1], parts[-1], rtol=1e-4)
+    np.testing.assert_allclose(*(figures(tmp_path, out, "loss") for out in ("straight", "parts")), rtol=1e-4)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_missing_retriever(tmp_path: Path, processes: int) -> None:
+    done = train(tmp_path, processes, "127.0.0.1:1")
+    assert done.returncode == 1, done.stderr
+    (line,) = errors(done)
+    assert line.startswith("error: no neighbours from the retriever at 127.0.0.1:1")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_settings_that_cannot_be_used(tmp_path: Path, retriever: str, processes: int) -> None:
+    done = train(tmp_path, processes, retriever, model={"vocab_size": 64})
+    assert done.returncode == 2, done.stderr
+    assert errors(done) == ["error: model.vocab_size 64 is less than the tokenizer's 257"]
+
+
+def test_failure_of_the_second_process_is_said_by_the_first(tmp_path: Path, retriever: str) -> None:
+    done = train(tmp_path, 2, retriever, patch=SECOND_GETS_NO_NEIGHBOURS)
+    assert done.returncode == 1, done.stderr
+    assert errors(done) == ["error: only the second process is cut off"]
+    assert len(figures(tmp_path, "run", "loss")) == 2
+
+
+def test_end_of_the_first_process_is_quiet_in_the_second(tmp_path: Path, retriever: str) -> None:
+    done = train(tmp_path, 2, retriever, patch=FIRST_ENDS)
+    assert done.returncode == 7, done.stderr
+    assert errors(done) == []
+    assert len(figures(tmp_path, "run", "loss")) == 2

@@ -58,13 +58,18 @@ def test_the_checker_fires_on_a_passage_of_another_snapshot(tmp_path: Path) -> N
         build_tiny_snapshot(folder, edition=edition)
     one, two = (Snapshot.open(folder) for folder in folders)
     texts = [snapshot.shard_of(0).text(np.arange(5)) for snapshot in (one, two)]
+    following = [snapshot.shard_of(0).continuation_text(np.arange(5)) for snapshot in (one, two)]
     place = next(i for i in range(5) if texts[0][i] != texts[1][i])
-    text_one, text_two = texts[0][place], texts[1][place]
+    before = next(i for i in range(5) if following[0][i] != following[1][i])
+    good = (place, texts[0][place], following[0][place])
+    other_text = (place, texts[1][place], following[0][place])
+    other_continuation = (before, texts[0][before], following[1][before])
     checker = Checker(folders)
-    assert not checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((place, text_one),)))
-    assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((place, text_one), (place, text_two))))
-    assert checker.is_mixed(Call("search_text", 0, 0, snapshot="unknown", passages=((place, text_one),)))
-    assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((10**9, text_one),)))
+    assert not checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=(good,)))
+    assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=(good, other_text)))
+    assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=(other_continuation,)))
+    assert checker.is_mixed(Call("search_text", 0, 0, snapshot="unknown", passages=(good,)))
+    assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((10**9, good[1], good[2]),)))
 
 
 def test_calls_under_way_during_a_window_are_inside_it() -> None:
@@ -80,7 +85,7 @@ def test_the_load_reaches_its_minimum_and_a_client_that_breaks_is_a_failed_call(
     def broken(number: int) -> Call:
         if number == 3:
             raise ValueError("a bug in the client")
-        return Call("search_text", 0, 0, passages=((1, "x"),))
+        return Call("search_text", 0, 0, passages=((1, "x", ""),))
 
     empty = Call("completion", 0, 0)
     load = Load({"completion": (lambda n: empty, 7, 0.0), "search_text": (broken, 11, 0.0)})

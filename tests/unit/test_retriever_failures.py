@@ -275,7 +275,8 @@ def test_vectors_of_another_embedder_are_never_returned() -> None:
 @pytest.mark.parametrize(
     ("options", "code"),
     [
-        (["--role", "shard", "--registry", "redis://nowhere"], 2),
+        (["--role", "shard", "--registry", "etcd://nowhere"], 2),
+        (["--role", "shard", "--registry", "redis://127.0.0.1:1"], 1),
         (["--role", "shard", "--registry", "{folder}", "--member-index", "3"], 2),
         (["--role", "router", "--registry", "{folder}", "--port", "{port}"], 1),
     ],

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,15 +32,22 @@ from openbook_trainer.metrics import Metrics
 from openbook_trainer.neighbours import LiveSource, pin_snapshot
 from openbook_trainer.optimiser import make_optimiser
 
+_FIRST_ENDS_WITHIN_S = 60.0
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: exit code 0, 2 for settings that cannot be used, 1 for another OpenbookError, 130 after Ctrl-C."""
+    """The command line: exit code 0, 2 for settings that cannot be used, 1 for another OpenbookError, 130 after Ctrl-C.
+
+    Of several processes the first says what went wrong. The others wait until the launcher ends them, which it does as
+    soon as the first has ended, so that the exit code is the first's.
+    """
     parser = argparse.ArgumentParser(prog="openbook train", description="Train RETRO against a running retriever.")
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see examples/train/")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
     options = parser.parse_args(arguments)
     setup_logging("trainer")
+    first = os.environ.get("RANK", "0") == "0"
     try:
         config, origin = load_train_config(options.config, options.set)
         if options.print_config:
@@ -46,10 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         train(config)
     except OpenbookError as error:
+        if not first:
+            time.sleep(_FIRST_ENDS_WITHIN_S)
         print(f"error: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
     except KeyboardInterrupt:
-        print("interrupted; the last checkpoint is whole, run the same command to go on", file=sys.stderr)
+        if first:
+            print("interrupted; the last checkpoint is whole, run the same command to go on", file=sys.stderr)
         return 130
     return 0
 
@@ -73,33 +85,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _train(config: TrainConfig, world: World) -> dict[str, Any]:
-    if config.batch.sequences % (config.batch.micro * world.size):
-        raise ConfigError(
-            f"batch.sequences {config.batch.sequences} is not a multiple of batch.micro {config.batch.micro} times "
-            f"{world.size} processes",
-            field="batch.sequences",
-        )
-    tokenizer = Tokenizer.load(config.corpus.tokenizer)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size {config.model.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}",
-            field="model.vocab_size",
-        )
+    tokenizer = world.together(lambda: _tokenizer(config, world))
     m = config.model.chunk_length
-    wanted = world.from_first(_wanted_snapshot(config) if world.first else None)
-    snapshot = world.from_first(pin_snapshot(config.retrieval, wanted, tokenizer, m) if world.first else None)
-    corpus, held_out = read_corpus(config.corpus, tokenizer, m)
-    settings = checkpoint.settings_of(config, f"{corpus.digest()} {held_out.digest()}")
-    state, resumed_from = checkpoint.RunState(0, settings, snapshot), None
-    found = checkpoint.newest(config.out / "checkpoints")
-    if found:
-        resumed_from, state = found
-        checkpoint.require_same(settings, state.settings, resumed_from)
+    snapshot = world.from_first(lambda: pin_snapshot(config.retrieval, _wanted_snapshot(config), tokenizer, m))
+    corpus, held_out = world.together(lambda: read_corpus(config.corpus, tokenizer, m))
+    resumed_from, state = world.together(lambda: _start(config, f"{corpus.digest()} {held_out.digest()}", snapshot))
     source = LiveSource(
         RetrieverClient(config.retrieval.address), config.retrieval, snapshot, config.model.num_neighbors, m
     )
     try:
-        source.check_exclusions(corpus.document_ids)
+        world.together(lambda: source.check_exclusions(corpus.document_ids))
+        batch, evaluation = config.batch, config.evaluation
+        order = SequenceOrder(corpus, batch, config.seed)
+        held_out_order = SequenceOrder(held_out, batch, config.seed)
+        evaluator = world.together(lambda: Evaluator(held_out_order, source, evaluation.sequences, batch.micro))
         model = RetroModel(config.model)
         initialise(model, config.seed)
         model = model.to(world.device).train()
@@ -107,21 +106,11 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         optimiser = make_optimiser(model, config.optimiser)
         if resumed_from:
             checkpoint.restore(resumed_from, model, optimiser)
-        batch, evaluation = config.batch, config.evaluation
-        loop = Loop(
-            config,
-            world,
-            model,
-            optimiser,
-            SequenceOrder(corpus, batch, config.seed),
-            source,
-            Evaluator(SequenceOrder(held_out, batch, config.seed), source, evaluation.sequences, batch.micro),
-            Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step),
-            state,
-        )
-        finished = loop.run()
+        metrics = Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step)
+        finished = Loop(config, world, model, optimiser, order, source, evaluator, metrics, state).run()
     finally:
         source.close()
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     return {
         "steps": finished.step,
         **asdict(finished.held_out),
@@ -134,8 +123,36 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         "snapshot": snapshot,
         "checkpoint": str(finished.checkpoint),
         "model": str(config.out / "model"),
-        "weights_hash": world.from_first(_export(config, model, tokenizer, world)),
+        "weights_hash": world.from_first(lambda: _export(config, weights, tokenizer)),
     }
+
+
+def _tokenizer(config: TrainConfig, world: World) -> Tokenizer:
+    """The corpus's tokenizer. Raises ConfigError where batch or vocabulary do not fit the processes or the model."""
+    if config.batch.sequences % (config.batch.micro * world.size):
+        raise ConfigError(
+            f"batch.sequences {config.batch.sequences} is not a multiple of batch.micro {config.batch.micro} times "
+            f"{world.size} processes",
+            field="batch.sequences",
+        )
+    tokenizer = Tokenizer.load(config.corpus.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size {config.model.vocab_size} is less than the tokenizer's {tokenizer.vocab_size}",
+            field="model.vocab_size",
+        )
+    return tokenizer
+
+
+def _start(config: TrainConfig, corpus_digest: str, snapshot: str) -> tuple[Path | None, checkpoint.RunState]:
+    """The checkpoint to go on from, or None, and the state there. Raises ConfigError where it has other settings."""
+    settings = checkpoint.settings_of(config, corpus_digest)
+    found = checkpoint.newest(config.out / "checkpoints")
+    if found is None:
+        return None, checkpoint.RunState(0, settings, snapshot)
+    path, state = found
+    checkpoint.require_same(settings, state.settings, path)
+    return path, state
 
 
 def _wanted_snapshot(config: TrainConfig) -> str:
@@ -154,14 +171,11 @@ def _wanted_snapshot(config: TrainConfig) -> str:
     return state.snapshot
 
 
-def _export(config: TrainConfig, model: RetroModel, tokenizer: Tokenizer, world: World) -> str | None:
-    """Write `out/model`, which `openbook_model.load` reads; the hash of its weights on process 0."""
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if not world.first:
-        return None
-    whole = RetroModel(config.model)
-    whole.load_state_dict(weights)
+def _export(config: TrainConfig, weights: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """Write `out/model`, which `openbook_model.load` reads, from whole weights; their hash."""
+    model = RetroModel(config.model)
+    model.load_state_dict(weights)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
-        save_model(whole, config.out / "model", folder)
-    return weights_hash(whole)
+        save_model(model, config.out / "model", folder)
+    return weights_hash(model)

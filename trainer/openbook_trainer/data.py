@@ -12,6 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from openbook_database.text import CONTEXT, chunk_text
 from openbook_trainer.config import BatchConfig, CorpusConfig
 
 IGNORED = -100
+# First word of each random stream's seed: without it (seed, epoch) and (seed, epoch, 0) are one stream.
+_OFFSET, _PERMUTATION, _SAMPLE = 1, 2, 3
 logger = logging.getLogger(__name__)
 
 
@@ -135,14 +138,16 @@ class SequenceOrder:
         """First chunk of the sequence, tokens dropped from its start, and which chunks get no neighbours."""
         epoch, index = divmod(number, self.sequences)
         if epoch != self._epoch:
-            generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            self._offset = int(generator.integers(self.corpus.chunks % self.batch.chunks + 1))
-            self._permutation = generator.permutation(self.sequences)
+            self._offset = int(self._random(_OFFSET, epoch).integers(self.corpus.chunks % self.batch.chunks + 1))
+            self._permutation = self._random(_PERMUTATION, epoch).permutation(self.sequences)
             self._epoch = epoch
-        generator = np.random.Generator(np.random.PCG64([self.seed, epoch, index]))
+        generator = self._random(_SAMPLE, epoch, index)
         dropped = int(generator.integers(self.corpus.chunk_length)) if self.batch.vary_phase else 0
         masked_L = generator.random(self.batch.chunks) < self.batch.neighbor_drop
         return self._offset + int(self._permutation[index]) * self.batch.chunks, dropped, masked_L
+
+    def _random(self, purpose: int, *place: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([purpose, self.seed, *place]))
 
     def _assemble(self, rows: list[tuple[int, int, NDArray[np.bool_]]]) -> Batch:
         corpus, m = self.corpus, self.corpus.chunk_length
@@ -170,23 +175,23 @@ class SequenceOrder:
 
 
 def read_corpus(config: CorpusConfig, tokenizer: Tokenizer, chunk_length: int) -> tuple[ChunkedCorpus, ChunkedCorpus]:
-    """The corpus to train on and the held-out one. Raises InputError for a file or line that holds no document."""
+    """The corpus to train on and the held-out one, of the first `max_documents` that are not empty over all sources.
+
+    Raises InputError for a file or line that holds no document.
+    """
     known: set[str] = set()
-    skipped: Counter[str] = Counter()
-    documents: list[tuple[str, NDArray[np.uint32]]] = []
 
     def tokenise(document: Document) -> tuple[str, NDArray[np.uint32]]:
         pieces = [tokenizer.encode(piece) for _, piece in slices(document.text, tokenizer)]
         return document.external_id, np.concatenate(pieces)
 
-    for source in config.sources:
-        reader = DocumentReader(source, config.fields, skip_bad_lines=config.skip_bad_lines, known=known)
-        for external_id, tokens in reader.read(tokenise):
-            if len(tokens):
-                documents.append((external_id, tokens))
-            if len(documents) == config.max_documents:
-                break
-        skipped += reader.skipped
+    readers = [
+        DocumentReader(source, config.fields, skip_bad_lines=config.skip_bad_lines, known=known)
+        for source in config.sources
+    ]
+    found = (document for reader in readers for document in reader.read(tokenise) if len(document[1]))
+    documents = list(islice(found, config.max_documents))
+    skipped = sum((reader.skipped for reader in readers), Counter[str]())
     if skipped:
         logger.warning("bad lines skipped: %s", dict(skipped))
     if len(documents) < 2:

@@ -1,13 +1,14 @@
-"""One process or many: the process group, and FSDP2 per block."""
+"""One process or many: the process group, failures that all of them share, and FSDP2 per block."""
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,10 +16,11 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from openbook_core.errors import ConfigError
+from openbook_core.errors import ConfigError, OpenbookError, UnavailableError
 from openbook_model import RetroModel
 
 Value = TypeVar("Value")
+_PEER_ENDED = re.compile(r"gloo/transport|connection (closed|reset) by peer|remote process exited", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,27 @@ class World:
     def first(self) -> bool:
         return self.rank == 0
 
-    def from_first(self, value: Value | None) -> Value:
-        """What process 0 gives, on every process."""
-        box: list[Value | None] = [value]
+    def from_first(self, make: Callable[[], Value]) -> Value:
+        """What `make` returns on process 0, the only one that calls it; its OpenbookError is raised on every process."""
+        box = [_attempt(make) if self.first else None]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
         assert box[0] is not None
-        return box[0]
+        return box[0].take()
+
+    def together(self, make: Callable[[], Value]) -> Value:
+        """This process's own `make()`, in which no process waits for another.
+
+        Where it raises OpenbookError on some, every process raises that of the first of them.
+        """
+        own = _attempt(make)
+        if self.total(float(own.error is not None)):
+            errors = [own.error]
+            if self.size > 1:
+                errors = [None] * self.size
+                dist.all_gather_object(errors, own.error)
+            raise next(error for error in errors if error is not None)
+        return own.take()
 
     def total(self, value: float) -> float:
         """The sum over processes."""
@@ -50,9 +66,33 @@ class World:
         return float(tensor)
 
 
+@dataclass(frozen=True)
+class _Outcome(Generic[Value]):
+    """What a call returned, or the error that it raised."""
+
+    values: tuple[Value, ...]
+    error: OpenbookError | None = None
+
+    def take(self) -> Value:
+        if self.error is not None:
+            raise self.error
+        return self.values[0]
+
+
+def _attempt(make: Callable[[], Value]) -> _Outcome[Value]:
+    try:
+        return _Outcome((make(),))
+    except OpenbookError as error:
+        return _Outcome((), error)
+
+
 @contextmanager
 def process_group(device: str) -> Iterator[World]:
-    """Join torchrun's group, or make one of this process alone. Raises ConfigError for a device that there is not."""
+    """Join torchrun's group, or make one of this process alone.
+
+    Raises ConfigError for a device that there is not, and UnavailableError where another process ended during a
+    collective call.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for and there is no GPU; use cpu or auto", field="device")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -66,6 +106,13 @@ def process_group(device: str) -> Iterator[World]:
         if kind == "cuda":
             torch.cuda.set_device(place)
         yield World(dist.get_rank(), dist.get_world_size(), place)
+    except RuntimeError as error:
+        if dist.get_world_size() == 1 or not _PEER_ENDED.search(str(error)):
+            raise
+        raise UnavailableError(
+            "another process of this run ended, so this one cannot go on; see what that one said, and run the same "
+            "command to go on from the last checkpoint"
+        ) from error
     finally:
         dist.destroy_process_group()
 

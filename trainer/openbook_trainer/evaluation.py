@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from openbook_core.errors import UnavailableError
 from openbook_model import RetroModel
 from openbook_trainer.data import IGNORED, Batch, SequenceOrder
 from openbook_trainer.neighbours import Neighbors, NeighborSource
@@ -16,29 +17,46 @@ from openbook_trainer.neighbours import Neighbors, NeighborSource
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean nats per token over the same tokens. Shuffled that is no worse than ON says that retrieval is not used."""
+    """Mean nats per token over the same tokens. Shuffled that is no worse than ON says that retrieval is not used.
+
+    `loss_shuffled` is None where one sequence is all there is: it has no other's neighbours to be given.
+    """
 
     loss_off: float
     loss_on: float
-    loss_shuffled: float
+    loss_shuffled: float | None
 
 
 class Evaluator:
     """Fixed held-out sequences with their neighbours, fetched once: the snapshot is pinned, so they do not change."""
 
     def __init__(self, order: SequenceOrder, source: NeighborSource, sequences: int, micro: int) -> None:
+        """Raises what `source` raises, and UnavailableError where it masked a batch, whose ON loss would be OFF."""
         self._batches = list(order.fixed(sequences, micro))
         self._neighbors = [source.fetch(batch) for batch in self._batches]
-        self._shuffled = _half_turn(self._neighbors)
+        masked = sum(found.masked for found in self._neighbors)
+        if masked:
+            raise UnavailableError(
+                f"the retriever failed for {masked} of {len(self._batches)} batches of held-out sequences, so the loss "
+                "with retrieval cannot be measured; retrieval.on_failure=mask is for training batches only. Run the "
+                "same command again when the retriever answers",
+                field="retrieval.on_failure",
+            )
+        rows = sum(len(found.ids_BLKR) for found in self._neighbors)
+        self._shuffled = _half_turn(self._neighbors) if rows > 1 else None
 
     @torch.no_grad()
     def measure(self, model: RetroModel, device: torch.device) -> HeldOutLoss:
         """The three losses; every process computes all of it. The model goes back to training mode."""
         model.eval()
         off: list[Neighbors | None] = [None] * len(self._batches)
-        losses = [self._mean(model, neighbors, device) for neighbors in (off, self._neighbors, self._shuffled)]
+        losses = HeldOutLoss(
+            self._mean(model, off, device),
+            self._mean(model, self._neighbors, device),
+            None if self._shuffled is None else self._mean(model, self._shuffled, device),
+        )
         model.train()
-        return HeldOutLoss(*losses)
+        return losses
 
     def _mean(
         self, model: RetroModel, neighbors: list[Neighbors | None] | list[Neighbors], device: torch.device

@@ -69,7 +69,8 @@ class Loop:
         held_out = None
         batches = Prefetch(self._batches(step, end), config.retrieval.prefetch)
         try:
-            for micro_batches in batches:
+            ready = iter(batches)
+            while (micro_batches := self.world.together(lambda: next(ready, None))) is not None:
                 self._step(step, micro_batches, batches)
                 step += 1
                 held_out = None
@@ -153,5 +154,6 @@ class Loop:
         return self.saved
 
     def _late(self, start: float) -> bool:
-        assert self.config.max_seconds is not None
-        return self.world.from_first(time.perf_counter() - start >= self.config.max_seconds)
+        limit = self.config.max_seconds
+        assert limit is not None
+        return self.world.from_first(lambda: time.perf_counter() - start >= limit)

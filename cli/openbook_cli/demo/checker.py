@@ -19,13 +19,14 @@ class Checker:
         self._snapshots = {snapshot.id: snapshot for snapshot in (Snapshot.open(folder) for folder in folders)}
 
     def is_mixed(self, call: Call) -> bool:
-        """Whether a passage of the reply is not the text of that chunk in the snapshot that the reply names."""
+        """Whether a passage, or what follows it, is not the text of that chunk in the snapshot that the reply names."""
         snapshot = self._snapshots.get(call.snapshot)
         if snapshot is None:
             return True
-        for chunk_id, text in call.passages:
+        for chunk_id, text, continuation in call.passages:
             if not 0 <= chunk_id < snapshot.manifest.chunks:
                 return True
-            if snapshot.shard_of(chunk_id).text(np.array([chunk_id], dtype=np.int64)) != [text]:
+            shard, ids = snapshot.shard_of(chunk_id), np.array([chunk_id], dtype=np.int64)
+            if shard.text(ids) != [text] or shard.continuation_text(ids) != [continuation]:
                 return True
         return False

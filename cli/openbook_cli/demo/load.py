@@ -19,7 +19,7 @@ Window = tuple[float, float]
 class Call:
     """One request: when it began (monotonic seconds), how long it took, and the passages of its reply.
 
-    `passages` holds (chunk id, text) of all that were found; `shown` names those that the model was shown.
+    `passages` holds (chunk id, text, continuation) of all that were found; `shown` what the model was shown of them.
     """
 
     kind: str
@@ -27,7 +27,7 @@ class Call:
     seconds: float
     error: str = ""
     snapshot: str = ""
-    passages: tuple[tuple[int, str], ...] = ()
+    passages: tuple[tuple[int, str, str], ...] = ()
     answer: str = ""
     shown: tuple[str, ...] = ()
     cross_attention: str = ""
@@ -48,9 +48,9 @@ def complete(client: httpx.Client, url: str, question: str, *, max_tokens: int) 
         start,
         seconds,
         snapshot=data["retrieval"]["snapshot"],
-        passages=tuple((int(passage["chunk_id"]), passage["text"]) for passage in passages),
+        passages=tuple((int(each["chunk_id"]), each["text"], each["continuation"]) for each in passages),
         answer=data["choices"][0]["message"]["content"],
-        shown=tuple(f"{passage['title']} #{passage['chunk_id']}" for passage in passages if passage["span"]),
+        shown=tuple(f"{each['text']} #{','.join(map(str, each['chunk_ids']))}" for each in data["retrieval"]["shown"]),
         cross_attention=data["retrieval"]["cross_attention"],
     )
 
@@ -61,7 +61,7 @@ def search(client: RetrieverClient, database: str, text: str, k: int) -> Call:
     result = client.search_text(database, [text], k, text=True, timeout_s=60)
     seconds = time.monotonic() - start
     ids = [int(i) for i in result.ids.ravel() if i >= 0]
-    passages = tuple(zip(ids, result.chunks.texts, strict=True))
+    passages = tuple(zip(ids, result.chunks.texts, result.chunks.continuation_texts, strict=True))
     return Call("search_text", start, seconds, snapshot=result.snapshot, passages=passages)
 
 

@@ -52,9 +52,11 @@ def print_training(summary: dict[str, Any]) -> None:
     """What a minute of training against the live retriever gave."""
     print(f"tiny RETRO, trained live      {summary['steps']} steps, {summary['tokens']} tokens")
     print(f"  held-out loss               without retrieval {summary['loss_off']:.4f}, with {summary['loss_on']:.4f}")
-    print(
-        f"  with shuffled neighbours    {summary['loss_shuffled']:.4f}: what is not better than this is no use of the book"
-    )
+    shuffled = summary["loss_shuffled"]
+    if shuffled is None:
+        print("  with shuffled neighbours    not measured: there is one held-out sequence")
+    else:
+        print(f"  with shuffled neighbours    {shuffled:.4f}: what is not better than this is no use of the book")
 
 
 def _cell(call: Call) -> str:

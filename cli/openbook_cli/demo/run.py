@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ from openbook_cli.demo.checker import Checker
 from openbook_cli.demo.load import Call, Load, attempt, complete, latency, search
 from openbook_cli.demo.processes import OPENBOOK, Processes, child_environment
 from openbook_cli.demo.questions import Question, grade, load_questions
+from openbook_cli.demo.registry import check_registry, new_registry
 from openbook_cli.demo.report import print_figures, print_table, print_training
 from openbook_cli.swap import swap_to, wait_for_routers
 from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.errors import ConflictError, UnavailableError
+from openbook_core.errors import ArgumentError, ConflictError, UnavailableError
 
 DATABASE = "factbook"
 OLD, NEW = "2015-11-18", "2026-02-19"
@@ -47,6 +47,7 @@ class DemoOptions:
     editions: Path
     workdir: Path
     train_config: Path
+    registry: str
 
 
 def run(options: DemoOptions) -> int:
@@ -60,6 +61,7 @@ def run(options: DemoOptions) -> int:
         raise UnavailableError(
             f"{options.train_config} is missing: run from the repository's folder or give --train-config"
         )
+    check_registry(options.registry)
     lock = FileLock(options.workdir / "lock", timeout=0)
     try:
         with lock:
@@ -76,11 +78,17 @@ def _run(options: DemoOptions) -> int:
         if not path.is_file():
             raise UnavailableError(f"{path} is missing: run from the repository's folder or give --editions")
     questions = load_questions(people, list(sources.values()), options.questions, options.documents)
+    if not questions:
+        raise ArgumentError(
+            f"no question is about the first {options.documents} documents; take more", field="documents"
+        )
     _say(f"{len(questions)} questions about {DATABASE}")
     folders = {edition: _build(edition, path, options) for edition, path in sources.items()}
     built = time.monotonic()
-    registry = Path(tempfile.mkdtemp(prefix="registry-", dir=options.workdir))
-    with Processes(options.workdir / "logs") as processes:
+    with (
+        new_registry(options.registry, options.workdir, keep=options.keep) as registry,
+        Processes(options.workdir / "logs") as processes,
+    ):
         addresses = _start_retrieval(processes, registry)
         with AdminClient(addresses["router"]) as admin:
             ids = {
@@ -94,6 +102,7 @@ def _run(options: DemoOptions) -> int:
         figures |= {"snapshots": ids, "build_seconds": round(built - begun, 1)}
         print_table(questions, rounds)
         print_figures(figures)
+        _write(figures, options.json)
         if options.train_seconds:
             figures["training"] = _train(processes, addresses["router"], sources[OLD], options)
             print_training(figures["training"])
@@ -103,8 +112,6 @@ def _run(options: DemoOptions) -> int:
             for name, address in addresses.items():
                 print(f"{name:<12} {address}  (pid {processes.pids()[name]})")
             processes.release()
-    if not options.keep:
-        shutil.rmtree(registry, ignore_errors=True)
     good = not figures["failed_requests"] and not figures["mixed_replies"]
     good = good and figures["weights_hash_before"] == figures["weights_hash_after"]
     by_kind = figures["requests_by_kind"]
@@ -142,14 +149,14 @@ def _build(edition: str, source: Path, options: DemoOptions) -> Path:
     return out
 
 
-def _start_retrieval(processes: Processes, registry: Path) -> dict[str, str]:
+def _start_retrieval(processes: Processes, registry: str) -> dict[str, str]:
     _say(f"starting the embedder, {SHARDS} shards and the router")
     addresses = {"embedder": processes.start("embedder", ["serve", "embedder", "--port", "0"])}
     for shard in range(SHARDS):
-        arguments = ["serve", "retriever", "--role", "shard", "--registry", str(registry)]
+        arguments = ["serve", "retriever", "--role", "shard", "--registry", registry]
         arguments += ["--member-index", str(shard), "--member-count", str(SHARDS)]
         addresses[f"shard-{shard}"] = processes.start(f"shard-{shard}", arguments)
-    arguments = ["serve", "retriever", "--role", "router", "--port", "0", "--registry", str(registry)]
+    arguments = ["serve", "retriever", "--role", "router", "--port", "0", "--registry", registry]
     addresses["router"] = processes.start("router", [*arguments, "--embedder", addresses["embedder"]])
     return addresses
 

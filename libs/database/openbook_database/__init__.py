@@ -9,7 +9,7 @@ Where to look (every name below is public; nothing heavy is imported here):
 - `shard.Shard`                                `.search .tokens .text .documents_of`, mapped from disk
 - `scoring.merge(parts, k)`                    answers of several shards into one
 - `verify.verify(path)`, `inspect.inspect(path)`
-- `registry.directory.DirectoryRegistry(path)` and `registry.open_registry(url)`; verbs in `registry.base.Registry`
+- `registry.open_registry(url)`: in a directory or in Redis (extra `redis`); verbs in `registry.base.Registry`
 
 A chunk id is the 64-bit row in the snapshot's canonical order; a document number is the place of the document
 in that order (by external id). Both mean nothing without the snapshot id.

@@ -145,10 +145,12 @@ class RollbackReply(_message.Message):
     def __init__(self, state: _Optional[_Union[DatabaseState, _Mapping]] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
-    __slots__ = ("database",)
+    __slots__ = ("database", "snapshot")
     DATABASE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     database: str
-    def __init__(self, database: _Optional[str] = ...) -> None: ...
+    snapshot: str
+    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ...) -> None: ...
 
 class AbortReply(_message.Message):
     __slots__ = ("state",)

@@ -225,7 +225,10 @@ class Reply:
         said: dict[str, Any] = {"text": piece.text}
         if self._chat:
             said = {"delta": {"content": piece.text} if piece.text else {}}
-        return {**self.head(True), "choices": [{"index": 0, **said, "finish_reason": piece.finish_reason}]}
+        body = {**self.head(True), "choices": [{"index": 0, **said, "finish_reason": piece.finish_reason}]}
+        if piece.finish_reason and self.prepared.retrieval["neighbors"]:
+            body["retrieval"] = {"neighbors": self.prepared.retrieval["neighbors"]}
+        return body
 
 
 def _event(body: dict[str, Any]) -> str:

@@ -20,11 +20,12 @@ _MIN_PIECE = 16  # tokens; a shorter rest of a passage says too little to be wor
 
 @dataclass
 class Encoded:
-    """Token ids of a prompt; for each passage, by rank, its [start, end) in characters and in tokens."""
+    """Token ids of a prompt; for each text shown, by its number, the text and its [start, end) in characters and tokens."""
 
     ids: list[int] = field(default_factory=list)
     characters: int = 0
     spans: dict[int, tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
 
 
 class ChatFormat:
@@ -85,6 +86,7 @@ class ChatFormat:
         for rank, start, end in message.passages:
             inside = [i for i, (first, last) in enumerate(offsets.tolist()) if last > start and first < end]
             tokens = (len(encoded.ids) + inside[0], len(encoded.ids) + inside[-1] + 1) if inside else (0, 0)
+            encoded.texts[rank] = message.content[start:end]
             encoded.spans[rank] = ((encoded.characters + start, encoded.characters + end), tokens)
         encoded.ids += ids.tolist()
         encoded.characters += len(message.content)

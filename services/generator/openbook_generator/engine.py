@@ -20,12 +20,12 @@ from openbook_core.telemetry import get_logger
 from openbook_core.tokenizer import Tokenizer
 from openbook_generator.job import FinishReason, Job, Piece
 from openbook_generator.metrics import Metrics
-from openbook_generator.retrieval import Pin
+from openbook_generator.retrieval import FoundNeighbors, Pin
 from openbook_model import Neighbors, RetroModel
 
 logger = get_logger(__name__)
 
-Search = Callable[[Pin, Sequence[str], int, int], Neighbors]
+Search = Callable[[Pin, Sequence[str], int, int], FoundNeighbors]
 
 
 class Engine:
@@ -52,7 +52,7 @@ class Engine:
         self._free = list(range(slots))
         self._active: list[Job] = []
         self._waiting: deque[Job] = deque()
-        self._answers: deque[tuple[list[tuple[Job, int]], Future[Neighbors]]] = deque()
+        self._answers: deque[tuple[list[tuple[Job, int]], Future[FoundNeighbors]]] = deque()
         self._wake = threading.Condition()
         self._closed = False
         self._reserved = 0
@@ -159,8 +159,10 @@ class Engine:
                     continue
                 first = sum(earlier for _, earlier in jobs[:place])
                 found, rows = future.result(), slice(first, first + count)
-                assert found.lengths_LK is not None
-                job.found, job.asking = Neighbors(found.ids_LKR[rows], found.lengths_LK[rows]), False
+                ids_LKR, lengths_LK = found.neighbors.ids_LKR, found.neighbors.lengths_LK
+                assert lengths_LK is not None
+                own = Neighbors(ids_LKR[rows], lengths_LK[rows])
+                job.answer(own, found.chunk_ids[rows], self._cache.chunk_length)
 
     def _ask(self) -> None:
         groups: dict[tuple[Pin, int], list[tuple[Job, list[str]]]] = {}
@@ -181,7 +183,7 @@ class Engine:
             future = self._pool.submit(self._search, pin, texts, neighbors, self._cache.neighbor_length)
             future.add_done_callback(lambda done, jobs=jobs: self._answered(jobs, done))  # type: ignore[misc]
 
-    def _answered(self, jobs: list[tuple[Job, int]], future: Future[Neighbors]) -> None:
+    def _answered(self, jobs: list[tuple[Job, int]], future: Future[FoundNeighbors]) -> None:
         if future.cancelled():
             return
         with self._wake:

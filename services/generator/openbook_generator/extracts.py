@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from openbook_generator.config import PromptSettings
-from openbook_generator.passage import Passage
+from openbook_generator.passage import Extract, Passage
 
 _WORD = re.compile(r"[^\W_]+")
 _STOP_WORDS = frozenset(
@@ -25,42 +25,62 @@ _STOP_WORDS = frozenset(
 )
 # Lines, clauses after a semicolon, and sentences; a full stop after a short word is an abbreviation.
 _BORDER = re.compile(r"\n+|;\s+|(?<=[^\W\d_]{5}[.!?])\s+(?=[A-Z\"'(])")
+_HEADING = re.compile(r"^[#\s]+")
 _LABEL_BORDER = re.compile(r"[-,;.] ")
 _TITLE_WEIGHT, _FOREIGN_TITLE_WEIGHT, _LABEL_WEIGHT, _LENGTH_WEIGHT, _LONG = 2.0, 0.5, 2.0, 0.02, 60
 
 
 @dataclass
 class _Run:
-    """Chunks that follow each other in a document, with their ranks, and what follows the last."""
+    """Chunks that follow each other in a document: for each its id, its rank, and its text; then the continuation."""
 
     title: str
-    ranks: list[int]
+    ids: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    continuation: str = ""
 
 
-def choose_extracts(question: str, passages: Sequence[Passage], settings: PromptSettings) -> list[tuple[int, str]]:
-    """(rank of its passage, "title: text") of the `settings.extracts` best segments, best first.
+@dataclass(frozen=True)
+class _Segment:
+    """A line or sentence of a run, and its first character there."""
 
-    Segments of one passage are joined by a newline. Ties go to the better passage, then to the earlier segment.
+    text: str
+    start: int
+
+
+def choose_extracts(question: str, passages: Sequence[Passage], settings: PromptSettings) -> list[Extract]:
+    """The `settings.extracts` best segments as "title: text", best first.
+
+    Ties go to the better passage, then to the earlier segment.
     """
     asked = _Question(question)
-    candidates = []
-    for run in _runs(passages):
-        for place, (rank, segment) in enumerate(_segments(run)):
-            candidates.append((-asked.score(run.title, segment), run.ranks[0], place, rank, run.title, segment))
-    candidates.sort()
-    chosen: dict[int, list[str]] = {}
-    seen: set[tuple[str, str]] = set()
-    for _, _, _, rank, title, segment in candidates:
-        if len(seen) == settings.extracts:
+    runs = _runs(passages)
+    candidates = sorted(
+        (-asked.score(run.title, segment.text), min(run.ranks), number, segment.start)
+        for number, run in enumerate(runs)
+        for segment in _segments(run)
+    )
+    chosen: dict[str, Extract] = {}
+    for _, _, number, start in candidates:
+        if len(chosen) == settings.extracts:
             break
-        if (title, segment) in seen:
-            continue
-        seen.add((title, segment))
-        short = " ".join(segment.split(" ")[: settings.extract_words])
-        chosen.setdefault(rank, []).append(short if short.startswith(title) else f"{title}: {short}")
-    return [(rank, "\n".join(texts)) for rank, texts in chosen.items()]
+        run = runs[number]
+        segment = next(each for each in _segments(run) if each.start == start)
+        short = " ".join(segment.text.split(" ")[: settings.extract_words])
+        text = short if short.startswith(run.title) else f"{run.title}: {short}"
+        chosen.setdefault(text, Extract(text, *_origin(run, start, start + len(short))))
+    return list(chosen.values())
+
+
+def _origin(run: _Run, start: int, end: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ids of the chunks that the characters [start, end) are from, and ranks of the passages that show them."""
+    ids, ranks, position = [], [], 0
+    for place, text in enumerate(run.texts):
+        if start < position + len(text) and position < end:
+            ids.append(run.ids[place])
+            ranks.append(run.ranks[min(place, len(run.ranks) - 1)])
+        position += len(text)
+    return tuple(ids), tuple(dict.fromkeys(ranks))
 
 
 def _runs(passages: Sequence[Passage]) -> list[_Run]:
@@ -74,15 +94,17 @@ def _runs(passages: Sequence[Passage]) -> list[_Run]:
         first = rank
         while (before := by_id.get(passages[first].chunk_id - 1)) is not None and _follows(passages, before, first):
             first = before
-        run, here = _Run(passages[first].title, []), first
+        run, here = _Run(passages[first].title), first
         while True:
+            run.ids.append(passages[here].chunk_id)
             run.ranks.append(here)
             run.texts.append(passages[here].text)
-            run.continuation = passages[here].continuation
             after = by_id.get(passages[here].chunk_id + 1)
             if after is None or not _follows(passages, here, after):
                 break
             here = after
+        run.ids.append(passages[here].chunk_id + 1)
+        run.texts.append(passages[here].continuation)
         placed.update(run.ranks)
         runs.append(run)
     return runs
@@ -92,17 +114,14 @@ def _follows(passages: Sequence[Passage], first: int, second: int) -> bool:
     return passages[first].document_id == passages[second].document_id
 
 
-def _segments(run: _Run) -> list[tuple[int, str]]:
-    """(rank of the passage in which it begins, segment) of a run."""
-    text = "".join(run.texts) + run.continuation
-    ends = [sum(len(part) for part in run.texts[: i + 1]) for i in range(len(run.texts))]
+def _segments(run: _Run) -> list[_Segment]:
+    text = "".join(run.texts)
     found, start = [], 0
     for border in [*_BORDER.finditer(text), None]:
         end = border.start() if border else len(text)
-        segment = re.sub(r"^[#\s]+", "", text[start:end]).strip()
-        if segment:
-            place = next((i for i, last in enumerate(ends) if start < last), len(ends) - 1)
-            found.append((run.ranks[place], segment))
+        segment = _HEADING.sub("", text[start:end])
+        if segment.strip():
+            found.append(_Segment(segment.rstrip(), end - len(segment)))
         start = border.end() if border else end
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +27,14 @@ class Piece:
 Event = Piece | Exception
 
 
+@dataclass(frozen=True)
+class Attended:
+    """Chunk ids that the cross attention read at the token positions [first, last) of prompt and reply."""
+
+    positions: tuple[int, int]
+    chunk_ids: tuple[int, ...]
+
+
 @dataclass
 class Job:
     """Made by the service, then owned by the engine's thread; only `cancel` may be called from elsewhere.
@@ -47,6 +55,7 @@ class Job:
     phase: int = 0
     generated: list[int] = field(default_factory=list)
     found: Neighbors | None = None
+    attended: list[Attended] = field(default_factory=list)
     asking: bool = False
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
@@ -69,6 +78,14 @@ class Job:
     def next_tokens(self) -> list[int]:
         """What the next pass reads: the prompt, then the newest token."""
         return self.prompt if self.fed == 0 else self.generated[-1:]
+
+    def answer(self, found: Neighbors, chunk_ids: Sequence[tuple[int, ...]], chunk_length: int) -> None:
+        """Take the neighbours of the chunks that are due; they serve from each chunk's last token on."""
+        first = complete_chunks(self.fed, self.phase, chunk_length)
+        for chunk, ids in enumerate(chunk_ids, first):
+            start = self.phase - 1 + chunk * chunk_length
+            self.attended.append(Attended((start, start + chunk_length), ids))
+        self.found, self.asking = found, False
 
     def due_chunks(self, chunk_length: int) -> list[list[int]]:
         """The token ids of each chunk that the next pass completes, in order."""

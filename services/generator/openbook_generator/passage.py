@@ -1,4 +1,4 @@
-"""A passage as the retriever found it."""
+"""A passage as the retriever found it, and what of passages is put before the model."""
 
 from __future__ import annotations
 
@@ -17,3 +17,12 @@ class Passage:
     score: float
     text: str
     continuation: str
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Text for the prompt, the chunks that it is from (continuations included), and the ranks of their passages."""
+
+    text: str
+    chunk_ids: tuple[int, ...]
+    ranks: tuple[int, ...]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from openbook_generator.config import PromptSettings
 from openbook_generator.extracts import choose_extracts
-from openbook_generator.passage import Passage
+from openbook_generator.passage import Extract, Passage
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,15 @@ def render_passage(passage: Passage, settings: PromptSettings) -> str:
     return f"{passage.title}: {line}" if passage.title else line
 
 
-def render_passages(question: str, passages: Sequence[Passage], settings: PromptSettings) -> list[tuple[int, str]]:
-    """(rank, text) of what is put into the prompt, best first: extracts of the passages, or all of them whole."""
+def choose_shown(question: str, passages: Sequence[Passage], settings: PromptSettings) -> list[Extract]:
+    """What is put into the prompt, best first: extracts of the passages, or all of them whole."""
     if settings.extracts:
         return choose_extracts(question, passages, settings)
-    return [(rank, render_passage(passage, settings)) for rank, passage in enumerate(passages)]
+    shown = []
+    for rank, passage in enumerate(passages):
+        following = (passage.chunk_id + 1,) if passage.continuation and settings.continuation_characters else ()
+        shown.append(Extract(render_passage(passage, settings), (passage.chunk_id, *following), (rank,)))
+    return shown
 
 
 def build_messages(question: str, passages: Sequence[str], settings: PromptSettings) -> list[Message]:
@@ -48,11 +52,14 @@ def build_messages(question: str, passages: Sequence[str], settings: PromptSetti
     return [Message("user", content.rstrip(), spans)]
 
 
-_IS_QUESTION = re.compile(r"(?:who|what|which|where|when) (is|are|was|were) (.*?)\??", re.IGNORECASE | re.DOTALL)
+_IS_QUESTION = re.compile(r"(?:who|what|which|where|when) (is|are|was|were) ([^?!.\n]+)\??", re.IGNORECASE)
 
 
 def lead_in(question: str, settings: PromptSettings) -> str:
-    """The beginning of the answer that is put into the model's mouth: "Who is X?" is answered "X is"; else nothing."""
+    """The beginning of the answer that is put into the model's mouth: "Who is X?" is answered "X is".
+
+    Nothing for what is more than one such question, in another form, or in another language than English.
+    """
     match = _IS_QUESTION.fullmatch(question.strip()) if settings.lead_in else None
     return f"{match[2][:1].upper()}{match[2][1:]} {match[1]}" if match and match[2] else ""
 

@@ -25,6 +25,14 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class FoundNeighbors:
+    """Neighbours of L chunks as the network takes them, and the chunk ids of each chunk's, best first."""
+
+    neighbors: Neighbors
+    chunk_ids: list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
 class Retriever:
     """Searches through one client; safe to use from several threads. Errors are the client's."""
 
@@ -59,16 +67,17 @@ class Retriever:
             )
         return Pin(database, found.snapshot, found.epoch), passages
 
-    def neighbors(self, pin: Pin, texts: Sequence[str], k: int, neighbor_length: int) -> Neighbors:
+    def neighbors(self, pin: Pin, texts: Sequence[str], k: int, neighbor_length: int) -> FoundNeighbors:
         """Neighbours of L chunks as ids [L, k, R] and lengths [L, k]: each a chunk and what follows it.
 
         R is `neighbor_length`. A blank text has none.
         """
         ids_LKR = torch.zeros(len(texts), k, neighbor_length, dtype=torch.long)
         lengths_LK = torch.zeros(len(texts), k, dtype=torch.long)
+        chunk_ids: list[tuple[int, ...]] = [() for _ in texts]
         asked = [row for row, text in enumerate(texts) if text.strip()]
         if not asked:
-            return Neighbors(ids_LKR, lengths_LK)
+            return FoundNeighbors(Neighbors(ids_LKR, lengths_LK), chunk_ids)
         found = self.client.search_text(
             pin.database,
             [texts[row] for row in asked],
@@ -81,6 +90,7 @@ class Retriever:
         assert table.tokens is not None
         assert table.lengths is not None
         for query, place in enumerate(asked):
+            chunk_ids[place] = tuple(int(chunk_id) for chunk_id in found.ids[query] if chunk_id >= 0)
             for rank, row in enumerate(found.row_of[query].tolist()):
                 if row < 0:
                     continue
@@ -90,4 +100,4 @@ class Retriever:
                 tokens = tokens[:neighbor_length]
                 ids_LKR[place, rank, : len(tokens)] = torch.tensor(tokens)
                 lengths_LK[place, rank] = len(tokens)
-        return Neighbors(ids_LKR, lengths_LK)
+        return FoundNeighbors(Neighbors(ids_LKR, lengths_LK), chunk_ids)

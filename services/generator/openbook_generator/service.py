@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,8 +24,8 @@ from openbook_generator.engine import Engine
 from openbook_generator.job import Event, Job, Piece
 from openbook_generator.metrics import Metrics
 from openbook_generator.models import stop_ids
-from openbook_generator.passage import Passage
-from openbook_generator.prompting import Message, build_messages, build_prompt, lead_in, render_passages
+from openbook_generator.passage import Extract, Passage
+from openbook_generator.prompting import Message, build_messages, build_prompt, choose_shown, lead_in
 from openbook_generator.retrieval import Pin, Retriever
 from openbook_generator.sampling import Sampler
 from openbook_generator.schemas import ChatRequest, CompletionRequest
@@ -67,7 +67,13 @@ class Generator:
 
     def check_ready(self) -> dict[str, Any]:
         """What is served; raises the reason (UnavailableError and others) while questions cannot be answered."""
+        seen = self.retriever.client.highest_epoch(self.config.database)
         found = self.retriever.client.describe(self.config.database, timeout_s=2.0)
+        if found.epoch < seen:
+            raise UnavailableError(
+                f"the retriever is at epoch {found.epoch} of {found.database!r}, this process has seen {seen}: its registry "
+                "went back, and requests would be refused"
+            )
         return {"status": "ready", "database": found.database, "snapshot": found.live_snapshot, "epoch": found.epoch}
 
     def weights(self) -> str:
@@ -90,9 +96,9 @@ class Generator:
             pin, passages = self._retrieve(request)
         except OpenbookError as error:
             raise told_to_caller(error, request) from error
-        shown = render_passages(request.question, passages, self.config.prompt)
+        shown = choose_shown(request.question, passages, self.config.prompt)
         with self._encoding:
-            texts = [text for _, text in shown]
+            texts = [extract.text for extract in shown]
             prompt = fit(self._tokenizer, texts, limit, lambda kept: self._encode(request, kept), field)
         state: str = self.cross_attention if request.retrieval.enabled else "off (disabled)"
         record = {
@@ -100,7 +106,8 @@ class Generator:
             "snapshot": pin.snapshot if pin else None,
             "epoch": pin.epoch if pin else None,
             "cross_attention": state,
-            "passages": _passage_records(passages, {shown[place][0]: span for place, span in prompt.spans.items()}),
+            **_prompt_record(passages, shown, prompt),
+            "neighbors": [],
         }
         return Prepared(prompt, reply_tokens, pin if self.cross_attention == "on" else None, record)
 
@@ -129,6 +136,10 @@ class Generator:
                     raise told_to_caller(event, request) from event
                 if isinstance(event, Exception):
                     raise event
+                if event.finish_reason:
+                    prepared.retrieval["neighbors"] = [
+                        {"positions": list(each.positions), "chunk_ids": list(each.chunk_ids)} for each in job.attended
+                    ]
                 yield event
                 if event.finish_reason:
                     return
@@ -167,11 +178,14 @@ class Generator:
         """Neighbours enter the network as tokens, so a database's tokenizer must be the model's (MismatchError)."""
         if database in self._checked:
             return
-        described = self.retriever.client.describe(database)
-        theirs = Fingerprint(json.loads(described.contract_json)["tokenizer"])
+        contract = json.loads(self.retriever.client.describe(database).contract_json)
+        theirs = Fingerprint(contract["tokenizer"])
         with self._encoding:
             ours = self._tokenizer.fingerprint
         require_equal("tokenizer", ours, theirs, "the model", f"database {database!r}")
+        length = Fingerprint({"chunk_length": self.model.config.chunk_length})
+        their_length = Fingerprint({"chunk_length": contract["chunk_length"]})
+        require_equal("chunk length", length, their_length, "the model", f"database {database!r}")
         self._checked.add(database)
 
     def _encode(self, request: CompletionRequest | ChatRequest, passages: Sequence[str]) -> Encoded:
@@ -214,13 +228,18 @@ def told_to_caller(error: OpenbookError, request: CompletionRequest | ChatReques
     return error
 
 
-def _passage_records(
-    passages: Sequence[Passage], spans: Mapping[int, tuple[tuple[int, int], tuple[int, int]]]
-) -> list[dict[str, Any]]:
-    """Every passage that was found, best first; `span` says where the prompt shows it, null where it does not."""
-    records = []
-    for rank, passage in enumerate(passages):
-        span = spans.get(rank)
-        shown = {"characters": list(span[0]), "tokens": list(span[1])} if span else None
-        records.append({**asdict(passage), "span": shown})
-    return records
+def _prompt_record(passages: Sequence[Passage], shown: Sequence[Extract], prompt: Encoded) -> dict[str, Any]:
+    """`shown`: exactly what the prompt holds of the book, best first, with the chunks it is from and where it stands.
+
+    `passages`: every passage that was found, best first; `span` is where the first text from it stands, else null.
+    """
+    spans: dict[int, dict[str, list[int]]] = {}
+    texts = []
+    for place in sorted(prompt.spans):
+        characters, tokens = prompt.spans[place]
+        span = {"characters": list(characters), "tokens": list(tokens)}
+        texts.append({"text": prompt.texts[place], "chunk_ids": list(shown[place].chunk_ids), "span": span})
+        for rank in shown[place].ranks:
+            spans.setdefault(rank, span)
+    found = [{**asdict(passage), "span": spans.get(rank)} for rank, passage in enumerate(passages)]
+    return {"shown": texts, "passages": found}

@@ -41,7 +41,7 @@ class AdminEngine:
         return pb.RollbackReply(state=self._state(request.database))
 
     def abort(self, request: pb.AbortRequest, actor: str) -> pb.AbortReply:
-        self._registry.abort(request.database, actor=actor)
+        self._registry.abort(request.database, request.snapshot, actor=actor)
         self._watch.refresh(request.database)
         return pb.AbortReply(state=self._state(request.database))
 

@@ -14,7 +14,7 @@ class RetrieverConfig(FrozenConfig):
     """One process, a shard or a router."""
 
     role: Literal["shard", "router"]
-    registry: str = Field(description="folder (or URL) of the registry")
+    registry: str = Field(repr=False, description="folder of the registry, or redis://HOST:PORT")
     host: str = "127.0.0.1"
     port: int = Field(default=0, ge=0, le=65_535, description="0: any free port")
     databases: tuple[str, ...] = Field(default=(), description="databases that are served; empty: all in the registry")

@@ -1,13 +1,13 @@
 """What a router knows of each database: cached, refreshed every poll interval, never moved back.
 
-A registry that cannot be read changes nothing; replicas whose reports have expired are kept as a last resort. No error
-ends the heartbeats.
+A registry that cannot be read changes nothing; one that knows less than was seen before is told what it forgot.
+Replicas whose reports have expired are kept as a last resort. No error ends the heartbeats.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 
@@ -16,7 +16,7 @@ from openbook_core.telemetry import get_logger
 from openbook_database.contract import Contract
 from openbook_database.manifest import Manifest
 from openbook_database.registry.base import Registry
-from openbook_database.registry.records import Control, ReplicaReport, RouterReport
+from openbook_database.registry.records import Control, KnownSnapshot, ReplicaReport, RouterReport
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.followed import Followed
 
@@ -25,12 +25,14 @@ _log = get_logger("openbook_retriever.router_watch")
 
 @dataclass(frozen=True)
 class View:
-    """One database at one moment. `replicas`: fresh reports; `stale`: reports that have expired since."""
+    """One database at one moment. `replicas`: fresh reports; `stale`: reports that have expired since; `forgotten`:
+    the registry has an older record than this, or none."""
 
     control: Control
     contract: Contract
     replicas: tuple[ReplicaReport, ...] = ()
     stale: tuple[ReplicaReport, ...] = ()
+    forgotten: bool = False
 
     def kept(self, snapshot: str) -> bool:
         """Whether shards are to have `snapshot`: it is live, previous or being prepared."""
@@ -51,6 +53,7 @@ class RouterWatch:
         self._lock = Lock()
         self._views: dict[str, View] = {}
         self._manifests: dict[str, Manifest] = {}
+        self._known: dict[str, KnownSnapshot] = {}
         self._reported: dict[str, tuple[float, int]] = {}
         self._followed = Followed(config, registry)
         self._name = ""
@@ -107,6 +110,8 @@ class RouterWatch:
         except (OpenbookError, OSError) as error:
             with self._lock:
                 cached = self._views.get(database)
+                if cached is not None and isinstance(error, NotFoundError):
+                    cached = self._views[database] = replace(cached, forgotten=True)
             if cached is not None:
                 self._followed.failed(database, error)
                 return cached
@@ -115,12 +120,13 @@ class RouterWatch:
             raise UnavailableError(f"the registry cannot be read: {error}") from error
         with self._lock:
             old = self._views.get(database)
-            if old is not None and (control.epoch, control.fence) < (old.control.epoch, old.control.fence):
-                control = old.control
+            forgotten = old is not None and (control.epoch, control.fence) < (old.control.epoch, old.control.fence)
+            if old is not None and forgotten:
+                control, contract = old.control, old.contract
             names = {replica.name for replica in replicas}
             last = (*old.replicas, *old.stale) if old else ()
             stale = tuple(replica for replica in last if replica.name not in names)
-            view = self._views[database] = View(control, contract, replicas, stale[-64:])
+            view = self._views[database] = View(control, contract, replicas, stale[-64:], forgotten)
         return view
 
     def manifest(self, database: str, snapshot: str) -> Manifest:
@@ -138,7 +144,7 @@ class RouterWatch:
                     field="snapshot",
                 )
             with self._lock:
-                self._manifests[snapshot] = cached
+                self._manifests[snapshot], self._known[snapshot] = cached, known
         if cached.database != database:
             raise NotFoundError(f"database {database!r} has no snapshot {snapshot[:12]}", field="snapshot")
         return cached
@@ -159,6 +165,8 @@ class RouterWatch:
 
     def _poll(self, database: str) -> None:
         view = self.refresh(database)
+        if view.forgotten:
+            self._restore(view)
         epoch, now = view.control.epoch, time.monotonic()
         last = self._reported.get(database)
         if last is None or last[1] != epoch or now - last[0] >= self._config.heartbeat_s:
@@ -167,6 +175,14 @@ class RouterWatch:
         for snapshot in (view.control.live, view.control.candidate, view.control.previous):
             if snapshot:
                 self.manifest(database, snapshot)
+
+    def _restore(self, view: View) -> None:
+        control = view.control
+        with self._lock:
+            wanted = (control.live, control.previous, control.candidate)
+            known = [self._known[snapshot] for snapshot in wanted if snapshot in self._known]
+        if self._registry.restore(view.contract, control, known, actor=self._name):
+            _log.warning("database %s: the registry had lost epoch %s, restored", control.database, control.epoch)
 
     def _router_report(self, database: str, epoch: int) -> RouterReport:
         return RouterReport(database=database, name=self._name, address=self._address, epoch=epoch)

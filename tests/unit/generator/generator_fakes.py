@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import grpc
 import numpy as np
@@ -82,7 +83,7 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
         self.open.set()
         self.on_tokens = lambda: None
         self.refusal: OpenbookError | None = None
-        self.contract = {"tokenizer": byte_tokenizer().fingerprint.record}
+        self.contract: dict[str, Any] = {"tokenizer": byte_tokenizer().fingerprint.record, "chunk_length": M}
 
     def start(self) -> RunningServer:
         return start_server(

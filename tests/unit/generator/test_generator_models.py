@@ -45,7 +45,7 @@ def test_another_folder_is_converted_once(tmp_path: Path, monkeypatch: pytest.Mo
     changes = {"CONVERSION_VERSION": 99, "FORMAT_VERSION": 99, "version": lambda name: "another"}
     for number, (name, value) in enumerate(changes.items(), start=2):
         with monkeypatch.context() as another_release:
-            another_release.setattr(f"openbook_generator.models.{name}", value)
+            another_release.setattr(f"openbook_model.resolve.{name}", value)
             load_model(config)
         assert len(list((tmp_path / "cache").rglob("model.safetensors"))) == number
 

@@ -96,6 +96,21 @@ def test_dropped_tokens_leave_later_borders_on_the_grid() -> None:
     assert phases == set(range(1, M + 1))
 
 
+def test_no_two_random_streams_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, starts = np.random.PCG64, []
+
+    def noted(seed: list[int]) -> np.random.PCG64:
+        generator = real(seed)
+        starts.append(generator.state["state"]["state"])
+        return generator
+
+    monkeypatch.setattr(np.random, "PCG64", noted)
+    order = order_of(seed=0)
+    order.samples(0, 2 * order.sequences)
+    assert len(starts) == 2 * order.sequences + 2 * 2, "one for each sample; offset and permutation of each epoch"
+    assert len(set(starts)) == len(starts)
+
+
 def test_neighbours_are_dropped_at_the_given_rate() -> None:
     order = order_of(neighbor_drop=0.25)
     queries = [query for number in range(800) for query in order.samples(number, 1).queries[0]]
@@ -109,6 +124,18 @@ def test_held_out_documents_are_apart(tmp_path: Path) -> None:
     train, held_out = read_corpus(config.corpus, byte_tokenizer(), M)
     assert len(held_out.document_ids) == 4
     assert sorted(train.document_ids + held_out.document_ids) == sorted(f"d{n}" for n in range(20))
+
+
+def test_max_documents_holds_over_all_sources(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.jsonl" for name in "ab"]
+    for path in paths:
+        rows = [{"id": f"{path.stem}{n}", "text": "some words"} for n in range(4)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = [f"{path.stem}{n}" for path in paths for n in range(4)]
+    for most in (3, 4, 6, 9):
+        corpus = {"sources": [{"path": str(path)} for path in paths], "max_documents": most}
+        parts = read_corpus(TrainConfig.parse(settings(tmp_path, corpus=corpus)).corpus, byte_tokenizer(), M)
+        assert sorted(parts[0].document_ids + parts[1].document_ids) == names[:most]
 
 
 def test_bad_corpora(tmp_path: Path) -> None:

@@ -178,6 +178,28 @@ def test_resume_with_other_settings_names_the_differences(tmp_path: Path, retrie
         run(tmp_path, retrieval={"snapshot": "another"})
 
 
+def test_masked_neighbours_of_the_evaluation_are_an_error(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    real = retriever.search_text
+
+    def failing(database: str, texts: list[str], k: int, **options: Any) -> Any:
+        if texts == ["probe"]:
+            return real(database, texts, k, **options)
+        raise UnavailableError("down")
+
+    retriever.search_text = failing  # type: ignore[method-assign,assignment]
+    with pytest.raises(UnavailableError, match=r"failed for \d of \d batches of held-out sequences"):
+        run(tmp_path, retrieval={"on_failure": "mask", "retry_budget": 0})
+
+
+def test_one_held_out_sequence_has_no_shuffled_loss(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    one, two = (run(tmp_path, f"of{n}", steps=2, evaluation={"sequences": n}) for n in (1, 2))
+    assert one["loss_shuffled"] is None
+    assert one["loss_on"] != one["loss_off"]
+    assert two["loss_shuffled"] not in (None, two["loss_on"])
+
+
 def test_max_seconds_stops_after_a_step(tmp_path: Path, retriever: FakeRetriever) -> None:
     write_corpus(tmp_path)
     summary = run(tmp_path, steps=1000, max_seconds=0.01)

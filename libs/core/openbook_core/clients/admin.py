@@ -36,9 +36,9 @@ class AdminClient(Client):
         )
         return reply.state
 
-    def abort(self, database: str, *, timeout_s: float = 30.0) -> admin_pb2.DatabaseState:
+    def abort(self, database: str, snapshot: str = "", *, timeout_s: float = 30.0) -> admin_pb2.DatabaseState:
         """Give up the snapshot that is being prepared, if there is one; the live one is untouched."""
-        request = admin_pb2.AbortRequest(database=database)
+        request = admin_pb2.AbortRequest(database=database, snapshot=snapshot)
         reply: admin_pb2.AbortReply = self._call(self._stub.Abort, request, timeout_s)
         return reply.state
 

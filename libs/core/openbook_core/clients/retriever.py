@@ -149,10 +149,14 @@ class RetrieverClient(Client):
         self._saw_epoch(request.database, reply.epoch)
         return SearchResult.from_proto(reply, tokens_asked=request.fields.tokens)
 
+    def highest_epoch(self, database: str) -> int:
+        """The highest epoch of `database` that a reply carried, 0 before the first."""
+        with self._epochs_lock:
+            return self._epochs.get(database, 0)
+
     def _ask_for_seen_epoch(self, request: retriever_pb2.SearchRequest) -> None:
         if not request.snapshot:
-            with self._epochs_lock:
-                seen = self._epochs.get(request.database, 0)
+            seen = self.highest_epoch(request.database)
             request.min_epoch = max(request.min_epoch, seen)
 
     def _saw_epoch(self, database: str, epoch: int) -> None:

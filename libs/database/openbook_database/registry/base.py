@@ -56,6 +56,9 @@ class Registry(ABC):
     changed the record first, or another swap is under way). Repeating a verb that was done changes nothing.
     """
 
+    comes_back_empty = False
+    """Whether this backend may lose all it holds while what serves goes on; `restore` then makes it again."""
+
     def __init__(self, *, ttl_s: float = DEFAULT_TTL_S, clock: Callable[[], float] = time.time) -> None:
         """`ttl_s`: age at which a report no longer counts, by the reader's `clock` (seconds since 1970)."""
         self._ttl_s = ttl_s
@@ -138,10 +141,13 @@ class Registry(ABC):
                 ),
             )
 
-    def abort(self, database: str, *, actor: str = "") -> Control:
-        """Give up the snapshot that is being prepared; the live one is untouched."""
+    def abort(self, database: str, snapshot: str = "", *, actor: str = "") -> Control:
+        """Give up the snapshot that is being prepared; the live one is untouched.
+
+        With `snapshot` (an id or its beginning) only that one: who gives up must not end somebody else's swap.
+        """
         control = self.control(database)
-        if control.candidate is None:
+        if control.candidate is None or not control.candidate.startswith(snapshot):
             return control
         with self._audited(database, "abort", control.candidate, actor):
             return self._change(control, replace(control, candidate=None, phase=Phase.IDLE))
@@ -182,6 +188,32 @@ class Registry(ABC):
                     moved_by="rollback",
                 ),
             )
+
+    def restore(
+        self, contract: Contract, control: Control, snapshots: Sequence[KnownSnapshot], *, actor: str = ""
+    ) -> bool:
+        """Write back what a router saw of a database whose record is gone or older; whether the record was raised.
+
+        Epoch and fence are only ever raised. A database that is gone altogether is made again where the backend
+        `comes_back_empty`; elsewhere that is left to `register`. Raises MismatchError where the name now belongs to a
+        database with another contract.
+        """
+        database = check_database_name(control.database)
+        if not self.comes_back_empty and self._load_contract(database) is None:
+            return False
+        stored = self._create_contract(database, contract)
+        contract.require_equal(stored, "what is served", f"database {database!r} in the registry")
+        registered = {known.snapshot for known in self._snapshots(database)}
+        for known in snapshots:
+            if known.snapshot not in registered:
+                self._put_snapshot(database, known)
+        now = self._load_control(database) or Control(database)
+        if (now.epoch, now.fence) >= (control.epoch, control.fence) or not self._compare_and_set(now, control):
+            return False
+        self._append_audit(
+            database, AuditEntry(self._clock(), actor, "restore", control.live or "", "done", control.epoch)
+        )
+        return True
 
     # --- reading ---
 

@@ -1,0 +1,12 @@
+"""Evaluation of finished models; the training loop's own held-out loss is `openbook_trainer.evaluation`.
+
+- `metrics`      exact match and F1: SQuAD's rules, and NVIDIA's variants
+- `intervals`    bootstrap intervals, standard errors of ratios over clusters
+- `predictions`  a predictions file to figures (`openbook score`)
+- `texts`        the text to measure: documents with tokens, bytes and words
+- `windows`      sliding windows that score each token once; `retrieved` their neighbours
+- `clusters`     losses to figures with standard errors
+- `perplexity`   OFF, ON and with shuffled neighbours (`openbook eval perplexity`)
+
+Nothing heavy is imported here.
+"""

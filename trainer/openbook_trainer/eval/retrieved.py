@@ -1,0 +1,106 @@
+"""Neighbours for every chunk of the measured texts, from the live retriever, all of one snapshot.
+
+Axes: C whole chunks of all texts, K neighbours, R tokens of a neighbour (2m).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from openbook_core.clients import RetrieverClient
+from openbook_core.tokenizer import Tokenizer
+from openbook_model import RetroConfig
+from openbook_trainer.config import RetrievalConfig
+from openbook_trainer.data import Batch, ChunkedCorpus, Query
+from openbook_trainer.eval.texts import MeasuredText
+from openbook_trainer.neighbours import LiveSource, Neighbors, pin_snapshot
+
+_QUERIES_PER_CALL = 32
+_IDS_PER_CALL = 256
+_NOTHING = np.zeros((1, 1), np.int64)
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Neighbours [1, C, K, R] of each text, in their order, and where they came from.
+
+    `known_documents` of the texts are in the snapshot under their ids; each was excluded for its own chunks.
+    """
+
+    snapshot: str
+    known_documents: int
+    neighbors: list[Neighbors]
+
+    def shuffled(self) -> list[Neighbors]:
+        """Each chunk gets the neighbours of the chunk that is half of all chunks before it, cyclically.
+
+        They may come from a text's own document, which was excluded for another: that can only make them look useful.
+        """
+        whole = _joined(self.neighbors)
+        turn = whole.lengths_BLK.shape[1] // 2
+        turned = Neighbors(np.roll(whole.ids_BLKR, turn, axis=1), np.roll(whole.lengths_BLK, turn, axis=1))
+        return _parted(turned, [found.lengths_BLK.shape[1] for found in self.neighbors])
+
+
+def retrieve(
+    texts: Sequence[MeasuredText],
+    config: RetroConfig,
+    tokenizer: Tokenizer,
+    address: str,
+    database: str,
+    progress: Callable[[str, int, int], None],
+) -> Retrieved:
+    """Ask for each whole chunk that a model can read before it predicts. Errors as in `pin_snapshot` and `LiveSource`."""
+    named = [text.external_id for text in texts if text.external_id is not None]
+    settings = RetrievalConfig(address=address, database=database, exclude_own_document=bool(named))
+    m, k = config.chunk_length, config.num_neighbors
+    snapshot = pin_snapshot(settings, "", tokenizer, m)
+    client = RetrieverClient(address)
+    source = LiveSource(client, settings, snapshot, k, m)
+    counts = [(len(text.tokens_N) - 1) // m for text in texts]
+    queries = [
+        query for text, count in zip(texts, counts, strict=True) for query in _queries(text, count, tokenizer, m)
+    ]
+    found = [Neighbors(np.zeros((1, 0, k, 2 * m), np.int64), np.zeros((1, 0, k), np.int64))]
+    try:
+        known = _known(client, settings, snapshot, named)
+        for start in range(0, len(queries), _QUERIES_PER_CALL):
+            row = tuple(queries[start : start + _QUERIES_PER_CALL])
+            found.append(source.fetch(Batch(_NOTHING, _NOTHING, None, (m,), (row,))))
+            progress("neighbours", start + len(row), len(queries))
+    finally:
+        source.close()
+    return Retrieved(snapshot, known, _parted(_joined(found), counts))
+
+
+def _queries(text: MeasuredText, count: int, tokenizer: Tokenizer, m: int) -> list[Query | None]:
+    corpus = ChunkedCorpus([(text.external_id or "", text.tokens_N.astype(np.uint32))], tokenizer, m)
+    return [corpus.query(chunk) for chunk in range(count)]
+
+
+def _known(client: RetrieverClient, config: RetrievalConfig, snapshot: str, ids: Sequence[str]) -> int:
+    """How many of these documents the snapshot holds."""
+    unknown = 0
+    for start in range(0, len(ids), _IDS_PER_CALL):
+        asked = list(ids[start : start + _IDS_PER_CALL])
+        found = client.search_text(config.database, ["probe"], 1, snapshot=snapshot, exclude=[asked])
+        unknown += found.unknown_exclusions
+    return len(ids) - unknown
+
+
+def _joined(parts: Sequence[Neighbors]) -> Neighbors:
+    return Neighbors(
+        np.concatenate([part.ids_BLKR for part in parts], axis=1),
+        np.concatenate([part.lengths_BLK for part in parts], axis=1),
+    )
+
+
+def _parted(whole: Neighbors, counts: Sequence[int]) -> list[Neighbors]:
+    ends = np.cumsum(counts)
+    return [
+        Neighbors(whole.ids_BLKR[:, end - count : end], whole.lengths_BLK[:, end - count : end])
+        for end, count in zip(ends.tolist(), counts, strict=True)
+    ]
