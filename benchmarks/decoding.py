@@ -17,8 +17,9 @@ from openbook_core.clients import RetrieverClient
 from openbook_core.errors import OpenbookError
 from openbook_generator.config import GeneratorConfig
 from openbook_generator.models import load_model
-from openbook_generator.retrieval import Pin, Retriever
+from openbook_generator.retrieval import Retriever
 from openbook_model import DecodeCache, Neighbors
+from openbook_prompt.passage import Pin
 
 
 def material(

@@ -14,7 +14,8 @@ from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import PreconditionError
 from openbook_core.rpc.server import start_server
 from openbook_database.snapshot import Snapshot
-from openbook_generator.retrieval import Pin, Retriever
+from openbook_generator.retrieval import Retriever
+from openbook_prompt.passage import Pin
 from openbook_proto.v1 import embedder_pb2_grpc
 from openbook_trainer.config import RetrievalConfig
 from openbook_trainer.data import Batch, Query
@@ -80,6 +81,7 @@ def test_the_generator_reads_an_empty_answer(served: tuple[str, str], monkeypatc
         search_text = client.search_text
         monkeypatch.setattr(client, "search_text", lambda *a, **options: search_text(*a, min_score=2.0, **options))
         found = Retriever(client, 10.0).neighbors(Pin(DATABASE, snapshot, 1), ["river", " ", "coast"], 2, 2 * M)
-    assert found.ids_LKR.shape == (3, 2, 2 * M)
-    assert found.lengths_LK is not None
-    assert not found.lengths_LK.any()
+    assert found.neighbors.ids_LKR.shape == (3, 2, 2 * M)
+    assert found.neighbors.lengths_LK is not None
+    assert not found.neighbors.lengths_LK.any()
+    assert found.chunk_ids == [(), (), ()]

@@ -77,7 +77,7 @@ def test_the_kernel_tells_a_mapped_file_from_a_private_copy(
     modules: tuple[ModuleType, ModuleType], tmp_path: Path
 ) -> None:
     measure, _ = modules
-    size = 8 << 20
+    size = 64 << 20  # much more than what the test process itself may free meanwhile
     path = tmp_path / "book.bin"
     path.write_bytes(b"x" * size)
 
@@ -93,7 +93,7 @@ def test_the_kernel_tells_a_mapped_file_from_a_private_copy(
         for place in range(len(pages)):
             view[place * mmap.PAGESIZE] = 0
         assert measure.mapped_files(Path("/proc/self/smaps").read_text(), tmp_path).private_copy == size
-        assert anonymous() - start >= size
+        assert anonymous() - start >= size * 3 // 4
 
 
 def test_a_result_is_written_whole_and_replaces_another(modules: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:

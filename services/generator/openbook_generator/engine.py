@@ -20,8 +20,9 @@ from openbook_core.telemetry import get_logger
 from openbook_core.tokenizer import Tokenizer
 from openbook_generator.job import FinishReason, Job, Piece
 from openbook_generator.metrics import Metrics
-from openbook_generator.retrieval import FoundNeighbors, Pin
+from openbook_generator.retrieval import FoundNeighbors
 from openbook_model import Neighbors, RetroModel
+from openbook_prompt.passage import Pin
 
 logger = get_logger(__name__)
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openbook_generator.retrieval import Pin
 from openbook_generator.sampling import Sampler, TextStream
 from openbook_model import Neighbors
 from openbook_model.chunks import complete_chunks, default_first_chunk
+from openbook_prompt.passage import Pin
 
 FinishReason = Literal["stop", "length"]
 

@@ -8,20 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from openbook_core.clients import RetrieverClient
-from openbook_generator.passage import Passage
 from openbook_model import Neighbors
-
-# More than the 256 word pieces that the encoder reads of a query.
-_QUERY_CHARACTERS = 8192
-
-
-@dataclass(frozen=True)
-class Pin:
-    """The one snapshot that a request reads from."""
-
-    database: str
-    snapshot: str
-    epoch: int
+from openbook_prompt.passage import Passage, Pin, find_passages
 
 
 @dataclass(frozen=True)
@@ -40,32 +28,9 @@ class Retriever:
     timeout_s: float
 
     def passages(self, database: str, question: str, k: int, snapshot: str = "") -> tuple[Pin, list[Passage]]:
-        """The k best passages, best first, and the snapshot that they are from (the live one if none is named).
-
-        Only the beginning of a long question is sent; the encoder would read no more of it.
-        """
-        query = question.strip()[:_QUERY_CHARACTERS]
-        found = self.client.search_text(
-            database, [query], k, snapshot=snapshot, text=True, documents=True, timeout_s=self.timeout_s
-        )
-        passages = []
-        for chunk_id, score, row in zip(found.ids[0], found.scores[0], found.row_of[0], strict=True):
-            if chunk_id < 0:
-                continue
-            document = found.chunks.documents[int(row)]
-            passages.append(
-                Passage(
-                    chunk_id=int(chunk_id),
-                    document_id=document.external_id,
-                    title=document.title,
-                    uri=document.uri,
-                    licence=document.licence,
-                    score=float(score),
-                    text=found.chunks.texts[int(row)],
-                    continuation=found.chunks.continuation_texts[int(row)],
-                )
-            )
-        return Pin(database, found.snapshot, found.epoch), passages
+        """The k best passages, best first, and the snapshot that they are from (the live one if none is named)."""
+        pin, found = find_passages(self.client, database, [question], k, snapshot=snapshot, timeout_s=self.timeout_s)
+        return pin, found[0]
 
     def neighbors(self, pin: Pin, texts: Sequence[str], k: int, neighbor_length: int) -> FoundNeighbors:
         """Neighbours of L chunks as ids [L, k, R] and lengths [L, k]: each a chunk and what follows it.

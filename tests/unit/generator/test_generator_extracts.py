@@ -2,10 +2,10 @@
 
 import pytest
 
-from openbook_generator.config import PromptSettings
-from openbook_generator.extracts import choose_extracts
-from openbook_generator.passage import Extract, Passage
-from openbook_generator.prompting import build_messages, choose_shown, lead_in
+from openbook_prompt.extracts import choose_extracts
+from openbook_prompt.passage import Extract, Passage
+from openbook_prompt.recipe import build_messages, choose_shown, lead_in
+from openbook_prompt.settings import PromptSettings
 
 SETTINGS = PromptSettings()
 

@@ -6,9 +6,9 @@ import pytest
 from generator_fakes import byte_tokenizer
 
 from openbook_core.errors import ArgumentError
-from openbook_generator.chat import ChatFormat, fit
-from openbook_generator.config import PromptSettings
-from openbook_generator.prompting import Message, build_messages
+from openbook_prompt.chat import ChatFormat, fit
+from openbook_prompt.recipe import Message, build_messages
+from openbook_prompt.settings import PromptSettings
 
 SETTINGS = PromptSettings()
 

@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from openbook_core.errors import ArgumentError, InputError
 from openbook_core.tokenizer import Tokenizer
-from openbook_generator.prompting import Message
+from openbook_prompt.recipe import Message
 
 _MARK = re.compile("\ue000([0-9]+)\ue001")
 _MIN_PIECE = 16  # tokens; a shorter rest of a passage says too little to be worth its place

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from openbook_generator.config import PromptSettings
-from openbook_generator.passage import Extract, Passage
+from openbook_prompt.passage import Extract, Passage
+from openbook_prompt.settings import PromptSettings
 
 _WORD = re.compile(r"[^\W_]+")
 _STOP_WORDS = frozenset(

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openbook_generator.config import PromptSettings
-from openbook_generator.extracts import choose_extracts
-from openbook_generator.passage import Extract, Passage
+from openbook_prompt.extracts import choose_extracts
+from openbook_prompt.passage import Extract, Passage
+from openbook_prompt.settings import PromptSettings
 
 
 @dataclass(frozen=True)
