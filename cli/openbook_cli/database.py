@@ -37,6 +37,11 @@ def build(
     template: Annotated[
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
     ] = "{title}: {text}",
+    text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="Field that holds the document's id.")] = "id",
+    title_field: Annotated[
+        list[str] | None, typer.Option(help="Field that holds the title, the first that a row has; repeatable.")
+    ] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="Column to keep; repeatable.")] = None,
     skip_bad_lines: Annotated[bool, typer.Option(help="Count lines without a document instead of stopping.")] = False,
     limit_documents: Annotated[int | None, typer.Option(help="Only the first documents.")] = None,
@@ -47,32 +52,45 @@ def build(
     from openbook_database.build.settings import BuildSettings
     from openbook_embedder.engine import EncoderEngine
 
+    fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
+    if title_field:
+        fields["title"] = tuple(title_field)
     settings = BuildSettings.parse(
         {
             "shards": shards,
             "passage_template": template,
-            "fields": {"metadata": tuple(metadata or ())},
+            "fields": fields,
             "skip_bad_lines": skip_bad_lines,
             "limit_documents": limit_documents,
         },
         source="openbook db build",
     )
     chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
-    result = build_snapshot(
-        list(inputs),
-        out,
-        database=database,
-        tokenizer=Tokenizer.load(tokenizer),
-        encoder=EncoderEngine.load(embedder, dtype=chosen),  # type: ignore[arg-type]
-        settings=settings,
-        progress=ProgressLine(),
-    )
+    engine = EncoderEngine.load(embedder, dtype=chosen)  # type: ignore[arg-type]
+    try:
+        result = build_snapshot(
+            list(inputs),
+            out,
+            database=database,
+            tokenizer=Tokenizer.load(tokenizer),
+            encoder=engine,
+            settings=settings,
+            progress=ProgressLine(),
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished work is kept; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if result.resumed:
+        print("went on with a build that was interrupted", file=sys.stderr)
     for kind, number in result.skipped.items():
         print(f"skipped: {number} lines ({kind})", file=sys.stderr)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     verb = "was there already" if result.reused else "built"
-    print(f"snapshot {result.snapshot_id} {verb}: {result.documents} documents, {result.chunks} chunks, {result.path}")
+    print(
+        f"snapshot {result.snapshot_id} {verb}: {result.documents} documents, {result.chunks} chunks, "
+        f"embedded in {engine.dtype}, {result.path}"
+    )
 
 
 class ProgressLine:

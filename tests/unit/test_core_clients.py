@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from openbook_core.clients import RetrieverClient
-from openbook_core.errors import ArgumentError
+from openbook_core.errors import ArgumentError, UnavailableError
 from openbook_core.rpc.server import start_server
 from openbook_proto.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 
@@ -150,3 +150,11 @@ def test_values_that_no_message_holds_are_refused_by_field(
 def test_numpy_counts_are_counts(client: RetrieverClient, retriever: _Retriever) -> None:
     client.search("book", QUERIES, np.int64(3))  # type: ignore[arg-type]
     assert retriever.asked[-1].k == 3
+
+
+def test_nobody_at_the_address_is_said_in_words() -> None:
+    with (
+        RetrieverClient("127.0.0.1:1") as client,
+        pytest.raises(UnavailableError, match="nothing answers at 127.0.0.1:1"),
+    ):
+        client.search("book", QUERIES, 1, timeout_s=5.0)

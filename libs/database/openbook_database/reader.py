@@ -135,7 +135,7 @@ class DocumentReader:
         if value is None or value == "":
             raise BadLineError(
                 "no id",
-                f"has no field {name!r} for the document's id; it has {_names(row)}: name another field for the id",
+                f"has no field {name!r} for the document's id; it has {_names(row)}: name another field for the id (--id-field)",
             )
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise BadLineError(

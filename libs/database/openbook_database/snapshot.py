@@ -137,7 +137,10 @@ def _check_digest(file: Path, entry: FileEntry, *, whole: bool) -> None:
         if whole or not entry.blocks:
             found, _ = file_digests(file)
             if found != entry.blake3:
-                raise CorruptError(f"{file}: checksum is {found}, the manifest says {entry.blake3}")
+                raise CorruptError(
+                    f"{file}: checksum is {found}, the manifest says {entry.blake3}; the snapshot is damaged: "
+                    "copy it again or build it anew"
+                )
             return
         for block in sorted({0, len(entry.blocks) // 2, len(entry.blocks) - 1}):
             found = block_digest(file, block)

@@ -8,7 +8,7 @@ import grpc
 from prometheus_client import start_http_server
 
 from openbook_core.errors import ConfigError, Reason, UnavailableError
-from openbook_core.rpc.server import start_server
+from openbook_core.rpc.server import require_free, start_server
 from openbook_core.telemetry import get_logger, setup_logging
 from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
@@ -31,6 +31,7 @@ def serve(config: EmbedderConfig) -> None:
     a port that is in use.
     """
     setup_logging("embedder")
+    require_free(config.host, config.port)
     engine = EncoderEngine.load(config.model, dtype=config.dtype, threads=config.threads)
     if config.batch_tokens < engine.max_tokens:
         raise ConfigError(

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from openbook_core.errors import (
@@ -112,7 +112,10 @@ class Generator:
         return Prepared(prompt, reply_tokens, pin if self.cross_attention == "on" else None, record)
 
     async def decode(self, request: CompletionRequest | ChatRequest, prepared: Prepared) -> AsyncGenerator[Piece]:
-        """The pieces of the reply as they come; the last has a finish reason. Closing the iterator cancels the job."""
+        """The pieces of the reply as they come; the last has a finish reason. Closing the iterator cancels the job.
+
+        A chat's reply begins with no blank.
+        """
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def emit(event: Event) -> None:
@@ -129,6 +132,7 @@ class Generator:
             neighbors=self.model.config.num_neighbors,
         )
         self.engine.submit(job)
+        chat, begun = isinstance(request, ChatRequest), False
         try:
             while True:
                 event = await events.get()
@@ -136,6 +140,9 @@ class Generator:
                     raise told_to_caller(event, request) from event
                 if isinstance(event, Exception):
                     raise event
+                if chat and not begun:
+                    event = replace(event, text=event.text.lstrip())
+                    begun = bool(event.text)
                 if event.finish_reason:
                     prepared.retrieval["neighbors"] = [
                         {"positions": list(each.positions), "chunk_ids": list(each.chunk_ids)} for each in job.attended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -71,21 +72,37 @@ def start_server(
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    require_free(host, port)
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError:
-        bound = 0
-    if not bound:
-        raise UnavailableError(
-            f"cannot listen on {host}:{port}: the port is in use or not allowed; choose another with --port",
-            field="port",
-            reason=Reason.PORT_IN_USE,
-        )
+    except RuntimeError as error:
+        raise _port_in_use(host, port) from error
     servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     running = RunningServer(server, f"{host}:{bound}", servicer, services)
     running.set_ready(False)
     server.start()
     return running
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise UnavailableError with reason PORT_IN_USE where `host`:`port` cannot be listened on now.
+
+    For what takes long before `start_server`, and because gRPC writes lines of its own about a port that is taken.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            raise _port_in_use(host, port) from error
+
+
+def _port_in_use(host: str, port: int) -> UnavailableError:
+    return UnavailableError(
+        f"cannot listen on {host}:{port}: the port is in use or not allowed; choose another with --port",
+        field="port",
+        reason=Reason.PORT_IN_USE,
+    )
 
 
 class _Interceptor(grpc.ServerInterceptor):

@@ -7,7 +7,14 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from openbook_core.errors import ERRORS_BY_CODE, MismatchError, OpenbookError, PreconditionError, Reason
+from openbook_core.errors import (
+    ERRORS_BY_CODE,
+    MismatchError,
+    OpenbookError,
+    PreconditionError,
+    Reason,
+    UnavailableError,
+)
 
 DOMAIN = "openbook"
 
@@ -36,6 +43,10 @@ def error_from_rpc(error: grpc.RpcError, peer: str) -> OpenbookError:
     status = rpc_status.from_call(call)
     if status is None:
         message = f"{peer}: {code.name}: {message}"
+        if kind is UnavailableError:
+            message = (
+                f"nothing answers at {peer}; is it running, and is that its HOST:PORT? ({code.name}: {call.details()})"
+            )
         return kind(message, peer=peer)
     for detail in status.details:
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()

@@ -27,7 +27,10 @@ from openbook_database.registry.base import check_database_name
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The snapshot. `reused`: it was there already; `seconds`: of this run, by stage; `skipped`: bad lines, by kind."""
+    """The snapshot. `reused`: it was there already; `resumed`: an interrupted build was gone on with.
+
+    `seconds`: of this run, by stage; `skipped`: bad lines, by kind.
+    """
 
     path: Path
     snapshot_id: str
@@ -35,6 +38,7 @@ class BuildResult:
     chunks: int
     shards: int
     reused: bool
+    resumed: bool
     skipped: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -80,7 +84,7 @@ def build_snapshot(
         work.publish()
         work.discard()
         work.log.write("finish", snapshot=manifest.snapshot_id, seconds=seconds)
-        return _result(work, manifest, settings, reused=False, seconds=seconds)
+        return _result(work, manifest, settings, reused=False, resumed=resumed, seconds=seconds)
 
 
 def recorded_dtype(out: str | Path) -> str | None:
@@ -149,6 +153,7 @@ def _result(
     settings: BuildSettings,
     *,
     reused: bool,
+    resumed: bool = False,
     seconds: dict[str, float] | None = None,
 ) -> BuildResult:
     skipped: dict[str, int] = {}
@@ -168,6 +173,7 @@ def _result(
         chunks=manifest.chunks,
         shards=shards,
         reused=reused,
+        resumed=resumed,
         skipped=skipped,
         seconds=seconds or {},
         notes=notes,
