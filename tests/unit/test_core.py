@@ -10,12 +10,20 @@ from tokenizers import models, pre_tokenizers
 
 from openbook_core.clients import EmbedderClient
 from openbook_core.config import FrozenConfig, load_config, render_config
-from openbook_core.errors import ArgumentError, ConfigError, MismatchError, OverloadedError, Reason, UnavailableError
+from openbook_core.errors import (
+    ArgumentError,
+    ConfigError,
+    MismatchError,
+    NotFoundError,
+    OverloadedError,
+    Reason,
+    UnavailableError,
+)
 from openbook_core.fingerprint import Fingerprint, require_equal
 from openbook_core.rpc.server import start_server
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.vectors import decode_vectors, encode_vectors
-from openbook_core.weights import DEFAULT_MODEL, resolve_model
+from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL, resolve_model
 from openbook_proto.v1 import common_pb2, embedder_pb2_grpc
 
 
@@ -114,6 +122,31 @@ def test_a_missing_model_names_what_was_tried(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("OPENBOOK_WEIGHTS", str(tmp_path))
     with pytest.raises(Exception, match="OPENBOOK_WEIGHTS folder"):
         resolve_model("some/model")
+    (tmp_path / "model").mkdir()
+    assert resolve_model("some/model") == tmp_path / "model"
+    (tmp_path / "some" / "model").mkdir(parents=True)
+    assert resolve_model("some/model") == tmp_path / "some" / "model"
+
+
+def test_each_setting_of_the_weights_looks_in_its_own_places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def download(name: str, **options: object) -> str:
+        asked.append(name)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setenv("OPENBOOK_WEIGHTS", "hub")
+    assert resolve_model(DEFAULT_EMBEDDER) == tmp_path
+    assert asked == [DEFAULT_EMBEDDER]
+    for setting in ("package", "auto"):
+        monkeypatch.setenv("OPENBOOK_WEIGHTS", setting)
+        assert (resolve_model(DEFAULT_EMBEDDER) / "config.json").is_file()
+    assert resolve_model("somebody/else") == tmp_path
+    assert asked == [DEFAULT_EMBEDDER, "somebody/else"]
+    monkeypatch.setenv("OPENBOOK_WEIGHTS", "package")
+    with pytest.raises(NotFoundError, match="somebody/else"):
+        resolve_model("somebody/else")
 
 
 class _Failing(embedder_pb2_grpc.EmbedderServicer):
