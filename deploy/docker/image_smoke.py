@@ -2,7 +2,8 @@
 
 The build stage's RUN lines and the ENTRYPOINT, CMD and HEALTHCHECK are read from the Dockerfiles and run as they are, but
 for folders, hosts and ports. The command runs with the image's ENV only, and, where this is run as root with an
-interpreter that others can read, as user 10001, to whom nothing of the image is writable; a service must become healthy by its own health check. What an image must not hold is looked up after pip.
+interpreter that others can read, as user 10001, to whom nothing of the image is writable; a service must become healthy
+by its own health check. What an image must not hold is looked up after pip.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "docker"
 HEAVY = ("torch", "transformers", "peft")
 WEB = ("fastapi", "uvicorn", "starlette")
-COMMAND = ("openbook-cli", "typer")
+COMMAND = ("openbook-cli",)
 ABSENT = {
     "embedder": (*WEB, *COMMAND, "faiss-cpu", "peft", "openbook-database"),
     "retriever": (*HEAVY, *WEB, *COMMAND, "openbook-model"),
