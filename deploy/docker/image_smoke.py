@@ -114,6 +114,7 @@ def build(image: Image, name: str, folder: Path) -> None:
         "HOME": os.environ.get("HOME", "/root"),
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_QUIET": "2",
+        "PIP_NO_COMPILE": "1",
         # The development set-up's own index holds the pinned torch.
         **{key: os.environ.get(key, "") for key in image.arguments},
     }

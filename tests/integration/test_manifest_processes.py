@@ -21,6 +21,8 @@ from openbook_core.health import why_unhealthy
 from openbook_database.registry.local_redis import find_redis_server
 
 PASSWORD = "not-a-secret"
+# Without the timing of two dtypes at the start.
+FAST = {"embedder": ["--dtype=float32"], "generator": ["--dtype=float32"]}
 DOCUMENTS = "2015-11-18.jsonl.zst"
 
 
@@ -80,9 +82,7 @@ class Cluster:
         words = [self.words_here(word, **own) for word in container.words]
         words = [re.sub(r"(--member-index|--node-rank)=0", rf"\g<1>={index}", word) for word in words]
         log = (self.folder / f"{name}-{index}.log").open("w")
-        variables = environment(
-            OPENBOOK_REDIS_PASSWORD=PASSWORD, OPENBOOK_CACHE=str(self.folder / "cache"), HF_HUB_OFFLINE="1"
-        )
+        variables = environment(OPENBOOK_REDIS_PASSWORD=PASSWORD, HF_HUB_OFFLINE="1")
         variables["PATH"] = f"{self.folder / 'bin'}:{variables['PATH']}"
         words[0] = shutil.which(words[0], path=variables["PATH"]) or words[0]
         process = subprocess.Popen([*words, *more], stdout=log, stderr=log, text=True, env=variables, cwd=self.folder)
@@ -134,15 +134,18 @@ def test_the_rendered_commands_run(cluster: Cluster) -> None:
         assert redis.poll() is None and time.monotonic() < end, cluster.log("redis")
         time.sleep(0.1)
     started = [("embedder", "embedder", 0), ("shard-a", "shard", 0), ("shard-a", "shard", 1), ("router", "router", 0)]
-    begun = [(*cluster.begin(workload, name, index=index), workload, name, index) for workload, name, index in started]
-    cluster.finish("build", "--limit-documents=20")
+    begun = [
+        (*cluster.begin(workload, name, *FAST.get(name, ()), index=index), workload, name, index)
+        for workload, name, index in started
+    ]
+    cluster.finish("build", "--limit-documents=8", "--dtype=float32")
     for process, own_port, workload, name, index in begun:
         cluster.until_ready(process, own_port, workload, name, index)
     cluster.finish("publish")
     cluster.finish("swap")
-    generator, own_port = cluster.begin("generator", "generator")
+    generator, own_port = cluster.begin("generator", "generator", *FAST["generator"])
     cluster.until_ready(generator, own_port, "generator", "generator")
-    small = ["corpus.max_documents=10", "steps=2", "optimiser.warmup_steps=1", "evaluation.sequences=4"]
+    small = ["corpus.max_documents=6", "steps=2", "optimiser.warmup_steps=1", "evaluation.sequences=4"]
     ranks = [cluster.begin("train", "train", *(f"--set={each}" for each in small), index=rank)[0] for rank in (0, 1)]
     assert [rank.wait(120) for rank in ranks] == [0, 0], cluster.log("train") + cluster.log("train", 1)
     assert (cluster.folder / "files" / "runs" / "tiny" / "model" / "config.json").exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from manifest_checks import ROOT, complaints, containers, render
@@ -93,6 +96,22 @@ def test_the_shard_cache_copies_what_is_published(rendered: dict[str, list], tmp
         process.wait(10)
     assert (local / "book" / "rows").read_text() == "rows"
     assert sorted(path.name for path in local.iterdir()) == [".looked", "book"]
+
+
+def test_compose_and_images_say_what_the_programs_take() -> None:
+    compose = yaml.safe_load((ROOT / "deploy" / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]
+    for name in ("shard", "router"):
+        program = importlib.import_module("openbook_retriever.__main__")
+        assert program.parse_args(compose[name]["command"]).role == name
+    for name, service in compose.items():
+        assert service["read_only"] and service["cap_drop"] == ["ALL"], name
+        if name != "redis":
+            assert (ROOT / service.get("build", {}).get("dockerfile", "deploy/docker/retriever.Dockerfile")).is_file()
+    for name in ("embedder", "retriever", "generator"):
+        text = (ROOT / "deploy" / "docker" / f"{name}.Dockerfile").read_text(encoding="utf-8")
+        command = json.loads(re.findall(r"^CMD (.*)$", text, re.MULTILINE)[0])
+        program = importlib.import_module(f"openbook_{name}.__main__")
+        assert str(program.parse_args(command).port) in re.findall(r"^EXPOSE (.*)$", text, re.MULTILINE)[0].split()
 
 
 def test_dockerfiles_are_clean_and_not_root() -> None:
