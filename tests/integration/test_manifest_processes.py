@@ -101,7 +101,7 @@ class Cluster:
 
     def finish(self, workload: str, *more: str) -> None:
         process, _ = self.begin(workload, workload, *more)
-        assert process.wait(120) == 0, self.log(workload)
+        assert process.wait(240) == 0, self.log(workload)
 
     def log(self, name: str, index: int = 0) -> str:
         return (self.folder / f"{name}-{index}.log").read_text(encoding="utf-8")[-3000:]
@@ -113,7 +113,7 @@ class Cluster:
             address = f"grpc://127.0.0.1:{port}/{probe['grpc']['service']}"
         else:
             address = f"http://127.0.0.1:{port}{probe['httpGet']['path']}"
-        end = time.monotonic() + 90
+        end = time.monotonic() + 180
         while why_unhealthy(address):
             assert process.poll() is None and time.monotonic() < end, (
                 f"{why_unhealthy(address)}\n{self.log(name, index)}"
@@ -147,5 +147,5 @@ def test_the_rendered_commands_run(cluster: Cluster) -> None:
     cluster.until_ready(generator, own_port, "generator", "generator")
     small = ["corpus.max_documents=6", "steps=2", "optimiser.warmup_steps=1", "evaluation.sequences=4"]
     ranks = [cluster.begin("train", "train", *(f"--set={each}" for each in small), index=rank)[0] for rank in (0, 1)]
-    assert [rank.wait(120) for rank in ranks] == [0, 0], cluster.log("train") + cluster.log("train", 1)
+    assert [rank.wait(240) for rank in ranks] == [0, 0], cluster.log("train") + cluster.log("train", 1)
     assert (cluster.folder / "files" / "runs" / "tiny" / "model" / "config.json").exists()
