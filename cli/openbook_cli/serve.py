@@ -41,6 +41,7 @@ def retriever(
     member_index: Annotated[int, typer.Option(help="Shard role: which of the members this is.")] = 0,
     member_count: Annotated[int, typer.Option(help="Shard role: processes that share the shards.")] = 1,
     embedder: Annotated[str, typer.Option(help="Router role: address of the embedder.")] = "",
+    metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
 ) -> None:
     """Vectors to neighbours: a shard, or the router that clients call."""
     from openbook_retriever.app import serve
@@ -49,6 +50,7 @@ def retriever(
     port = (7000 if role == "router" else 0) if port is None else port
     settings: dict[str, Any] = {"role": role, "registry": registry, "host": host, "port": port, "embedder": embedder}
     settings |= {"databases": tuple(database or ()), "member_index": member_index, "member_count": member_count}
+    settings["metrics_port"] = metrics_port
     serve(RetrieverConfig.parse(settings, source="openbook serve retriever"))
 
 

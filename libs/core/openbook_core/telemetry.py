@@ -9,7 +9,9 @@ import time
 import uuid
 from contextvars import ContextVar
 
-from prometheus_client import Histogram
+from prometheus_client import Histogram, start_http_server
+
+from openbook_core.errors import Reason, UnavailableError
 
 RPC_SECONDS = Histogram("openbook_rpc_seconds", "Time of each RPC in seconds", ["method", "code"])
 
@@ -57,3 +59,16 @@ def setup_logging(service: str, level: str = "info") -> None:
 
 def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Prometheus' default registry over HTTP, on a thread of its own. Raises UnavailableError where the port is taken."""
+    try:
+        start_http_server(port, addr=host)
+    except OSError as error:
+        raise UnavailableError(
+            f"metrics cannot listen on {host}:{port}: {error.strerror}; stop what uses the port or choose another with "
+            "--metrics-port",
+            field="metrics_port",
+            reason=Reason.PORT_IN_USE,
+        ) from error

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 
 import grpc
-from prometheus_client import start_http_server
 
-from openbook_core.errors import ConfigError, Reason, UnavailableError
+from openbook_core.errors import ConfigError, UnavailableError
 from openbook_core.rpc.server import require_free, start_server
-from openbook_core.telemetry import get_logger, setup_logging
+from openbook_core.telemetry import get_logger, serve_metrics, setup_logging
 from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
@@ -54,7 +53,7 @@ def serve(config: EmbedderConfig) -> None:
     server = start_server(register, host=config.host, port=config.port, services=[SERVICE_NAME], max_workers=_MAX_CALLS)
     if config.metrics_port is not None:
         try:
-            _serve_metrics(config.host, config.metrics_port)
+            serve_metrics(config.host, config.metrics_port)
         except UnavailableError:
             server.stop(0)
             batcher.close()
@@ -64,15 +63,3 @@ def serve(config: EmbedderConfig) -> None:
     print(json.dumps({"service": "embedder", "address": server.address}), flush=True)
     server.wait_for_signal()
     batcher.close()
-
-
-def _serve_metrics(host: str, port: int) -> None:
-    try:
-        start_http_server(port, addr=host)
-    except OSError as error:
-        raise UnavailableError(
-            f"metrics cannot listen on {host}:{port}: {error.strerror}; stop what uses the port or choose another with "
-            "--metrics-port",
-            field="metrics_port",
-            reason=Reason.PORT_IN_USE,
-        ) from error

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import grpc
 
 from openbook_core.rpc.server import RunningServer, start_server
-from openbook_core.telemetry import setup_logging
+from openbook_core.telemetry import serve_metrics, setup_logging
 from openbook_database.registry import open_registry
 from openbook_database.registry.base import Registry
 from openbook_proto.v1 import admin_pb2_grpc, retriever_pb2_grpc
@@ -38,6 +38,8 @@ def serve(config: RetrieverConfig) -> None:
     """
     setup_logging(f"retriever-{config.role}")
     registry = open_registry(config.registry)
+    if config.metrics_port is not None:
+        serve_metrics(config.host, config.metrics_port)
     if config.role == "shard":
         _serve_shard(config, registry)
     else:

@@ -31,6 +31,7 @@ class RetrieverConfig(FrozenConfig):
     drain_s: float = Field(
         default=60.0, ge=0, description="shard role: a snapshot that is no longer wanted still answers for so long"
     )
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535, description="Prometheus over HTTP; off by default")
     max_workers: int = Field(default=8, ge=1, le=256, description="requests that are worked on at once")
     snapshot_guard: bool = Field(
         default=True, description="false only in the test that shows what happens without the snapshot in each request"

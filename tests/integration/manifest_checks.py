@@ -1,0 +1,267 @@
+"""What a rendered manifest says, held against the programs: options, ports, variables, probes, metrics, names."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import typer
+import yaml
+from prometheus_client import REGISTRY
+from torch.distributed.run import get_args_parser
+from typer._click.exceptions import ClickException
+
+ROOT = Path(__file__).parents[2]
+SERVICES = {"openbook_embedder": "Embedder", "openbook_retriever": "Retriever", "openbook_generator": None}
+PROVIDED = {"POD_IP", "POD_INDEX", "MEMBER_COUNT", "JOB_COMPLETION_INDEX"}
+IMAGES = {"openbook_embedder": "embedder", "openbook_retriever": "retriever", "openbook_generator": "generator"}
+Document = dict[str, Any]
+
+
+def kubectl() -> str:
+    beside = Path(sys.executable).parent / "kubectl"
+    return str(beside) if beside.exists() else shutil.which("kubectl") or "kubectl"
+
+
+def render(folder: Path) -> list[Document]:
+    done = subprocess.run([kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@dataclass
+class Container:
+    """One container of one workload, with `$(NAME)` replaced by a value such as the cluster gives."""
+
+    where: str
+    workload: Document
+    spec: Document
+    sidecar: bool
+
+    @property
+    def words(self) -> list[str]:
+        values = {each["name"]: each.get("value", "0") for each in self.spec.get("env", [])}
+        values |= {"POD_IP": "127.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+        return [
+            re.sub(r"\$\((\w+)\)", lambda found: values.get(found[1], found[0]), word)
+            for word in [*self.spec["command"], *self.spec.get("args", [])]
+        ]
+
+    @property
+    def module(self) -> str:
+        return self.words[2] if self.words[:2] == ["python", "-m"] else ""
+
+
+def containers(documents: list[Document]) -> Iterator[Container]:
+    for document in documents:
+        template = document.get("spec", {}).get("template")
+        if template is None:
+            continue
+        for kind in ("containers", "initContainers"):
+            for spec in template["spec"].get(kind, []):
+                where = f"{document['kind']} {document['metadata']['name']}, {spec['name']}"
+                yield Container(where, document, spec, kind == "initContainers")
+
+
+def complaints(documents: list[Document], folder: Path) -> list[str]:
+    """Everything that is wrong, one line each; `folder` is for scratch files."""
+    wrong = []
+    for container in containers(documents):
+        try:
+            wrong += [f"{container.where}: {each}" for each in _container(container, documents, folder)]
+        except (SystemExit, ClickException, Exception) as error:
+            wrong.append(f"{container.where}: {type(error).__name__}: {getattr(error, 'message', error)}")
+    return wrong + _names(documents)
+
+
+def _container(container: Container, documents: list[Document], folder: Path) -> Iterator[str]:
+    words, spec = container.words, container.spec
+    ports = {port["name"]: port["containerPort"] for port in spec.get("ports", [])}
+    if container.module:
+        config = _service(container.module, words[3:])
+        yield from _ports(config, ports)
+        if not spec["image"].startswith(f"openbook/{IMAGES[container.module]}:"):
+            yield f"image {spec['image']} does not hold {container.module}"
+    elif words[0] == "torchrun":
+        _torchrun(words[1:], documents, folder)
+    elif words[0] == "openbook":
+        _openbook(words[1:])
+    elif words[0] != "sh":
+        yield f"{words[0]} is no program of ours"
+    for inner in re.findall(r"openbook (db [^\"$)|;]+)", words[-1] if words[0] == "sh" else ""):
+        if "id" not in inner.split():
+            _openbook([*inner.split(), "a-snapshot", "--router", "router:7000"])
+    yield from _variables(container)
+    yield from _probes(container, ports)
+    if "memory" not in spec["resources"]["limits"] or not {"cpu", "memory"} <= set(spec["resources"]["requests"]):
+        yield "requests of cpu and memory and a limit of memory are needed"
+    if not spec["securityContext"]["readOnlyRootFilesystem"]:
+        yield "the root file system is writable"
+
+
+def _service(module: str, options: list[str]) -> Any:
+    """The configuration that the program itself makes of the options."""
+    program = importlib.import_module(f"{module}.__main__")
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            return program.parse_args(options)
+    except SystemExit as error:
+        raise ValueError(said.getvalue().strip().splitlines()[-1]) from error
+
+
+def _torchrun(options: list[str], documents: list[Document], folder: Path) -> None:
+    from openbook_trainer.config import load_train_config
+
+    said = StringIO()
+    try:
+        with redirect_stderr(said):
+            parsed = get_args_parser().parse_args(options)
+    except SystemExit as error:
+        raise ValueError(said.getvalue().strip().splitlines()[-1]) from error
+    assert parsed.module and parsed.training_script == "openbook_trainer", parsed.training_script
+    job = next(each for each in documents if each["kind"] == "Job" and each["metadata"]["name"] == "train")
+    assert str(parsed.nnodes) == str(job["spec"]["completions"]) == str(job["spec"]["parallelism"])
+    config, overrides = "", []
+    for option in parsed.training_script_args:
+        name, _, value = option.partition("=")
+        if name == "--config":
+            config = value
+        elif name == "--set":
+            overrides.append(value)
+        else:
+            raise ValueError(f"openbook_trainer has no option {option}")
+    load_train_config(train_config(documents, Path(config).name, folder), overrides)
+
+
+def train_config(documents: list[Document], name: str, folder: Path) -> Path:
+    held = next(each for each in documents if each["kind"] == "ConfigMap" and name in each["data"])
+    (folder / name).write_text(held["data"][name], encoding="utf-8")
+    return folder / name
+
+
+def _openbook(words: list[str]) -> None:
+    """Raises what the real command line raises, without running the verb."""
+    from openbook_cli.main import app
+
+    command: Any = typer.main.get_command(app)
+    context = command.make_context("openbook", list(words))
+    while hasattr(command, "commands"):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, rest, parent=context)
+
+
+def _ports(config: Any, ports: dict[str, int]) -> Iterator[str]:
+    if config.port not in (ports.get("grpc"), ports.get("http")):
+        yield f"listens on {config.port}, the manifest names {ports}"
+    if getattr(config, "metrics_port", None) != ports.get("metrics"):
+        yield f"metrics are on {getattr(config, 'metrics_port', None)}, the manifest names {ports.get('metrics')}"
+
+
+def known_variables() -> set[str]:
+    """Those that the sources read."""
+    texts = "".join(
+        path.read_text() for part in ("libs", "services", "trainer") for path in (ROOT / part).rglob("*.py")
+    )
+    return set(re.findall(r"\"(OPENBOOK_[A-Z_]+)\"", texts))
+
+
+def _variables(container: Container) -> Iterator[str]:
+    given = {each["name"] for each in container.spec.get("env", [])}
+    yield from (f"no program reads {name}" for name in sorted(given - known_variables() - PROVIDED))
+    written = set(re.findall(r"\$\((\w+)\)", " ".join(container.spec.get("args", []))))
+    yield from (f"$({name}) is not set" for name in sorted(written - given - {"JOB_COMPLETION_INDEX"}))
+    count = next((each["value"] for each in container.spec.get("env", []) if each["name"] == "MEMBER_COUNT"), None)
+    if count is not None and int(count) != container.workload["spec"]["replicas"]:
+        yield f"MEMBER_COUNT is {count}, replicas are {container.workload['spec']['replicas']}"
+
+
+def _probes(container: Container, ports: dict[str, int]) -> Iterator[str]:
+    if container.workload["kind"] == "Job":
+        return
+    needed = ("startupProbe",) if container.sidecar else ("readinessProbe", "livenessProbe")
+    yield from (f"has no {kind}" for kind in needed if kind not in container.spec)
+    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+        probe = container.spec.get(kind, {})
+        if "grpc" in probe:
+            service = SERVICES.get(container.module)
+            if probe["grpc"]["port"] != ports.get("grpc"):
+                yield f"{kind}: port {probe['grpc']['port']} is not served"
+            if probe["grpc"].get("service", f"openbook_proto.v1.{service}") != f"openbook_proto.v1.{service}":
+                yield f"{kind}: no service {probe['grpc']['service']}"
+        elif "httpGet" in probe:
+            if probe["httpGet"]["port"] not in ports:
+                yield f"{kind}: no port {probe['httpGet']['port']}"
+            if probe["httpGet"]["path"] not in http_paths():
+                yield f"{kind}: no path {probe['httpGet']['path']}"
+
+
+def http_paths() -> set[str]:
+    text = (ROOT / "services" / "generator" / "openbook_generator" / "api.py").read_text(encoding="utf-8")
+    return set(re.findall(r"@app\.get\(\"([^\"]+)\"", text))
+
+
+def metric_names() -> set[str]:
+    from openbook_embedder.metrics import EmbedderMetrics
+    from openbook_generator.metrics import Metrics
+
+    if "openbook_embedder_queue_texts" not in REGISTRY._names_to_collectors:
+        EmbedderMetrics()
+    return {
+        sample.name
+        for registry in (REGISTRY, Metrics().registry)
+        for each in registry.collect()
+        for sample in each.samples
+    }
+
+
+def _names(documents: list[Document]) -> Iterator[str] | list[str]:
+    """Services, policies, budgets, autoscalers and monitors point at what is there."""
+    wrong, have = [], {(each["kind"], each["metadata"]["name"]) for each in documents}
+    pods = [each["spec"]["template"] for each in documents if "template" in each.get("spec", {})]
+    for document in documents:
+        kind, name, spec = document["kind"], document["metadata"]["name"], document.get("spec", {})
+        chosen = {"Service": spec.get("selector"), "PodDisruptionBudget": spec.get("selector", {}).get("matchLabels")}
+        chosen["NetworkPolicy"] = spec.get("podSelector", {}).get("matchLabels")
+        labels = chosen.get(kind)
+        if labels and not any(labels.items() <= pod["metadata"]["labels"].items() for pod in pods):
+            wrong.append(f"{kind} {name}: no pod has {labels}")
+        if kind == "HorizontalPodAutoscaler":
+            target = (spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
+            wrong += [] if target in have else [f"{kind} {name}: no {target}"]
+            for metric in spec["metrics"]:
+                if metric["pods"]["metric"]["name"] not in metric_names():
+                    wrong.append(f"{kind} {name}: no metric {metric['pods']['metric']['name']}")
+        if kind == "ServiceMonitor":
+            services = [
+                each
+                for each in documents
+                if each["kind"] == "Service"
+                and spec["selector"]["matchLabels"].items() <= each["metadata"].get("labels", {}).items()
+            ]
+            for endpoint in spec["endpoints"]:
+                ports = {port["name"] for each in services for port in each["spec"]["ports"]}
+                if endpoint["port"] not in ports:
+                    wrong.append(f"{kind} {name}: no service has a port {endpoint['port']}")
+        if kind == "StatefulSet" and ("Service", spec["serviceName"]) not in have:
+            wrong.append(f"{kind} {name}: no service {spec['serviceName']}")
+    services = {name for kind, name in have if kind == "Service"}
+    for container in containers(documents):
+        for host in re.findall(r"(?:=|//|\s)([a-z][a-z0-9-]*):\d{4}", " ".join(container.words)):
+            if host not in services:
+                wrong.append(f"{container.where}: no service {host}")
+    return wrong
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1", **more}
