@@ -57,6 +57,7 @@ def tasks(
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
     k: Annotated[int, typer.Option(help="Passages found for a question.")] = 4,
+    batch: Annotated[int, typer.Option(help="Questions that are answered together.")] = 8,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     png: Annotated[Path | None, typer.Option(help="Where to draw them.")] = None,
 ) -> None:
@@ -92,7 +93,8 @@ def tasks(
             "out": out,
         }
         settings |= {"retriever": retriever, "databases": books, "limit": limit, "limit_documents": limit_documents}
-        config = TasksConfig.parse({**settings, "max_tokens": max_tokens, "k": k}, source="openbook eval tasks")
+        settings |= {"max_tokens": max_tokens, "k": k, "batch": batch}
+        config = TasksConfig.parse(settings, source="openbook eval tasks")
         figures = evaluate(config, lambda stage, done, total: line(Update(stage, done, total, 0.0)))
     print("\n" + "\n".join(table_lines(figures)))
     write_figures(figures, json_file)
