@@ -43,6 +43,65 @@ def perplexity(
     write_figures(figures, json_file)
 
 
+@app.command()
+def tasks(
+    model: Annotated[str, typer.Option(help="Folder of ours, or a name or folder that is converted.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; run again, it goes on.")],
+    names: Annotated[str, typer.Option("--tasks", help="nq, nq-open, squad, factbook, factbook-qa; commas between.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the tasks' files.", envvar="OPENBOOK_DATA")] = None,
+    database: Annotated[str | None, typer.Option(help="A database that is served already, for every task.")] = None,
+    retriever: Annotated[str | None, typer.Option(help="Address of the router that serves it.")] = None,
+    limit: Annotated[int | None, typer.Option(help="A sample of so many questions a task.")] = None,
+    limit_documents: Annotated[
+        int | None, typer.Option(help="Only the first documents, and questions on them.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
+    k: Annotated[int, typer.Option(help="Passages found for a question.")] = 4,
+    batch: Annotated[int, typer.Option(help="Questions that are answered together.")] = 8,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Where to draw them.")] = None,
+) -> None:
+    """Questions closed-book, OFF and ON: exact match, F1 and the retrieval ceiling."""
+    from contextlib import ExitStack
+
+    from openbook_cli.database import ProgressLine
+    from openbook_cli.figures import write_figures
+    from openbook_cli.task_books import task_books
+    from openbook_core.errors import ArgumentError
+    from openbook_database.build.progress import Update
+    from openbook_trainer.eval.tasks.questions import find_task
+    from openbook_trainer.eval.tasks.run import evaluate
+    from openbook_trainer.eval.tasks.settings import TasksConfig
+    from openbook_trainer.eval.tasks.table import plot, table_lines
+
+    if data is None:
+        raise ArgumentError("no --data: give the folder of the tasks' files, or set OPENBOOK_DATA", field="data")
+    if (database is None) != (retriever is None):
+        raise ArgumentError(
+            "--database and --retriever go together; without them databases are built", field="database"
+        )
+    chosen = [find_task(name.strip()) for name in names.split(",")]
+    line = ProgressLine()
+    with ExitStack() as stack:
+        books = {task.name: database for task in chosen if task.corpus is not None and database is not None}
+        if database is None and any(task.corpus for task in chosen):
+            retriever, books = stack.enter_context(task_books(chosen, data, out, model, limit_documents))
+        settings: dict[str, Any] = {
+            "model": model,
+            "tasks": tuple(task.name for task in chosen),
+            "data": data,
+            "out": out,
+        }
+        settings |= {"retriever": retriever, "databases": books, "limit": limit, "limit_documents": limit_documents}
+        settings |= {"max_tokens": max_tokens, "k": k, "batch": batch}
+        config = TasksConfig.parse(settings, source="openbook eval tasks")
+        figures = evaluate(config, lambda stage, done, total: line(Update(stage, done, total, 0.0)))
+    print("\n" + "\n".join(table_lines(figures)))
+    write_figures(figures, json_file)
+    if png is not None:
+        plot(figures, png)
+
+
 def _print(figures: dict[str, Any]) -> None:
     names = [name for name in figures["off"] if not name.endswith("_standard_error")]
     print(f"\n{figures['tokens_scored']} tokens of {figures['data']}, windows of {figures['block']}, ", end="")

@@ -1,0 +1,50 @@
+"""The databases of tasks: built once into the run's folder, then served by processes that end with the run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from openbook_cli.demo.processes import Processes
+from openbook_cli.swap import swap_to
+from openbook_core.clients import AdminClient
+from openbook_trainer.eval.tasks.questions import Task, read_documents
+
+
+@contextmanager
+def task_books(
+    tasks: Sequence[Task], data: Path, out: Path, model: str, limit_documents: int | None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The address of a router, and the database of each task that has one. Errors as of the builds and processes."""
+    corpora = {task.corpus: task for task in tasks if task.corpus is not None}
+    with Processes(out / "logs") as processes:
+        folders: dict[str, Path] = {}
+        for corpus, task in corpora.items():
+            name = corpus if limit_documents is None else f"{corpus}-first-{limit_documents}"
+            folders[corpus] = out / "books" / name
+            _build(processes, task, data, folders[corpus], corpus, model, limit_documents)
+        registry = str(out / "registry")
+        embedder = processes.start("embedder", ["serve", "embedder", "--port", "0"])
+        processes.start("shard", ["serve", "retriever", "--role", "shard", "--registry", registry])
+        arguments = ["serve", "retriever", "--role", "router", "--port", "0", "--registry", registry]
+        router = processes.start("router", [*arguments, "--embedder", embedder])
+        with AdminClient(router) as admin:
+            for corpus, folder in folders.items():
+                swap_to(admin, corpus, admin.register(corpus, str(folder.absolute())).snapshot)
+        yield router, {task.name: task.corpus for task in tasks if task.corpus is not None}
+
+
+def _build(
+    processes: Processes, task: Task, data: Path, folder: Path, corpus: str, model: str, limit: int | None
+) -> None:
+    source = folder.with_suffix(".jsonl")
+    source.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps(asdict(each), ensure_ascii=False) for each in read_documents(task, data, limit)]
+    source.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    arguments = ["db", "build", str(source), "--out", str(folder), "--database", corpus, "--tokenizer", model]
+    for line in processes.run(f"db build {corpus}", arguments):
+        print(line, file=sys.stderr)

@@ -1,0 +1,151 @@
+"""`evaluate` over real retriever processes: closed-book, OFF and ON of a random model, a kill, and other settings."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from zstandard import ZstdCompressor
+
+from openbook_core.clients import AdminClient
+from openbook_core.errors import ConflictError, PreconditionError
+from openbook_core.rpc.server import start_server
+from openbook_database.build.run import build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_model import RetroConfig, RetroModel, initialise, save
+from openbook_proto.v1 import embedder_pb2_grpc
+from openbook_trainer.eval.metrics import exact_match
+from openbook_trainer.eval.tasks.questions import find_task, read_documents
+from openbook_trainer.eval.tasks.run import evaluate
+from openbook_trainer.eval.tasks.settings import TasksConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+import retriever_support as support
+from retriever_support import DATABASE, TinyEmbedder, TinyEncoder, tiny_tokenizer
+
+M = 32
+RIVERS = {"Nile": "Egypt", "Seine": "France", "Ebro": "Spain", "Volga": "Russia", "Tagus": "Portugal"}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[TasksConfig]:
+    """Five questions, each on a document of its own, and a random model whose cross attention is on."""
+    paragraphs = {river: f"The river {river} flows through {land}." for river, land in RIVERS.items()}
+    rows = [
+        {
+            "example_id": number,
+            "title_text": river,
+            "question_text": f"the river {river} flows through which land",
+            "paragraph_text": paragraphs[river],
+            "original_nq_answers": [[{"string": land}]],
+        }
+        for number, (river, land) in enumerate(RIVERS.items())
+    ]
+    (tmp_path / "nq").mkdir()
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / "nq" / "qed-part-a.jsonl.zst").write_bytes(ZstdCompressor().compress(data))
+    documents = [asdict(document) for document in read_documents(find_task("nq"), tmp_path)]
+    source = tmp_path / "rivers.jsonl"
+    source.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    settings = BuildSettings(chunk_length=M, shards=support.SHARDS, golden_queries=2)
+    snapshot = build_snapshot(
+        [source],
+        tmp_path / "book",
+        database=DATABASE,
+        tokenizer=tiny_tokenizer(),
+        encoder=TinyEncoder(),
+        settings=settings,
+    )
+    _save_model(tmp_path / "model")
+    embedder = start_server(
+        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(TinyEncoder()), server),
+        host="127.0.0.1",
+        port=0,
+        services=["openbook_proto.v1.Embedder"],
+    )
+    try:
+        with support.cluster(tmp_path, tmp_path / "registry", router=("--embedder", embedder.address)) as processes:
+            _make_live(processes[0].address, snapshot.path, snapshot.snapshot_id)
+            yield TasksConfig(
+                model=str(tmp_path / "model"),
+                tasks=("nq",),
+                data=tmp_path,
+                out=tmp_path / "out",
+                retriever=processes[0].address,
+                databases={"nq": DATABASE},
+                k=2,
+                batch=2,
+                max_tokens=40,
+            )
+    finally:
+        embedder.stop(0)
+
+
+def _save_model(folder: Path) -> None:
+    model = RetroModel(
+        RetroConfig.parse(
+            {
+                "vocab_size": 256,
+                "hidden_size": 16,
+                "num_layers": 2,
+                "num_heads": 2,
+                "chunk_length": M,
+                "max_positions": 512,
+                "cross_attention_layers": (2,),
+                "encoder": {"hidden_size": 16, "num_heads": 2, "num_layers": 1},
+            }
+        )
+    )
+    initialise(model, 1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # large on purpose, so that neighbours matter
+            parameter.mul_(5) if parameter.dim() > 1 else None
+    tiny_tokenizer().save(folder.with_name("tokenizer"))
+    save(model, folder, folder.with_name("tokenizer"))
+
+
+def _make_live(address: str, path: Path, snapshot: str) -> None:
+    with AdminClient(address) as admin:
+        admin.register(DATABASE, str(path))
+        admin.prepare(DATABASE, snapshot)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                admin.activate(DATABASE, snapshot)
+                break
+            except PreconditionError:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+
+def test_three_sides_a_kill_and_other_settings(config: TasksConfig) -> None:
+    figures = evaluate(config)
+    task, folder = figures["tasks"]["nq"], config.out / "answers" / "nq"
+    files = {side: (folder / f"{side}.jsonl").read_text(encoding="utf-8") for side in ("closed-book", "off", "on")}
+    assert figures["cross_attention"] == "on"
+    assert len(set(files.values())) == 3
+    for side, text in files.items():
+        rows = [json.loads(line) for line in text.splitlines()]
+        wanted = sum(exact_match(row["prediction"], row["answers"]) for row in rows) / len(RIVERS)
+        assert task["sides"][side]["count"] == len(rows) == len(RIVERS)
+        assert task["sides"][side]["exact_match"] == wanted
+    found = [json.loads(line) for line in (folder / "passages.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert task["ceiling"]["in_passages"] == sum(row["in_passages"] for row in found) / len(RIVERS)
+    assert task["ceiling"]["evidence"] > 0.5
+
+    # As a kill would leave it: ON has two answers and a half of the third.
+    lines = files["on"].splitlines(keepends=True)
+    (folder / "on.jsonl").write_text("".join(lines[:2]) + lines[2][:15], encoding="utf-8")
+    steps: list[tuple[str, int, int]] = []
+    assert evaluate(config, lambda *step: steps.append(step)) == figures
+    assert steps == [("nq on", 4, 5), ("nq on", 5, 5)]
+    assert (folder / "on.jsonl").read_text(encoding="utf-8") == files["on"]
+
+    with pytest.raises(ConflictError, match="max_tokens: 40 there, 8 now"):
+        evaluate(config.model_copy(update={"max_tokens": 8}))

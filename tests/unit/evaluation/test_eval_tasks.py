@@ -1,0 +1,167 @@
+"""Readers of the tasks, records that go on, the ceiling, and batched answers against one forward pass per token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from eval_support import save_tiny
+from zstandard import ZstdCompressor
+
+from openbook_core.errors import ConflictError, CorruptError, InputError, NotFoundError
+from openbook_core.tokenizer import Tokenizer
+from openbook_model import Neighbors
+from openbook_trainer.eval.tasks.decoding import Decoder
+from openbook_trainer.eval.tasks.passages import contains_answer
+from openbook_trainer.eval.tasks.questions import TASKS, find_task, read_documents, read_questions
+from openbook_trainer.eval.tasks.records import Records, settle
+from openbook_trainer.eval.tasks.table import plot, table_lines
+
+SHIPPED = Path(__file__).parents[3] / "examples"
+
+
+def write(path: Path, *rows: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(ZstdCompressor().compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
+
+
+def qed(number: int, paragraph: str, *answers: str) -> dict[str, Any]:
+    spans = [[{"start": 0, "end": 1, "string": answer}] for answer in answers]
+    row: dict[str, Any] = {"example_id": number, "title_text": "T", "question_text": f"who {number}"}
+    return {**row, "paragraph_text": paragraph, "original_nq_answers": spans}
+
+
+def test_squad(tmp_path: Path) -> None:
+    asked = {"id": "q1", "question": " Who? ", "answers": [{"text": "Ann"}, {"text": "Ann"}, {"text": "Ann B"}]}
+    article = {"title": "Some_Place", "paragraphs": [{"context": "Ann B was here.", "qas": [asked]}]}
+    write(tmp_path / "squad/dev-v1.1.json.zst", {"version": "1.1", "data": [article]})
+    (question,) = read_questions(TASKS["squad"], tmp_path, None)
+    assert (question.id, question.text, question.answers) == ("q1", "Who?", ("Ann", "Ann B"))
+    (document,) = read_documents(TASKS["squad"], tmp_path)
+    assert (document.id, document.title, document.text) == (question.document, "Some Place", "Ann B was here.")
+
+
+def test_questions_that_share_a_paragraph_share_its_document(tmp_path: Path) -> None:
+    path = tmp_path / "nq/qed-part-a.jsonl.zst"
+    write(path, qed(1, "one", "a", "b"), qed(2, "one", "c"), qed(3, "two", "d"))
+    documents = read_documents(TASKS["nq"], tmp_path)
+    assert [each.text for each in documents] == ["one", "two"]
+    questions = read_questions(TASKS["nq"], tmp_path, None, [documents[0].id])
+    assert {each.id: each.answers for each in questions} == {"1": ("a", "b"), "2": ("c",)}
+    with pytest.raises(InputError, match="no question is about"):
+        read_questions(TASKS["nq"], tmp_path, None, ["another"])
+
+
+def test_the_shipped_book_asks_only_clean_questions_of_the_new_edition() -> None:
+    documents = read_documents(TASKS["factbook"], SHIPPED)
+    questions = read_questions(TASKS["factbook"], SHIPPED, None, [each.id for each in documents])
+    assert (len(documents), len(questions)) == (261, 218)
+    assert all(question.document in {each.id for each in documents} for question in questions)
+    assert read_questions(TASKS["factbook"], SHIPPED, 10) == questions[:10]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": "x", "answer": ["a"]}, r"line 1: without question; expected the keys question, answer, found query"),
+        ({"question": "x", "answer": []}, "line 1: has no answer"),
+        ([1], "line 1: holds a JSON list"),
+    ],
+)
+def test_rows_of_another_form(tmp_path: Path, row: Any, message: str) -> None:
+    write(tmp_path / "nq/NQ-open.dev.jsonl.zst", row)
+    with pytest.raises(InputError, match=message):
+        read_questions(TASKS["nq-open"], tmp_path, None)
+
+
+def test_an_unknown_task_names_the_known() -> None:
+    with pytest.raises(NotFoundError, match="known are nq, nq-open, squad, factbook"):
+        find_task("trivia")
+
+
+def test_a_line_that_a_kill_cut_off_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    Records(path).append([{"id": "1", "prediction": "é"}, {"id": "2", "prediction": "b"}])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"id": "3", "predic')
+    records = Records(path)
+    assert list(records.rows) == ["1", "2"]
+    records.append([{"id": "3", "prediction": "c"}])
+    assert path.read_bytes() == whole + b'{"id": "3", "prediction": "c"}\n'
+    path.write_bytes(b"garbage\n" + whole)
+    with pytest.raises(CorruptError, match="line 1"):
+        Records(path)
+
+
+def test_changed_settings_are_named(tmp_path: Path) -> None:
+    settle(tmp_path / "task", {"k": 4, "limit": 10})
+    settle(tmp_path / "task", {"k": 4, "limit": 10})
+    with pytest.raises(ConflictError, match="k: 4 there, 2 now. Give"):
+        settle(tmp_path / "task", {"k": 2, "limit": 10})
+
+
+def test_an_answer_is_found_as_whole_words() -> None:
+    assert contains_answer("In 1901, the Röntgen-rays ...", ["of it", "1901"])
+    assert contains_answer("led by King CHARLES III (since 2022)", ["Charles III"])
+    assert not contains_answer("the nineteen men", ["nine", "the"])
+
+
+def fake_neighbors(texts: list[str], k: int, length: int) -> Neighbors:
+    """Neighbours that depend on the chunk's text, so that a wrong chunk shows."""
+    rng = [np.random.default_rng(list(text.encode()) or [0]) for text in texts]
+    ids = np.stack([each.integers(0, 256, (k, length)) for each in rng])
+    return Neighbors(torch.from_numpy(ids), torch.full((len(texts), k), length))
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_batch_is_one_forward_pass_per_token(tmp_path: Path, on: bool) -> None:
+    model = save_tiny(tmp_path / "model", max_positions=96)
+    tokenizer = Tokenizer.load(tmp_path / "model")
+    m, k = model.config.chunk_length, model.config.num_neighbors
+
+    def find(texts: Any) -> Neighbors:
+        return fake_neighbors(list(texts), k, 2 * m)
+
+    prompts = [tokenizer.encode(text).tolist() for text in ("a", "river runs by", "x" * m, "where is it? " * 3)]
+    decoder = Decoder(model, tokenizer, batch=4, max_context=96, find=find if on else None)
+    got = decoder.answers(prompts, 20)
+    assert got == decoder.answers(prompts, 20)
+    assert not on or got != Decoder(model, tokenizer, batch=4, max_context=96).answers(prompts, 20)
+    for prompt, reply in zip(prompts, got, strict=True):
+        tokens, phase = list(prompt), (len(prompt) - 1) % m + 1
+        for _ in range(20):
+            ends = range(phase, len(tokens) + 1, m)
+            ids = lengths = None
+            if on:
+                found = find([tokenizer.decode(tokens[max(0, end - m) : end], skip_special=True) for end in ends])
+                assert found.lengths_LK is not None
+                ids, lengths = found.ids_LKR[None], found.lengths_LK[None]
+            with torch.no_grad():
+                logits_BTV = model(torch.tensor([tokens]), ids, lengths, first_chunk=phase)
+            token = int(logits_BTV[0, -1].argmax())
+            if token == tokenizer.eos_id:
+                break
+            tokens.append(token)
+        assert reply == tokenizer.decode(tokens[len(prompt) :], skip_special=True).strip()
+
+
+def test_table_and_picture(tmp_path: Path) -> None:
+    def side(value: float) -> dict[str, Any]:
+        found = {"exact_match": value, "f1": value, "exact_match_interval": [0, 1], "f1_interval": [0, 1]}
+        return {"count": 4, **found, "nvidia": {"f1": None}}
+
+    ceiling = {"in_passages": 0.75, "in_shown": 0.5}
+    with_book = {"snapshot": "s", "ceiling": ceiling, "sides": {"closed-book": side(0), "off": side(0.5), "on": None}}
+    without = {"snapshot": None, "ceiling": None, "sides": {"closed-book": side(0.25), "off": None, "on": None}}
+    figures = {"cross_attention": "off (gate 0)", "tasks": {"squad": with_book, "nq-open": without}}
+    lines = list(table_lines(figures))
+    assert len(lines) == 5
+    assert "0.500 [0.000, 1.000]" in lines[2]
+    assert "0.750" in lines[2]
+    assert "off (gate 0)" in lines[3]
+    plot(figures, tmp_path / "a" / "tasks.png")
+    assert (tmp_path / "a" / "tasks.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,127 @@
+"""Greedy answers in batches through the slot cache, each prompt with a chunk grid of its own as in serving.
+
+Axes: N sequences, V vocabulary, L chunks, K neighbours, R tokens of a neighbour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openbook_core.clients import RetrieverClient
+from openbook_core.tokenizer import Tokenizer
+from openbook_model import Neighbors, RetroModel
+from openbook_model.chunks import complete_chunks, default_first_chunk
+from openbook_trainer.config import RetrievalConfig
+from openbook_trainer.data import Batch, Query
+from openbook_trainer.neighbours import LiveSource, pin_snapshot
+
+_END_MARKERS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
+_NOTHING = np.zeros((1, 1), np.int64)
+
+# Texts of chunks to their neighbours, a chunk in a row.
+FindNeighbors = Callable[[Sequence[str]], Neighbors]
+
+
+def live_neighbors(
+    address: str, database: str, snapshot: str, model: RetroModel, tokenizer: Tokenizer
+) -> FindNeighbors:
+    """Neighbours from the retriever. Raises MismatchError for a database of another tokenizer or chunk length."""
+    m, k = model.config.chunk_length, model.config.num_neighbors
+    settings = RetrievalConfig(address=address, database=database, exclude_own_document=False)
+    source = LiveSource(RetrieverClient(address), settings, pin_snapshot(settings, snapshot, tokenizer, m), k, m)
+
+    def find(texts: Sequence[str]) -> Neighbors:
+        row = tuple(Query(text, "") if text.strip() else None for text in texts)
+        found = source.fetch(Batch(_NOTHING, _NOTHING, None, (m,), (row,)))
+        return Neighbors(torch.from_numpy(found.ids_BLKR[0]), torch.from_numpy(found.lengths_BLK[0]))
+
+    return find
+
+
+@dataclass
+class _Sequence:
+    """Prompt and reply of one slot; `fed` tokens are in the cache."""
+
+    slot: int
+    prompt: list[int]
+    phase: int
+    reply: list[int] = field(default_factory=list)
+    fed: int = 0
+
+    def due(self, count: int, m: int) -> list[list[int]]:
+        """The tokens of each chunk that the next `count` tokens complete; the first chunk may be short."""
+        tokens = self.prompt + self.reply
+        first, last = (complete_chunks(length, self.phase, m) for length in (self.fed, self.fed + count))
+        ends = [self.phase + chunk * m for chunk in range(first, last)]
+        return [tokens[max(0, end - m) : end] for end in ends]
+
+
+class Decoder:
+    """Owns the cache; without `find` the cross attention is off."""
+
+    def __init__(
+        self,
+        model: RetroModel,
+        tokenizer: Tokenizer,
+        *,
+        batch: int,
+        max_context: int,
+        find: FindNeighbors | None = None,
+    ) -> None:
+        self._model, self._tokenizer, self._find = model, tokenizer, find
+        self._cache = model.new_cache(batch, max_context, num_neighbors=model.config.num_neighbors)
+        self._stops = {tokenizer.eos_id, *(tokenizer.token_id(marker) for marker in _END_MARKERS)} - {None}
+
+    def answers(self, prompts: Sequence[list[int]], max_tokens: int) -> list[str]:
+        """The reply to each prompt, at most `batch` of them; it ends at an end marker or after `max_tokens` tokens."""
+        m = self._cache.chunk_length
+        running = [_Sequence(slot, prompt, default_first_chunk(len(prompt), m)) for slot, prompt in enumerate(prompts)]
+        everything = list(running)
+        logits_NV = self._model.prefill(
+            self._cache,
+            [each.slot for each in running],
+            [torch.tensor(each.prompt) for each in running],
+            self._neighbors(running, [len(each.prompt) for each in running]),
+            [each.phase for each in running],
+        )
+        while True:
+            running = self._take(running, logits_NV, max_tokens)
+            if not running:
+                break
+            tokens_N = torch.tensor([each.reply[-1] for each in running])
+            found = self._neighbors(running, [1] * len(running))
+            logits_NV = self._model.step(self._cache, [each.slot for each in running], tokens_N, found)
+        return [self._tokenizer.decode(each.reply, skip_special=True).strip() for each in everything]
+
+    def _take(self, running: list[_Sequence], logits_NV: Tensor, max_tokens: int) -> list[_Sequence]:
+        left = []
+        for each, token in zip(running, logits_NV.argmax(-1).tolist(), strict=True):
+            each.fed = len(each.prompt) + len(each.reply)
+            if token not in self._stops:
+                each.reply.append(token)
+            if token in self._stops or len(each.reply) >= max_tokens or self._cache.room(each.slot) < 1:
+                self._cache.release(each.slot)
+            else:
+                left.append(each)
+        return left
+
+    def _neighbors(self, running: Sequence[_Sequence], counts: Sequence[int]) -> list[Neighbors | None] | None:
+        if self._find is None:
+            return None
+        chunks = [each.due(count, self._cache.chunk_length) for each, count in zip(running, counts, strict=True)]
+        texts = [self._tokenizer.decode(chunk, skip_special=True) for own in chunks for chunk in own]
+        if not texts:
+            return None
+        found, start = self._find(texts), 0
+        rows: list[Neighbors | None] = []
+        for own in chunks:
+            end = start + len(own)
+            assert found.lengths_LK is not None
+            rows.append(Neighbors(found.ids_LKR[start:end], found.lengths_LK[start:end]) if own else None)
+            start = end
+        return rows

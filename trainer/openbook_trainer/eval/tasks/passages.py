@@ -1,0 +1,48 @@
+"""What is found for each question, and whether an answer is in it (the retrieval ceiling)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from openbook_core.clients import RetrieverClient
+from openbook_prompt.passage import Passage, find_passages
+from openbook_prompt.recipe import choose_shown
+from openbook_prompt.settings import PromptSettings
+from openbook_trainer.eval.metrics import normalise
+from openbook_trainer.eval.tasks.questions import Question
+
+
+def contains_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether an answer's words stand in `text` in a row, both after SQuAD's normalisation."""
+    words = f" {normalise(text)} "
+    return any(f" {normalise(answer)} " in words for answer in answers if normalise(answer))
+
+
+def passage_rows(
+    client: RetrieverClient,
+    database: str,
+    snapshot: str,
+    questions: Sequence[Question],
+    k: int,
+    prompt: PromptSettings,
+) -> list[dict[str, Any]]:
+    """For each question its `shown` texts, best first, and in which an answer is.
+
+    `in_passages`: in one of the k passages (each with its continuation); `in_shown`: in what of them is shown.
+    `evidence`: its own document is among the passages' documents; None where the task names none.
+    """
+    _, found = find_passages(client, database, [question.text for question in questions], k, snapshot=snapshot)
+    return [_row(question, passages, prompt) for question, passages in zip(questions, found, strict=True)]
+
+
+def _row(question: Question, passages: Sequence[Passage], prompt: PromptSettings) -> dict[str, Any]:
+    shown = [extract.text for extract in choose_shown(question.text, passages, prompt)]
+    documents = {passage.document_id for passage in passages}
+    return {
+        "id": question.id,
+        "shown": shown,
+        "in_passages": any(contains_answer(each.text + each.continuation, question.answers) for each in passages),
+        "in_shown": any(contains_answer(text, question.answers) for text in shown),
+        "evidence": None if question.document is None else question.document in documents,
+    }

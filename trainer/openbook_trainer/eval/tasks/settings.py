@@ -1,0 +1,40 @@
+"""What a run over tasks is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from openbook_core.config import FrozenConfig
+from openbook_prompt.settings import PromptSettings
+
+
+class TasksConfig(FrozenConfig):
+    """`databases`: for each task with a database its name at `retriever`. `limit`: a sample of so many questions a task.
+
+    `limit_documents`: each task's database was built from its first documents only; only questions about these are
+    asked. `k` passages are found for a question; what of them is shown is for `prompt` to say.
+    """
+
+    model: str
+    tasks: tuple[str, ...] = Field(min_length=1)
+    data: Path
+    out: Path
+    retriever: str | None = None
+    databases: dict[str, str] = Field(default_factory=dict)
+    limit: PositiveInt | None = None
+    limit_documents: PositiveInt | None = None
+    k: PositiveInt = 4
+    max_tokens: PositiveInt = 32
+    batch: PositiveInt = 8
+    max_context: PositiveInt = 2048
+    prompt: PromptSettings = PromptSettings()
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.databases and self.retriever is None:
+            raise ValueError("databases without a retriever: give the address of the router that serves them")
+        return self

@@ -1,0 +1,82 @@
+"""The figures of tasks as a table and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from openbook_core.errors import ArgumentError
+
+_COLUMNS = ("exact_match", "f1")
+_COLOURS = {"closed-book": "#9aa5b1", "off": "#2f6fb2", "on": "#d97b29"}
+
+
+def table_lines(figures: dict[str, Any]) -> Iterator[str]:
+    """One line for each task and side: exact match and F1 with their intervals, NVIDIA's F1, and the ceiling."""
+    yield f"{'task':12} {'side':12} {'n':>5} {'exact match':>22} {'F1':>22} {'NVIDIA F1':>10} {'ceiling':>8} {'shown':>6}"
+    for name, task in figures["tasks"].items():
+        for side, found in task["sides"].items():
+            if found is None:
+                if side == "on" and task["snapshot"]:
+                    yield f"{name:12} {side:12} {figures['cross_attention']}: the answers would be those of off"
+                continue
+            cells = "".join(f" {_cell(found, column):>22}" for column in _COLUMNS)
+            nvidia = found["nvidia"]["f1"]
+            ceiling = task["ceiling"] if side != "closed-book" else None
+            shares = [ceiling and ceiling["in_passages"], ceiling and ceiling["in_shown"]]
+            yield (
+                f"{name:12} {side:12} {found['count']:>5}{cells} {_share(nvidia):>10} {_share(shares[0]):>8} "
+                f"{_share(shares[1]):>6}"
+            )
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Bars of exact match and F1 by task and side with 95% intervals, the ceiling as a line; PNG or SVG by suffix.
+
+    Raises ArgumentError where the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    names = list(figures["tasks"])
+    picture = Figure(figsize=(max(6.0, 2.2 * len(names) + 2), 6.4), layout="constrained")
+    axes = picture.subplots(2, 1, sharex=True)
+    for axis, column, label in zip(axes, _COLUMNS, ("exact match", "F1"), strict=True):
+        for place, side in enumerate(_COLOURS):
+            for number, name in enumerate(names):
+                found = figures["tasks"][name]["sides"][side]
+                if found is None:
+                    continue
+                value, (low, high) = found[column], found[f"{column}_interval"]
+                x = number + (place - 1) * 0.26
+                axis.bar(x, value, 0.24, color=_COLOURS[side])
+                axis.errorbar(x, value, [[value - low], [high - value]], color="#222222", capsize=3, linewidth=1)
+                axis.annotate(f"{value:.2f}", (x, high), (0, 3), textcoords="offset points", ha="center", fontsize=8)
+        for number, name in enumerate(names):
+            ceiling = figures["tasks"][name]["ceiling"]
+            if ceiling:
+                axis.hlines(ceiling["in_passages"], number - 0.4, number + 0.4, color="#b02a37", linestyle="--")
+        axis.set_ylabel(label)
+        axis.set_ylim(0, 1.05)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].set_xticks(range(len(names)), names)
+    drawn = [side for side in _COLOURS if any(figures["tasks"][name]["sides"][side] for name in names)]
+    handles = [axes[0].bar(0, 0, color=_COLOURS[side]) for side in drawn]
+    handles.append(axes[0].plot([], [], "--", color="#b02a37")[0])
+    picture.legend(
+        handles, [*drawn, "an answer is in the passages"], loc="outside upper center", ncols=4, frameon=False
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.savefig(path, dpi=130)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"--png {path} cannot be written: {error}", field="png") from error
+
+
+def _cell(found: dict[str, Any], column: str) -> str:
+    low, high = found[f"{column}_interval"]
+    return f"{found[column]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
