@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ def task_books(
     tasks: Sequence[Task], data: Path, out: Path, model: str, limit_documents: int | None
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The address of a router, and the database of each task that has one. Errors as of the builds and processes."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # leave through what stops the services
     corpora = {task.corpus: task for task in tasks if task.corpus is not None}
     with Processes(out / "logs") as processes:
         folders: dict[str, Path] = {}
