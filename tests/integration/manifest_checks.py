@@ -103,6 +103,7 @@ def _container(container: Container, documents: list[Document], folder: Path) ->
             _openbook([*inner.split(), "a-snapshot", "--router", "router:7000"])
     yield from _variables(container)
     yield from _probes(container, ports)
+    yield from _mounts(spec)
     if "memory" not in spec["resources"]["limits"] or not {"cpu", "memory"} <= set(spec["resources"]["requests"]):
         yield "requests of cpu and memory and a limit of memory are needed"
     if not spec["securityContext"]["readOnlyRootFilesystem"]:
@@ -166,6 +167,16 @@ def _ports(config: Any, ports: dict[str, int]) -> Iterator[str]:
         yield f"listens on {config.port}, the manifest names {ports}"
     if getattr(config, "metrics_port", None) != ports.get("metrics"):
         yield f"metrics are on {getattr(config, 'metrics_port', None)}, the manifest names {ports.get('metrics')}"
+
+
+def _mounts(spec: Document) -> Iterator[str]:
+    """With a read-only root, what an image writes to has to be mounted."""
+    found = re.match(r"openbook/(\w+):", spec["image"])
+    if found and spec["command"][0] != "sh":
+        image = (ROOT / "deploy" / "docker" / f"{found[1]}.Dockerfile").read_text(encoding="utf-8")
+        written = set(re.findall(r"(?:HOME|OPENBOOK_CACHE)=(/\S+)", image))
+        missing = written - {each["mountPath"] for each in spec["volumeMounts"]}
+        yield from (f"{path} is written to and not mounted" for path in sorted(missing))
 
 
 def known_variables() -> set[str]:
