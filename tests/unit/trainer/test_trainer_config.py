@@ -18,8 +18,8 @@ EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "train").glob("*.yam
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_shipped_files_load(path: Path) -> None:
-    if task_of(path: Path) == "sft":
-        assert load_config(SftConfig, path: Path)[0].task == "sft"
+    if task_of(path) == "sft":
+        assert load_config(SftConfig, path)[0].task == "sft"
         return
     config, origin = load_train_config(path, ["seed=7", "retrieval.address=127.0.0.1:9"])
     assert (config.seed, config.retrieval.address) == (7, "127.0.0.1:9")
