@@ -19,6 +19,10 @@ def demo(
     train_config: Annotated[Path, typer.Option(help="Configuration of the tiny RETRO.")] = Path(
         "examples/train/tiny.yaml"
     ),
+    adapter: Annotated[Path, typer.Option(help="LoRA adapter of the served model.")] = Path(
+        "examples/adapters/factbook"
+    ),
+    no_adapter: Annotated[bool, typer.Option("--no-adapter", help="Serve the model without an adapter.")] = False,
     registry: Annotated[str, typer.Option(help="directory, redis (a server of its own), or redis://HOST:PORT.")] = (
         "directory"
     ),
@@ -26,5 +30,16 @@ def demo(
     """Two editions of a book, a live swap under load, and a tiny RETRO trained against the live retriever."""
     from openbook_cli.demo.run import DemoOptions, run
 
-    options = DemoOptions(questions, documents, json_, keep, train_seconds, editions, workdir, train_config, registry)
+    options = DemoOptions(
+        questions,
+        documents,
+        json_,
+        keep,
+        train_seconds,
+        editions,
+        workdir,
+        train_config,
+        registry,
+        None if no_adapter else adapter,
+    )
     raise typer.Exit(run(options))

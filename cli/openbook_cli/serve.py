@@ -62,10 +62,18 @@ def generator(
     port: Port = 8000,
     model: Annotated[str, typer.Option(help="Folder or name of the language model.")] = DEFAULT_MODEL,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    adapter: Annotated[str | None, typer.Option(help="Folder of a LoRA adapter for the model.")] = None,
 ) -> None:
     """The REST API: answers from the book."""
     from openbook_generator.app import serve
     from openbook_generator.config import GeneratorConfig
 
-    settings = {"host": host, "port": port, "model": model, "retriever": retriever, "database": database}
-    serve(GeneratorConfig.parse({**settings, "dtype": dtype}, source="openbook serve generator"))
+    settings: dict[str, object] = {
+        "host": host,
+        "port": port,
+        "model": model,
+        "retriever": retriever,
+        "database": database,
+    }
+    settings |= {"dtype": dtype, "adapter": adapter}
+    serve(GeneratorConfig.parse(settings, source="openbook serve generator"))

@@ -16,14 +16,14 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from openbook_core.clients import RetrieverClient
-from openbook_core.config import render_config
+from openbook_core.config import load_config, render_config
 from openbook_core.errors import ArgumentError, ConfigError, OpenbookError
 from openbook_core.telemetry import setup_logging
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, initialise, weights_hash
 from openbook_model import save as save_model
 from openbook_trainer import checkpoint
-from openbook_trainer.config import TrainConfig, load_train_config
+from openbook_trainer.config import TrainConfig, load_train_config, task_of
 from openbook_trainer.data import SequenceOrder, read_corpus
 from openbook_trainer.distributed import World, process_group, shard
 from openbook_trainer.evaluation import Evaluator
@@ -49,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     setup_logging("trainer")
     first = os.environ.get("RANK", "0") == "0"
     try:
+        if task_of(options.config) == "sft":
+            return _sft(options)
         config, origin = load_train_config(options.config, options.set)
         if options.print_config:
             print(render_config(config, origin))
@@ -63,6 +65,20 @@ def main(arguments: list[str] | None = None) -> int:
         if first:
             print("interrupted; the last checkpoint is whole, run the same command to go on", file=sys.stderr)
         return 130
+    return 0
+
+
+def _sft(options: argparse.Namespace) -> int:
+    from openbook_trainer.sft.config import SftConfig
+    from openbook_trainer.sft.run import run_sft
+
+    config, origin = load_config(SftConfig, options.config, options.set)
+    if options.print_config:
+        print(render_config(config, origin))
+        return 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("task sft runs in one process; leave out --processes", field="task")
+    run_sft(config)
     return 0
 
 

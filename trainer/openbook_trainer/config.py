@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from openbook_core.config import FrozenConfig, load_config
@@ -141,3 +142,12 @@ class TrainConfig(FrozenConfig):
 def load_train_config(path: Path | None, overrides: Iterable[str] = ()) -> tuple[TrainConfig, dict[str, str]]:
     """The configuration of a YAML file with `a.b=c` overrides, and where each value came from. Raises ConfigError."""
     return load_config(TrainConfig, path, overrides)
+
+
+def task_of(path: Path) -> str:
+    """The `task` that a configuration file names: "pretrain" where it names none. It reads nothing else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return "pretrain"  # the loader says what is wrong with the file
+    return str(content.get("task", "pretrain")) if isinstance(content, dict) else "pretrain"

@@ -48,6 +48,7 @@ class DemoOptions:
     workdir: Path
     train_config: Path
     registry: str
+    adapter: Path | None = None
 
 
 def run(options: DemoOptions) -> int:
@@ -60,6 +61,10 @@ def run(options: DemoOptions) -> int:
     if options.train_seconds and not options.train_config.is_file():
         raise UnavailableError(
             f"{options.train_config} is missing: run from the repository's folder or give --train-config"
+        )
+    if options.adapter and not options.adapter.is_dir():
+        raise UnavailableError(
+            f"{options.adapter} is missing: run from the repository's folder, give --adapter, or --no-adapter"
         )
     check_registry(options.registry)
     lock = FileLock(options.workdir / "lock", timeout=0)
@@ -97,8 +102,12 @@ def _run(options: DemoOptions) -> int:
             swap_to(admin, DATABASE, ids[OLD])
             _say(f"live: {OLD} (snapshot {ids[OLD][:12]}); starting the generation server")
             arguments = ["serve", "generator", "--port", "0", "--retriever", addresses["router"]]
+            if options.adapter:
+                arguments += ["--adapter", str(options.adapter)]
+                _say(f"the model's adapter: {options.adapter.name} (--no-adapter goes without)")
             addresses["generator"] = processes.start("generator", [*arguments, "--database", DATABASE], deadline_s=300)
             figures, rounds = _swap_under_load(admin, addresses, ids, questions, Checker(list(folders.values())))
+        figures["adapter"] = options.adapter.name if options.adapter else None
         figures |= {"snapshots": ids, "build_seconds": round(built - begun, 1)}
         print_table(questions, rounds)
         print_figures(figures)

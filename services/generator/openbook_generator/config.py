@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -14,6 +15,8 @@ from openbook_prompt.settings import PromptSettings
 class GeneratorConfig(FrozenConfig):
     """`port` 0 picks a free one. `model` is a folder of ours, or a name that is converted into the cache at start.
 
+    `adapter` is a folder that `openbook train` (task: sft) wrote: it is added to the model's weights at start, and the
+    prompt's settings that it was trained with replace `prompt`, save for those that `prompt` sets.
     `k` passages are read per question, 0 to `max_k`. `max_context` bounds prompt and reply together, in tokens.
     At most `slots` sequences decode at once and `max_queue` more wait; further ones are refused with 429.
     """
@@ -21,6 +24,7 @@ class GeneratorConfig(FrozenConfig):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     model: str = DEFAULT_MODEL
+    adapter: Path | None = None
     retriever: str = "127.0.0.1:7000"
     database: str = "default"
     k: int = Field(default=12, ge=0)

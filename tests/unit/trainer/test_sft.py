@@ -1,0 +1,168 @@
+"""Instruction tuning: blends, readers, packing, adapters, resume; on real small networks."""
+
+import json
+
+import pytest
+import torch
+
+from openbook_core.errors import ConfigError, InputError, MismatchError, NotFoundError
+from openbook_core.tokenizer import Tokenizer
+from openbook_core.weights import DEFAULT_MODEL
+from openbook_model import EncoderConfig, RetroConfig, RetroModel, initialise, load, save
+from openbook_model.adapter import merge_adapter, read_prompt, save_adapter
+from openbook_prompt.chat import ChatFormat
+from openbook_prompt.settings import PromptSettings
+from openbook_trainer.sft.blend import load_blend, read_examples
+from openbook_trainer.sft.config import LoraSettings, SftConfig
+from openbook_trainer.sft.lora import adapter_pairs, inject
+from openbook_trainer.sft.packing import Encoded, encode_example, pack
+from openbook_trainer.sft.readers import READERS, Example, is_training_country
+from openbook_trainer.sft.run import packed_loss, run_sft
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load(DEFAULT_MODEL)
+
+
+@pytest.fixture
+def network(tokenizer):
+    config = RetroConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        ffn_hidden_size=64,
+        max_positions=512,
+        cross_attention_layers=(2,),
+        gate=0.0,
+        encoder=EncoderConfig(num_layers=1, hidden_size=32, num_heads=2, ffn_hidden_size=64),
+    )
+    model = RetroModel(config)
+    initialise(model, 0)
+    return model
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_weights_must_sum_to_one_and_formats_be_known(tmp_path):
+    text = "datasets:\n- {{path: a, format: {}, weight: {}}}\n"
+    with pytest.raises(ConfigError, match=r"sum to 0\.5, not to 1"):
+        load_blend(write(tmp_path / "a.yaml", text.format("pairs", 0.5)))
+    with pytest.raises(ConfigError, match="factbook, pairs, squad"):
+        load_blend(write(tmp_path / "b.yaml", text.format("csv", 1)))
+
+
+def test_a_row_without_an_answer_is_named_by_its_line(tmp_path):
+    path = write(tmp_path / "rows.jsonl", '{"question": "a?", "answer": "b"}\n{"question": "a?", "answer": " "}\n')
+    with pytest.raises(InputError, match=r"line 2: has no text in field 'answer'"):
+        READERS["pairs"](str(path), {})
+    with pytest.raises(NotFoundError, match="is missing"):
+        READERS["pairs"](str(tmp_path / "none"), {})
+
+
+def test_the_factbook_reader_keeps_the_test_countries_out(tmp_path):
+    rows = [
+        {"country": name, "field": "capital", "question": f"{name}?", "old_answer": "x", "new_answer": "y"}
+        for name in ("Canada", "Chad", "Chile", "China", "Cuba", "Cyprus", "Congo", "Colombia")
+    ]
+    path = str(write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    parts = {part: {e.question for e in READERS["factbook"](path, {"part": part})} for part in ("train", "test", "all")}
+    assert parts["train"] | parts["test"] == parts["all"] and not parts["train"] & parts["test"]
+    assert parts["train"] == {f"{row['country']}?" for row in rows if is_training_country(row["country"])}
+    assert {e.answer for e in READERS["factbook"](path, {"edition": "new"})} == {"y"}
+    with pytest.raises(ConfigError, match="train, test, all"):
+        READERS["factbook"](path, {"part": "dev"})
+
+
+def test_only_the_answer_and_the_end_token_are_learnt(tokenizer):
+    example = Example("Who is the king of Chad?", "Ada LOVELACE")
+    form, settings = ChatFormat(tokenizer), PromptSettings()
+    encoded = encode_example(form, tokenizer, example, ["Chad: king: Ada LOVELACE"], settings, 256)
+    learnt = [label for label in encoded.labels if label != -100]
+    assert tokenizer.decode(learnt[:-1]) == " Ada LOVELACE" and learnt[-1] == tokenizer.eos_id
+    assert encoded.ids[-len(learnt) :] == learnt and len(encoded.ids) == len(encoded.labels)
+    assert "The king of Chad is Ada LOVELACE" in tokenizer.decode(encoded.ids)
+    with pytest.raises(InputError, match="raise row_tokens"):
+        encode_example(form, tokenizer, example, [], settings, 20)
+
+
+def test_packed_examples_have_the_loss_of_separate_ones(network):
+    draw = torch.Generator().manual_seed(0)
+    examples = []
+    for length in (40, 17, 29, 64):
+        ids = torch.randint(0, 1000, (length,), generator=draw).tolist()
+        examples.append(Encoded(ids, [*[-100] * (length - 6), *ids[length - 5 :], -100]))
+    packed = pack(examples, 100)
+    assert packed.ids_BT.shape[0] == 2
+    with torch.no_grad():
+        separate = sum(float(packed_loss(network, pack([each], 100))) for each in examples)
+        assert float(packed_loss(network, packed)) == pytest.approx(separate, rel=1e-5)
+
+
+def test_an_adapter_is_merged_as_it_was_trained(network, tmp_path):
+    ids = torch.arange(1, 20)[None]
+    folder = tmp_path / "adapter"
+    bare = {name: each.detach().clone() for name, each in network.state_dict().items()}
+    torch.manual_seed(0)
+    inject(network, LoraSettings(rank=4, alpha=8))
+    for down, up in adapter_pairs(network).values():
+        for each in (down, up):
+            each.data = (torch.randn_like(each) * 0.2).bfloat16().float()
+    with torch.no_grad():
+        tuned = network(ids)
+    save_adapter(folder, adapter_pairs(network), 4, 8, "base", {"extracts": 2})
+    other = RetroModel(network.config)
+    other.load_state_dict(bare)
+    with torch.no_grad():
+        before = other(ids)
+        merge_adapter(other, folder)
+        torch.testing.assert_close(other(ids), tuned, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(before, tuned, atol=1e-2)
+    assert read_prompt(folder) == {"extracts": 2}
+    wider = RetroModel(network.config.model_copy(update={"ffn_hidden_size": 96}))
+    with pytest.raises(MismatchError, match="another model"):
+        merge_adapter(wider, folder)
+    with pytest.raises(NotFoundError, match=r"adapter_config\.json is missing"):
+        merge_adapter(other, tmp_path)
+
+
+def test_a_resumed_run_ends_where_an_unbroken_one_does(network, tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer")
+    save(network, tmp_path / "model", tmp_path / "tokenizer")
+    lines = [json.dumps({"question": f"What is {n}?", "answer": f"number {n}"}) for n in range(9)]
+    write(tmp_path / "rows.jsonl", "\n".join(lines))
+    blend = f"datasets:\n- {{path: {tmp_path}/rows.jsonl, format: pairs, weight: 1}}\n"
+    common = {
+        "task": "sft",
+        "model": str(tmp_path / "model"),
+        "blend": write(tmp_path / "blend.yaml", blend),
+        "steps": 4,
+        "examples": 3,
+        "lora": LoraSettings(rank=2, alpha=4),
+    }
+    whole = run_sft(SftConfig(out=tmp_path / "whole", **common))
+    run_sft(SftConfig(out=tmp_path / "parts", stop_at=2, **common))
+    parts = run_sft(SftConfig(out=tmp_path / "parts", **common))
+    names = ("adapter_model.safetensors", "adapter_config.json")
+    for name in names:
+        assert (tmp_path / "whole/adapter" / name).read_bytes() == (tmp_path / "parts/adapter" / name).read_bytes()
+    assert whole["steps"] == parts["steps"] == 4
+    assert [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").open()] == [1, 2, 3, 4]
+    with pytest.raises(ConfigError, match="examples: now 2, then 3"):
+        run_sft(SftConfig(out=tmp_path / "parts", **(common | {"examples": 2})))
+    full = run_sft(SftConfig(out=tmp_path / "full", **(common | {"steps": 1, "lora": None})))
+    assert isinstance(load(tmp_path / "full/model", torch.float32), RetroModel) and full["steps"] == 1
+
+
+def test_squad_brings_its_own_passage(tmp_path):
+    asked = {"question": "Who?", "answers": [{"text": "Ada"}, {"text": "Ada"}]}
+    data = {"data": [{"paragraphs": [{"context": "It was Ada.", "qas": [asked, {"question": "x", "answers": []}]}]}]}
+    path = write(tmp_path / "squad.json", json.dumps(data))
+    blend = write(tmp_path / "b.yaml", f"datasets:\n- {{path: {path}, format: squad, weight: 1}}\n")
+    assert read_examples(load_blend(blend)) == [[Example("Who?", "Ada", ("Ada",), ("It was Ada.",))]]
