@@ -2,121 +2,33 @@
 
 from __future__ import annotations
 
-import atexit
-import json
-import multiprocessing
-import tempfile
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from openbook_core.errors import (
     ArgumentError,
     ConflictError,
-    CorruptError,
     MismatchError,
     NotFoundError,
     PreconditionError,
 )
 from openbook_database.manifest import Manifest
-from openbook_database.registry import open_registry
 from openbook_database.registry.base import Registry
-from openbook_database.registry.directory import DirectoryRegistry
-from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.registry.readiness import no_check
 from openbook_database.registry.records import (
     Control,
     LoadState,
     Phase,
     ReplicaReport,
-    ReplicaSnapshot,
     RouterReport,
 )
-from openbook_database.registry.redis import RedisRegistry
-from openbook_database.testing import build_tiny_snapshot
 
-
-@cache
-def redis_url() -> str:
-    """One server for all tests of this process; each registry has its own prefix."""
-    folder = tempfile.TemporaryDirectory(prefix="openbook-redis-")
-    atexit.register(folder.cleanup)
-    server = LocalRedis(Path(folder.name))
-    atexit.register(server.stop)
-    return server.url
-
-
-BACKENDS: dict[str, Callable[[Path, Callable[[], float]], Registry]] = {
-    "directory": lambda root, clock: DirectoryRegistry(root / "registry", ttl_s=5, clock=clock),
-    "redis": lambda root, clock: RedisRegistry(f"{redis_url()}?prefix={quote(str(root))}:", ttl_s=5, clock=clock),
-}
-
-
-@dataclass
-class Clock:
-    now: float = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass(frozen=True)
-class Books:
-    """Two editions of one database with two shards, one of another contract, one of another name."""
-
-    old: Path
-    new: Path
-    third: Path
-    other_contract: Path
-    other_name: Path
-
-    def id(self, name: str) -> str:
-        return Manifest.read(getattr(self, name)).snapshot_id
-
-
-@pytest.fixture(scope="session")
-def books(tmp_path_factory: pytest.TempPathFactory) -> Books:
-    root = tmp_path_factory.mktemp("books")
-    build_tiny_snapshot(root / "old", database="factbook", documents=4, shards=2, edition="2015")
-    build_tiny_snapshot(root / "new", database="factbook", documents=4, shards=2, edition="2026")
-    build_tiny_snapshot(root / "third", database="factbook", documents=3, shards=3, edition="2030")
-    build_tiny_snapshot(root / "other_contract", database="factbook", documents=4, dimension=8, chunk_length=32)
-    build_tiny_snapshot(root / "other_name", database="cookbook", documents=2)
-    return Books(*(root / name for name in ("old", "new", "third", "other_contract", "other_name")))
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=list(BACKENDS))
-def registry(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Registry:
-    return BACKENDS[request.param](tmp_path, clock)
-
-
-def report(registry: Registry, snapshot: str, *shards: int, name: str = "r1", **changes: Any) -> ReplicaReport:
-    held = ReplicaSnapshot(snapshot, changes.pop("state", LoadState.READY), shards, changes.pop("error", ""))
-    made = ReplicaReport("factbook", name, "127.0.0.1:1", 0, (held,))
-    registry.report_replica(made)
-    return made
-
-
-def make_live(registry: Registry, books: Books, *names: str) -> Control:
-    for name in names:
-        registry.register("factbook", getattr(books, name))
-        registry.prepare("factbook", books.id(name))
-        control = registry.activate("factbook", books.id(name), ready_check=no_check)
-    return control
-
+sys.path.insert(0, str(Path(__file__).parent))
+from registry_support import BACKENDS, Books, Clock, make_live, report
 
 # --- registering ---
 
@@ -431,209 +343,3 @@ def test_another_contract_under_the_name_is_left_alone(registry: Registry, books
     with pytest.raises(MismatchError, match="chunk_length"):
         registry.restore(Manifest.read(books.old).contract, Control("factbook", 7, 9, live=books.id("old")), [])
     assert registry.control("factbook") == Control("factbook")
-
-
-# --- crashes and races ---
-
-
-class Crash(BaseException):
-    pass
-
-
-STORE_CALLS = ["_create_contract", "_put_snapshot", "_compare_and_set", "_append_audit"]
-
-
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("call", range(1, 17))
-def test_a_coordinator_that_dies_at_any_step_can_be_followed(
-    registry: Registry, books: Books, call: int, after: bool
-) -> None:
-    """Dies before or after any of its writes; the state is readable, old or new, and the swap can be run again."""
-    make_live(registry, books, "old")
-    left = call
-    originals = {name: getattr(registry, name) for name in STORE_CALLS}
-
-    def dying(name: str) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0 and not after:
-                raise Crash
-            result = originals[name](*arguments)
-            if left == 0:
-                raise Crash
-            return result
-
-        return run
-
-    def swap() -> None:
-        registry.register("factbook", books.new)
-        registry.prepare("factbook", books.id("new"))
-        registry.activate("factbook", books.id("new"), ready_check=no_check)
-
-    for name in STORE_CALLS:
-        setattr(registry, name, dying(name))
-    try:
-        swap()
-        crashed = False
-    except Crash:
-        crashed = True
-    assert crashed == (call <= 10)
-    for name in STORE_CALLS:
-        setattr(registry, name, originals[name])
-    state = registry.state("factbook")
-    assert (state.control.epoch, state.control.live) in [(1, books.id("old")), (2, books.id("new"))]
-    swap()
-    assert (registry.control("factbook").epoch, registry.control("factbook").live) == (2, books.id("new"))
-    assert registry.rollback("factbook", ready_check=no_check).live == books.id("old")
-
-
-def _contend(backend: str, root: Path, snapshot: str, barrier: Any, results: Any) -> None:
-    registry = BACKENDS[backend](root, Clock())
-    barrier.wait()
-    for _ in range(20):
-        try:
-            control = registry.control("factbook")
-            registry.rollback("factbook", expected_epoch=control.epoch, ready_check=no_check)
-        except ConflictError:
-            continue
-        results.put(control.epoch + 1)
-    results.put(None)
-
-
-@pytest.mark.parametrize("backend", list(BACKENDS))
-def test_processes_that_race_never_win_the_same_epoch(backend: str, books: Books, tmp_path: Path) -> None:
-    registry = BACKENDS[backend](tmp_path, Clock())
-    make_live(registry, books, "old", "new")
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(3), context.Queue()
-    workers = [
-        context.Process(target=_contend, args=(backend, tmp_path, books.id("new"), barrier, results)) for _ in range(3)
-    ]
-    for worker in workers:
-        worker.start()
-    epochs, ended = [], 0
-    while ended < 3:
-        epoch = results.get(timeout=60)
-        if epoch is None:
-            ended += 1
-        else:
-            epochs.append(epoch)
-    for worker in workers:
-        worker.join(timeout=60)
-    assert registry.control("factbook").epoch == 2 + len(set(epochs))
-    moved = [e for e in registry.audit("factbook") if e.verb == "rollback" and e.outcome == "done"]
-    assert len(moved) == len(set(epochs))
-
-
-class SwapMachine(RuleBasedStateMachine):
-    """Random verbs against a model of the record."""
-
-    books: Books
-    root: Path
-    count = 0
-    backend: str
-
-    def __init__(self) -> None:
-        super().__init__()
-        type(self).count += 1
-        self.clock = Clock()
-        self.registry = BACKENDS[self.backend](self.root / f"{self.backend}-{self.count}", self.clock)
-        self.names = {name: self.books.id(name) for name in ("old", "new", "third")}
-        for name in self.names:
-            self.registry.register("factbook", getattr(self.books, name))
-        self.model = Control("factbook")
-
-    @rule(name=st.sampled_from(["old", "new", "third"]))
-    def prepare(self, name: str) -> None:
-        wanted = self.names[name]
-        if self.model.candidate not in (None, wanted):
-            with pytest.raises(ConflictError):
-                self.registry.prepare("factbook", wanted)
-        else:
-            self.registry.prepare("factbook", wanted)
-            if self.model.live != wanted:
-                self.model = replace(self.model, candidate=wanted, phase=Phase.PREPARING)
-
-    @rule(name=st.sampled_from(["old", "new", "third"]))
-    def activate(self, name: str) -> None:
-        wanted, model = self.names[name], self.model
-        if model.candidate != wanted and model.live != wanted:
-            with pytest.raises(PreconditionError):
-                self.registry.activate("factbook", wanted, ready_check=no_check)
-            return
-        self.registry.activate("factbook", wanted, ready_check=no_check)
-        if model.live != wanted:
-            self.model = replace(
-                model, epoch=model.epoch + 1, live=wanted, previous=model.live, candidate=None, phase=Phase.IDLE
-            )
-
-    @rule()
-    def abort(self) -> None:
-        self.registry.abort("factbook")
-        self.model = replace(self.model, candidate=None, phase=Phase.IDLE)
-
-    @rule()
-    def rollback(self) -> None:
-        model = self.model
-        if model.previous is None:
-            with pytest.raises(PreconditionError):
-                self.registry.rollback("factbook", ready_check=no_check)
-            return
-        self.registry.rollback("factbook", ready_check=no_check)
-        kept = None if model.candidate == model.previous else model.candidate
-        self.model = replace(
-            model,
-            epoch=model.epoch + 1,
-            live=model.previous,
-            previous=model.live,
-            candidate=kept,
-            phase=Phase.PREPARING if kept else Phase.IDLE,
-        )
-
-    @invariant()
-    def the_record_is_the_models(self) -> None:
-        found = self.registry.control("factbook")
-        assert replace(found, fence=0, moved_by="") == replace(self.model, fence=0)
-
-
-@pytest.mark.parametrize("backend", list(BACKENDS))
-def test_random_verbs_follow_the_model(backend: str, books: Books, tmp_path: Path) -> None:
-    machine = type("Machine", (SwapMachine,), {"books": books, "root": tmp_path, "backend": backend, "count": 0})
-    machine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
-    machine.TestCase("runTest").runTest()
-
-
-# --- the directory alone ---
-
-
-def test_damaged_files_are_named(books: Books, tmp_path: Path) -> None:
-    registry = DirectoryRegistry(tmp_path)
-    make_live(registry, books, "old")
-    for name in ("control.json", "contract.json", f"snapshots/{books.id('old')}.json"):
-        path = tmp_path / "factbook" / name
-        whole = path.read_bytes()
-        for damaged in (whole[:-9], b"[]", b'{"x": 1}', b""):
-            path.write_bytes(damaged)
-            with pytest.raises(CorruptError, match=name.replace(".", r"\.")):
-                registry.state("factbook")
-        path.write_bytes(whole)
-    with (tmp_path / "factbook" / "audit.jsonl").open("a") as stream:
-        stream.write('{"at": 1.0, "act')
-    assert len(registry.audit("factbook")) == 6
-    assert json.loads((tmp_path / "factbook" / "control.json").read_text())["epoch"] == 1
-
-
-def test_files_of_others_in_the_folder_are_no_databases(books: Books, tmp_path: Path) -> None:
-    registry = DirectoryRegistry(tmp_path)
-    registry.register("factbook", books.old)
-    (tmp_path / "notes.txt").write_text("x")
-    (tmp_path / "empty").mkdir()
-    assert [state.control.database for state in registry.list()] == ["factbook"]
-
-
-def test_a_registry_is_opened_by_its_place(tmp_path: Path) -> None:
-    assert isinstance(open_registry(tmp_path), DirectoryRegistry)
-    assert isinstance(open_registry(f"file://{tmp_path}"), DirectoryRegistry)
-    with pytest.raises(ArgumentError, match="ftp://"):
-        open_registry("ftp://host")

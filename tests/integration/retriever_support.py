@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-from openbook_core.clients import RetrieverClient, SearchResult
-from openbook_core.errors import OpenbookError
+from openbook_core.clients import AdminClient, RetrieverClient, SearchResult
+from openbook_core.errors import OpenbookError, PreconditionError
 from openbook_core.fingerprint import Fingerprint
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.vectors import encode_vectors
@@ -248,3 +248,15 @@ class Load:
         """Whether some thread saw a lower epoch after a higher one."""
         epochs = [[result.epoch for _, result in replies] for replies in self.replies]
         return any(later < earlier for seen in epochs for earlier, later in itertools.pairwise(seen))
+
+
+def move(admin: AdminClient, snapshot: str) -> int:
+    """Prepare, wait until it can be activated, activate; returns the epoch."""
+    admin.prepare(DATABASE, snapshot)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return admin.activate(DATABASE, snapshot).epoch
+        except PreconditionError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

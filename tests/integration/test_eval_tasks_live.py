@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from zstandard import ZstdCompressor
 
 from openbook_core.clients import AdminClient
-from openbook_core.errors import ConflictError, PreconditionError
+from openbook_core.errors import ConflictError
 from openbook_core.rpc.server import start_server
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
@@ -113,15 +112,7 @@ def _save_model(folder: Path) -> None:
 def _make_live(address: str, path: Path, snapshot: str) -> None:
     with AdminClient(address) as admin:
         admin.register(DATABASE, str(path))
-        admin.prepare(DATABASE, snapshot)
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                admin.activate(DATABASE, snapshot)
-                break
-            except PreconditionError:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+        support.move(admin, snapshot)
 
 
 def test_three_sides_a_kill_and_other_settings(config: TasksConfig) -> None:

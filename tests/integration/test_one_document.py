@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 
 from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.errors import PreconditionError
 from openbook_core.rpc.server import start_server
 from openbook_database.snapshot import Snapshot
 from openbook_generator.retrieval import Retriever
@@ -43,15 +41,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
     with support.cluster(tmp_path, tmp_path / "registry", router=("--embedder", embedder.address)) as processes:
         with AdminClient(processes[0].address) as admin:
             admin.register(DATABASE, str(path))
-            admin.prepare(DATABASE, snapshot)
-            deadline = time.monotonic() + 20
-            while True:
-                try:
-                    admin.activate(DATABASE, snapshot)
-                    break
-                except PreconditionError:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.02)
+            support.move(admin, snapshot)
         yield processes[0].address, snapshot
     embedder.stop(0)
 

@@ -16,7 +16,7 @@ import redis
 
 from openbook_cli.demo.registry import check_registry, new_registry
 from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.errors import ArgumentError, CorruptError, PreconditionError, UnavailableError
+from openbook_core.errors import ArgumentError, CorruptError, UnavailableError
 from openbook_database.manifest import Manifest
 from openbook_database.registry import open_registry
 from openbook_database.registry import redis as redis_registry
@@ -29,7 +29,7 @@ from openbook_database.testing import build_tiny_snapshot
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
-from retriever_support import DATABASE, Load, TinyEncoder
+from retriever_support import DATABASE, Load, TinyEncoder, move
 
 PASSWORD = "p&ss/w:rd@1"
 QUOTED = quote(PASSWORD, safe="")
@@ -208,18 +208,6 @@ def test_what_listens_there_is_no_redis(tmp_path: Path) -> None:
             open_registry(f"redis://{router.address}")
     finally:
         router.stop()
-
-
-def move(admin: AdminClient, snapshot: str) -> int:
-    """Prepare, wait until it can be activated, activate."""
-    admin.prepare(DATABASE, snapshot)
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return admin.activate(DATABASE, snapshot).epoch
-        except PreconditionError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 def test_gone_and_come_back_empty_under_load(tmp_path: Path) -> None:

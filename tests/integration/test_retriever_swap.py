@@ -29,7 +29,7 @@ from openbook_proto.v1 import embedder_pb2_grpc
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
-from retriever_support import DATABASE, DIMENSION, Load, TinyEmbedder, TinyEncoder
+from retriever_support import DATABASE, DIMENSION, Load, TinyEmbedder, TinyEncoder, move
 
 QUESTIONS = [
     "president of the senate",
@@ -74,18 +74,6 @@ def embedder() -> Iterator[str]:
     )
     yield running.address
     running.stop(0)
-
-
-def move(admin: AdminClient, snapshot: str) -> int:
-    """Prepare, wait until it can be activated, activate."""
-    admin.prepare(DATABASE, snapshot)
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return admin.activate(DATABASE, snapshot).epoch
-        except PreconditionError:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
 
 
 def test_swaps_under_load_fail_nothing_and_mix_nothing(

@@ -47,9 +47,17 @@ def save_adapter(
 
 
 def read_prompt(folder: Path) -> dict[str, Any] | None:
-    """The prompt's settings that the adapter was trained with, None where it says nothing of them."""
+    """The prompt's settings that the adapter was trained with, None where it says nothing of them.
+
+    Raises CorruptError where they are no JSON object.
+    """
     file = folder / PROMPT_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CorruptError(f"{file} cannot be read: {error}", field="adapter") from error
 
 
 @torch.no_grad()
@@ -72,6 +80,8 @@ def merge_adapter(model: RetroModel, folder: Path) -> None:
         }
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CorruptError(f"adapter {folder} cannot be read: {error!r}", field="adapter") from error
+    if not pairs:
+        raise CorruptError(f"adapter {folder} changes no projection: its weights hold no lora_A", field="adapter")
     weights = dict(model.named_parameters())
     for name, (down, up) in pairs.items():
         weight = weights.get(f"{name}.weight")

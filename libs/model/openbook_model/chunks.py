@@ -28,6 +28,13 @@ def complete_chunks(length: int, first_chunk: int, chunk_length: int) -> int:
     return 0 if length < first_chunk else 1 + (length - first_chunk) // chunk_length
 
 
+def chunks_due(tokens: Sequence[int], fed: int, first_chunk: int, chunk_length: int) -> list[list[int]]:
+    """The token ids of each chunk that `tokens` complete and their first `fed` do not; the first may be short."""
+    first, last = (complete_chunks(length, first_chunk, chunk_length) for length in (fed, len(tokens)))
+    ends = [first_chunk + chunk * chunk_length for chunk in range(first, last)]
+    return [list(tokens[max(0, end - chunk_length) : end]) for end in ends]
+
+
 def chunk_used_at(position: int, first_chunk: int, chunk_length: int) -> int:
     """The chunk whose neighbours `position` uses; -1 before the first chunk is complete."""
     return -1 if position < first_chunk - 1 else (position - (first_chunk - 1)) // chunk_length

@@ -15,6 +15,7 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_prompt.recipe import Message
 
 _MARK = re.compile("\ue000([0-9]+)\ue001")
+_END_MARKERS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 _MIN_PIECE = 16  # tokens; a shorter rest of a passage says too little to be worth its place
 
 
@@ -134,6 +135,12 @@ def _cut(tokenizer: Tokenizer, passages: Sequence[str], room: int) -> list[str]:
         kept.append(passage)
         room -= len(offsets) + 1
     return kept
+
+
+def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The end token, and the usual end markers that the vocabulary has."""
+    found = [tokenizer.eos_id, *(tokenizer.token_id(marker) for marker in _END_MARKERS)]
+    return frozenset(token for token in found if token is not None)
 
 
 def _raise_exception(message: str) -> Any:

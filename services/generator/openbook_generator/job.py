@@ -9,7 +9,7 @@ from typing import Literal
 
 from openbook_generator.sampling import Sampler, TextStream
 from openbook_model import Neighbors
-from openbook_model.chunks import complete_chunks, default_first_chunk
+from openbook_model.chunks import chunks_due, complete_chunks, default_first_chunk
 from openbook_prompt.passage import Pin
 
 FinishReason = Literal["stop", "length"]
@@ -89,8 +89,5 @@ class Job:
 
     def due_chunks(self, chunk_length: int) -> list[list[int]]:
         """The token ids of each chunk that the next pass completes, in order."""
-        tokens = self.prompt + self.generated
-        first = complete_chunks(self.fed, self.phase, chunk_length)
-        last = complete_chunks(self.fed + len(self.next_tokens), self.phase, chunk_length)
-        ends = [self.phase + chunk * chunk_length for chunk in range(first, last)]
-        return [tokens[max(0, end - chunk_length) if end > self.phase else 0 : end] for end in ends]
+        tokens = (self.prompt + self.generated)[: self.fed + len(self.next_tokens)]
+        return chunks_due(tokens, self.fed, self.phase, chunk_length)

@@ -1,4 +1,4 @@
-"""The model to serve, and the tokens that end its replies."""
+"""The model to serve, with its adapter."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from openbook_model.adapter import merge_adapter, read_prompt
 from openbook_model.precision import probe_precision
 from openbook_model.resolve import resolve_folder
 from openbook_prompt.settings import PromptSettings
-
-_END_MARKERS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 
 
 def load_model(config: GeneratorConfig) -> tuple[RetroModel, Tokenizer]:
@@ -37,9 +35,3 @@ def with_adapter_prompt(config: GeneratorConfig) -> GeneratorConfig:
     except ValueError as error:
         raise InputError(f"{config.adapter}: its prompt settings cannot be used: {error}", field="adapter") from error
     return config.model_copy(update={"prompt": prompt})
-
-
-def stop_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """The end token, and the usual end markers that the vocabulary has."""
-    found = [tokenizer.eos_id, *(tokenizer.token_id(marker) for marker in _END_MARKERS)]
-    return frozenset(token for token in found if token is not None)

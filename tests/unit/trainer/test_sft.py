@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from zstandard import ZstdCompressor
 
 from openbook_core.errors import ConfigError, InputError, MismatchError, NotFoundError
 from openbook_core.tokenizer import Tokenizer
@@ -165,4 +166,11 @@ def test_squad_brings_its_own_passage(tmp_path):
     data = {"data": [{"paragraphs": [{"context": "It was Ada.", "qas": [asked, {"question": "x", "answers": []}]}]}]}
     path = write(tmp_path / "squad.json", json.dumps(data))
     blend = write(tmp_path / "b.yaml", f"datasets:\n- {{path: {path}, format: squad, weight: 1}}\n")
-    assert read_examples(load_blend(blend)) == [[Example("Who?", "Ada", ("Ada",), ("It was Ada.",))]]
+    wanted = [[Example("Who?", "Ada", ("Ada",), ("It was Ada.",))]]
+    assert read_examples(load_blend(blend)) == wanted
+    (tmp_path / "squad.json.zst").write_bytes(ZstdCompressor().compress(json.dumps(data).encode()))
+    packed = write(tmp_path / "z.yaml", f"datasets:\n- {{path: {path}.zst, format: squad, weight: 1}}\n")
+    assert read_examples(load_blend(packed)) == wanted
+    write(path, "[]")
+    with pytest.raises(InputError, match=r"squad\.json: is not SQuAD's JSON"):
+        read_examples(load_blend(blend))

@@ -34,6 +34,7 @@ class SftConfig(FrozenConfig):
     """One run. `out` gets checkpoints, metrics.jsonl, and at the end `adapter` (or `model` where `lora` is null).
 
     `blend` is a YAML file, see `blend`. `examples` are drawn per step and packed into rows of up to `row_tokens`.
+    Without `passages` a question that brings none of its own stands alone.
     With `only_answerable` an example whose answer is not in its shown passages is left out. `autocast` multiplies
     matrices in bfloat16; weights and moments stay in float32. A checkpoint found in `out` is resumed; `stop_at` and
     `max_seconds` end this process early and leave the schedule alone.

@@ -62,7 +62,12 @@ def _pairs(path: str, options: Mapping[str, str]) -> list[Example]:
 
 def _squad(path: str, options: Mapping[str, str]) -> list[Example]:
     found = []
-    for article in json.loads(_existing(path).read_text(encoding="utf-8"))["data"]:
+    file = _existing(path)
+    try:
+        articles = json.loads(b"\n".join(read_lines(file)))["data"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: is not SQuAD's JSON ({error!r})", field="blend") from error
+    for article in articles:
         for paragraph in article["paragraphs"]:
             for asked in paragraph["qas"]:
                 answers = tuple(dict.fromkeys(answer["text"] for answer in asked["answers"]))

@@ -15,12 +15,12 @@ from torch import Tensor
 from openbook_core.clients import RetrieverClient
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import Neighbors, RetroModel
-from openbook_model.chunks import complete_chunks, default_first_chunk
+from openbook_model.chunks import chunks_due, default_first_chunk
+from openbook_prompt.chat import stop_ids
 from openbook_trainer.config import RetrievalConfig
 from openbook_trainer.data import Batch, Query
 from openbook_trainer.neighbours import LiveSource, pin_snapshot
 
-_END_MARKERS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "</s>")
 _NOTHING = np.zeros((1, 1), np.int64)
 
 # Texts of chunks to their neighbours, a chunk in a row.
@@ -53,13 +53,6 @@ class _Sequence:
     reply: list[int] = field(default_factory=list)
     fed: int = 0
 
-    def due(self, count: int, m: int) -> list[list[int]]:
-        """The tokens of each chunk that the next `count` tokens complete; the first chunk may be short."""
-        tokens = self.prompt + self.reply
-        first, last = (complete_chunks(length, self.phase, m) for length in (self.fed, self.fed + count))
-        ends = [self.phase + chunk * m for chunk in range(first, last)]
-        return [tokens[max(0, end - m) : end] for end in ends]
-
 
 class Decoder:
     """Owns the cache; without `find` the cross attention is off."""
@@ -75,7 +68,7 @@ class Decoder:
     ) -> None:
         self._model, self._tokenizer, self._find = model, tokenizer, find
         self._cache = model.new_cache(batch, max_context, num_neighbors=model.config.num_neighbors)
-        self._stops = {tokenizer.eos_id, *(tokenizer.token_id(marker) for marker in _END_MARKERS)} - {None}
+        self._stops = stop_ids(tokenizer)
 
     def answers(self, prompts: Sequence[list[int]], max_tokens: int) -> list[str]:
         """The reply to each prompt, at most `batch` of them; it ends at an end marker or after `max_tokens` tokens."""
@@ -113,7 +106,10 @@ class Decoder:
     def _neighbors(self, running: Sequence[_Sequence], counts: Sequence[int]) -> list[Neighbors | None] | None:
         if self._find is None:
             return None
-        chunks = [each.due(count, self._cache.chunk_length) for each, count in zip(running, counts, strict=True)]
+        chunks = [
+            chunks_due((each.prompt + each.reply)[: each.fed + count], each.fed, each.phase, self._cache.chunk_length)
+            for each, count in zip(running, counts, strict=True)
+        ]
         texts = [self._tokenizer.decode(chunk, skip_special=True) for own in chunks for chunk in own]
         if not texts:
             return None
