@@ -7,7 +7,6 @@ C = B*L chunk rows, S = K*R keys of a chunk, E encoder width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -60,15 +59,19 @@ class RetroModel(nn.Module):
         *,
         first_chunk: int | Sequence[int] | Tensor | None = None,
         document_ids_BT: Tensor | None = None,
+        wanted_BT: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V]. Without neighbours (OFF) the cross attention is skipped entirely.
+        """Logits [B, T, V], or [N, V] of the N positions in `wanted_BT` (bool), row by row.
+
+        Without neighbours (OFF) the cross attention is skipped entirely.
 
         L is the largest number of complete chunks of a row under its phase (`chunks.complete_chunks`); `first_chunk`
         gives one phase, or one per row, None NVIDIA's rule (L = ceil(T/m)). Any K >= 1 and R <= neighbor_length.
         `neighbor_lengths_BLK` counts each neighbour's tokens; 0 is a missing one, and a chunk without any adds
         exactly nothing. None means that all are present and whole. `document_ids_BT` packs documents into a row:
         tokens see only their own document and neighbours of its chunks, positions restart; each document starts on
-        a chunk border. Raises ArgumentError for shapes that do not fit.
+        a chunk border, or after padding of another number so that a border is where it should be. Raises ArgumentError
+        for shapes that do not fit.
         """
         batch, length = self._check_input(input_ids_BT)
         phases = resolve_first_chunk(first_chunk, batch, length, self.config.chunk_length)
@@ -84,7 +87,7 @@ class RetroModel(nn.Module):
         hidden_BTD, rotary = self.embed(input_ids_BT, positions_BT)
         for block in self.blocks:
             hidden_BTD, encoded_CSE = block(hidden_BTD, rotary, mask, retrieval, encoded_CSE)
-        return self.logits(hidden_BTD)
+        return self.logits(hidden_BTD if wanted_BT is None else hidden_BTD[wanted_BT])
 
     def new_cache(
         self,
@@ -158,7 +161,7 @@ class RetroModel(nn.Module):
         document_ids_BT: Tensor | None,
     ) -> Retrieval:
         neighbor_ids_CKR = neighbor_ids_BLKR.flatten(0, 1)
-        valid_CKR, mask_CS, keep_BT1 = None, None, None
+        valid_CKR, mask_CS, keep_BT1, own_CM1 = None, None, None, None
         if neighbor_lengths_BLK is not None:
             valid_CKR = self.valid_tokens(neighbor_lengths_BLK.flatten(0, 1), neighbor_ids_CKR.shape[-1])
             present_C1 = valid_CKR.flatten(1).any(dim=1, keepdim=True)
@@ -166,10 +169,18 @@ class RetroModel(nn.Module):
             present_CM1 = present_C1[:, None].expand(-1, grid.chunk_length, -1)
             keep_BT1 = grid.from_queries(present_CM1.float()) > 0
         if document_ids_BT is not None:
-            asking_BT = document_ids_BT.gather(1, grid.ends_BL).gather(1, grid.used_BT.clamp(min=0))
+            asking_BL = document_ids_BT.gather(1, grid.ends_BL)
+            own_CM1 = grid.to_chunks(document_ids_BT[..., None]) == asking_BL.flatten()[:, None, None]
+            asking_BT = asking_BL.gather(1, grid.used_BT.clamp(min=0))
             same_BT1 = (asking_BT == document_ids_BT)[..., None]
             keep_BT1 = same_BT1 if keep_BT1 is None else keep_BT1 & same_BT1
-        return Retrieval(grid, partial(self.encode, neighbor_ids_CKR, valid_CKR), mask_CS, keep_BT1)
+
+        def encode(chunk_states_CMD: Tensor | None) -> Tensor:
+            if chunk_states_CMD is not None and own_CM1 is not None:
+                chunk_states_CMD = torch.where(own_CM1, chunk_states_CMD, 0.0)
+            return self.encode(neighbor_ids_CKR, valid_CKR, chunk_states_CMD)
+
+        return Retrieval(grid, encode, mask_CS, keep_BT1)
 
     def _check_input(self, input_ids_BT: Tensor) -> tuple[int, int]:
         if input_ids_BT.dim() != 2 or input_ids_BT.shape[1] == 0:

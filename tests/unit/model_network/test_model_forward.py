@@ -152,6 +152,33 @@ def test_packed_documents_equal_each_document_alone(model: RetroModel) -> None:
         torch.testing.assert_close(packed[:, start:end], alone, atol=2e-5 * alone.abs().max().item(), rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_padding_before_a_packed_document_is_its_phase(conditioned: bool) -> None:
+    model = random_model(small_config(conditioned=conditioned))
+    m = model.config.chunk_length
+    sizes = [(3, 2 * m + 5), (m, m + 1), (6, 6)]
+    ids, documents, spans = [], [], []
+    for number, (phase, length) in enumerate(sizes):
+        before, after = m - phase, -(m - phase + length) % m
+        start = sum(map(len, ids)) + before
+        spans.append((start, start + length))
+        ids.append(torch.randint(0, 50, (before + length + after,), generator=torch.Generator().manual_seed(number)))
+        documents.append(torch.tensor([-1] * before + [number] * length + [-1] * after))
+    ids_BT, documents_BT = torch.cat(ids)[None], torch.cat(documents)[None]
+    found, lengths = neighbors(model, 1, ids_BT.shape[1] // m, 2, seed=7)
+    lengths.clamp_(min=2)
+    packed = model(ids_BT, found, lengths, first_chunk=m, document_ids_BT=documents_BT)
+    for (start, end), (phase, length) in zip(spans, sizes, strict=True):
+        first = start // m
+        chunks = slice(first, first + complete_chunks(length, phase, m))
+        alone = model(ids_BT[:, start:end], found[:, chunks], lengths[:, chunks], first_chunk=phase)
+        torch.testing.assert_close(packed[:, start:end], alone, atol=2e-5 * alone.abs().max().item(), rtol=0)
+    wanted_BT = documents_BT == 1
+    some = model(ids_BT, found, lengths, first_chunk=m, document_ids_BT=documents_BT, wanted_BT=wanted_BT)
+    torch.testing.assert_close(some, packed[wanted_BT], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("shape", "lengths", "first_chunk", "field"),
     [

@@ -15,13 +15,14 @@ from openbook_trainer.sft.readers import READERS, Example
 class DataSet(FrozenConfig):
     """`path` may name environment variables; `weight` is the fraction of examples that are drawn from here.
 
-    `options` belong to the format, see `readers`.
+    `options` belong to the format, see `readers`. `database` is asked for passages instead of the run's.
     """
 
     path: str
     format: str
     weight: PositiveFloat
     options: dict[str, str] = Field(default_factory=dict)
+    database: str = ""
 
     @field_validator("format")
     @classmethod

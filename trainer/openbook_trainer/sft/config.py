@@ -21,12 +21,15 @@ class LoraSettings(FrozenConfig):
 
 
 class PassageSettings(FrozenConfig):
-    """The running retriever; `k` passages per question. `snapshot` "" pins the one that is live at the start."""
+    """The running retriever; `k` passages per question from `database`, or from the one that a data set names.
+
+    `shuffle` puts what is shown of them in random order, so that the model learns to read and not to trust a place.
+    """
 
     address: str
     database: str
-    snapshot: str = ""
     k: PositiveInt = 12
+    shuffle: bool = False
     deadline_s: PositiveFloat = 30.0
 
 
@@ -36,8 +39,9 @@ class SftConfig(FrozenConfig):
     `blend` is a YAML file, see `blend`. `examples` are drawn per step and packed into rows of up to `row_tokens`.
     Without `passages` a question that brings none of its own stands alone.
     With `only_answerable` an example whose answer is not in its shown passages is left out. `autocast` multiplies
-    matrices in bfloat16; weights and moments stay in float32. A checkpoint found in `out` is resumed; `stop_at` and
-    `max_seconds` end this process early and leave the schedule alone.
+    matrices in bfloat16 (null: where a short measurement finds it faster); weights and moments stay in float32. A
+    checkpoint found in `out` is resumed; `stop_at` and `max_seconds` end this process early and leave the schedule
+    alone.
     """
 
     task: Literal["sft"]
@@ -48,7 +52,7 @@ class SftConfig(FrozenConfig):
     examples: PositiveInt = 8
     row_tokens: PositiveInt = 512
     only_answerable: bool = True
-    autocast: bool = True
+    autocast: bool | None = None
     seed: NonNegativeInt = 0
     threads: PositiveInt | None = None
     stop_at: PositiveInt | None = None

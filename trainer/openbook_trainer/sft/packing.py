@@ -1,8 +1,11 @@
-"""Examples as tokens, and several of them in a row. Axes: B rows, T tokens of a row."""
+"""Examples as tokens, and several of them in a row.
+
+Axes: B rows, T tokens of a row, M tokens of a chunk, L chunks of a row, K neighbours, R tokens of a neighbour.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,19 +23,33 @@ from openbook_trainer.sft.readers import Example
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids [t] of prompt and answer, and the label of each: the next token where that is of the answer."""
+    """Token ids [t] of prompt and answer, the label of each (the next token where that is of the answer), and t of the prompt."""
 
     ids: list[int]
     labels: list[int]
+    prompt: int
 
 
 @dataclass(frozen=True)
 class Packed:
-    """int64 [B, T] each: token ids (0 as padding), labels, and the number of the example that a token is of."""
+    """int64 [B, T] each: token ids (0 as padding), labels, and the number of the example that a token is of (-1: none).
+
+    Of rows on a chunk grid perhaps the neighbours of each chunk: their token ids [B, L, K, R] and lengths [B, L, K].
+    """
 
     ids_BT: Tensor
     labels_BT: Tensor
     documents_BT: Tensor
+    neighbor_ids_BLKR: Tensor | None = None
+    neighbor_lengths_BLK: Tensor | None = None
+
+    def rows(self) -> Iterator[Packed]:
+        """One row at a time."""
+        for row in range(len(self.ids_BT)):
+            here = slice(row, row + 1)
+            found = (self.neighbor_ids_BLKR, self.neighbor_lengths_BLK)
+            ids_BLKR, lengths_BLK = (None if each is None else each[here] for each in found)
+            yield Packed(self.ids_BT[here], self.labels_BT[here], self.documents_BT[here], ids_BLKR, lengths_BLK)
 
 
 def encode_example(
@@ -60,29 +77,63 @@ def encode_example(
         )
     prompt = fit(tokenizer, shown, room, encode, "question").ids
     ids = [*prompt, *answer]
-    return Encoded(ids, [*[IGNORED] * (len(prompt) - 1), *answer, IGNORED])
+    return Encoded(ids, [*[IGNORED] * (len(prompt) - 1), *answer, IGNORED], len(prompt))
 
 
-def pack(examples: Sequence[Encoded], row_tokens: int) -> Packed:
-    """First-fit, longest first, into rows of at most `row_tokens` tokens, as long as the longest row."""
-    rows: list[list[Encoded]] = []
-    for example in sorted(examples, key=lambda each: -len(each.ids)):
+def pack(examples: Sequence[Encoded], row_tokens: int, chunk_length: int = 1) -> Packed:
+    """First-fit, longest first, into rows of at most `row_tokens` tokens, as long as the longest row.
+
+    On a chunk grid (`chunk_length` m) every example has padding before it, so that its prompt ends on a border of its
+    row as it ends a chunk in serving, and after it up to the next border. Then a row may be longer by 2(m - 1) tokens.
+    """
+    sizes = [_padded(each, chunk_length) for each in examples]
+    rows: list[list[int]] = []
+    for number in sorted(range(len(examples)), key=lambda number: -len(examples[number].ids)):
         for row in rows:
-            if sum(len(each.ids) for each in row) + len(example.ids) <= row_tokens:
-                row.append(example)
+            if sum(sizes[each] for each in row) + sizes[number] <= row_tokens:
+                row.append(number)
                 break
         else:
-            rows.append([example])
-    length = max(sum(len(each.ids) for each in row) for row in rows)
+            rows.append([number])
+    length = max(sum(sizes[each] for each in row) for row in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
     labels = torch.full_like(ids, IGNORED)
     documents = torch.full_like(ids, -1)
-    for number, row in enumerate(rows):
-        start = 0
-        for place, example in enumerate(row):
+    for place, row in enumerate(rows):
+        border = 0
+        for number in row:
+            example = examples[number]
+            start = border + -example.prompt % chunk_length
             end = start + len(example.ids)
-            ids[number, start:end] = torch.tensor(example.ids)
-            labels[number, start:end] = torch.tensor(example.labels)
-            documents[number, start:end] = place
-            start = end
+            ids[place, start:end] = torch.tensor(example.ids)
+            labels[place, start:end] = torch.tensor(example.labels)
+            documents[place, start:end] = number
+            border += sizes[number]
     return Packed(ids, labels, documents)
+
+
+def _padded(example: Encoded, chunk_length: int) -> int:
+    tokens = -example.prompt % chunk_length + len(example.ids)
+    return tokens + -tokens % chunk_length
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The tokens of an example in a chunk that it completes: number `place` of its row."""
+
+    row: int
+    place: int
+    example: int
+    ids: list[int]
+
+
+def chunks_of(packed: Packed, chunk_length: int) -> list[Chunk]:
+    """The chunks that ask for neighbours."""
+    found = []
+    for row, (ids_T, documents_T) in enumerate(zip(packed.ids_BT, packed.documents_BT, strict=True)):
+        for place in range(len(ids_T) // chunk_length):
+            span = slice(place * chunk_length, (place + 1) * chunk_length)
+            example = int(documents_T[span][-1])
+            if example >= 0:
+                found.append(Chunk(row, place, example, ids_T[span][documents_T[span] == example].tolist()))
+    return found

@@ -5,31 +5,25 @@ from __future__ import annotations
 import json
 import os
 import time
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-from openbook_core.clients import RetrieverClient
 from openbook_core.errors import ConfigError, OpenbookError
 from openbook_core.tokenizer import Tokenizer
-from openbook_model import RetroModel, cross_attention_state, load, save
+from openbook_model import RetroModel, load, save
 from openbook_model.adapter import save_adapter
+from openbook_model.precision import probe_precision
 from openbook_model.resolve import resolve_folder
-from openbook_prompt.chat import ChatFormat
-from openbook_prompt.passage import find_passages
-from openbook_prompt.recipe import choose_shown
 from openbook_trainer.data import IGNORED
 from openbook_trainer.metrics import Metrics
 from openbook_trainer.optimiser import learning_rate, make_optimiser
-from openbook_trainer.sft.blend import load_blend, read_examples
+from openbook_trainer.sft.batches import Batches
 from openbook_trainer.sft.config import SftConfig
 from openbook_trainer.sft.lora import adapter_pairs, inject
-from openbook_trainer.sft.packing import Encoded, Packed, encode_example, pack
-from openbook_trainer.sft.readers import Example
+from openbook_trainer.sft.packing import Packed
 
 _FREE = {"out", "threads", "stop_at", "max_seconds", "checkpoint_every", "blend", "passages"}
 
@@ -42,57 +36,51 @@ def run_sft(config: SftConfig) -> dict[str, Any]:
     try:
         summary = run.train()
     finally:
-        if run.client:
-            run.client.close()
+        run.batches.close()
     print(json.dumps(summary), flush=True)
     return summary
 
 
 def packed_loss(model: RetroModel, packed: Packed) -> torch.Tensor:
     """Summed cross entropy (nats) of the answers' tokens; examples of a row do not see each other."""
-    logits = model(packed.ids_BT, document_ids_BT=packed.documents_BT)
     counted = packed.labels_BT != IGNORED
-    return F.cross_entropy(logits[counted].float(), packed.labels_BT[counted], reduction="sum")
+    logits_NV = model(
+        packed.ids_BT,
+        packed.neighbor_ids_BLKR,
+        packed.neighbor_lengths_BLK,
+        first_chunk=model.config.chunk_length,
+        document_ids_BT=packed.documents_BT,
+        wanted_BT=counted,
+    )
+    return F.cross_entropy(logits_NV.float(), packed.labels_BT[counted], reduction="sum")
 
 
 class _Run:
     def __init__(self, config: SftConfig) -> None:
         self.config = config
-        blend = load_blend(config.blend)
-        self.weights = [each.weight for each in blend.datasets]
-        self.sets = read_examples(blend)
-        retrieved = any(each.passages is None for rows in self.sets for each in rows)
         folder = resolve_folder(config.model)
         self.tokenizer = Tokenizer.load(folder)
-        self.format = ChatFormat(self.tokenizer)
         self.model = load(folder, torch.float32)
-        if cross_attention_state(self.model) == "on":
-            raise ConfigError(
-                "task sft puts passages into the prompt and gives the cross attention no neighbours; this model's "
-                "gates are not 0, so tune a model whose gates are 0",
-                field="model",
-            )
-        self.client, self.snapshot = None, ""
-        if retrieved and config.passages:
-            self.client = RetrieverClient(config.passages.address)
-            live = self.client.describe(config.passages.database).live_snapshot
-            self.snapshot = config.passages.snapshot or live
+        self.batches = Batches(config, self.model, self.tokenizer)
         torch.manual_seed(config.seed)
         if config.lora:
             inject(self.model, config.lora)
         self.model.train()
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         self.optimiser = make_optimiser(self.model, config.optimiser)
-        self.settings = config.model_dump(mode="json", exclude=_FREE)
-        digest = sha256(repr((self.weights, self.sets)).encode()).hexdigest()
-        self.settings |= {"examples_digest": digest, "snapshot": self.snapshot, "k": self._k()}
+        self.autocast = config.autocast
+        self.settings = config.model_dump(mode="json", exclude=_FREE) | self.batches.record()
 
     def train(self) -> dict[str, Any]:
         config = self.config
         step = self._resume()
+        if self.autocast is None:
+            probed = probe_precision().seconds["prefill"]
+            self.autocast = probed["bfloat16"] < probed["float32"]
         end = min(config.steps, config.stop_at or config.steps)
         metrics = Metrics(config.out / "metrics.jsonl", first=True, resumed_at=step)
-        begun, tokens, stopped_by = time.perf_counter(), 0, "steps" if end == config.steps else "stop_at"
+        begun, cpu, tokens = time.perf_counter(), time.process_time(), 0
+        stopped_by = "steps" if end == config.steps else "stop_at"
         while step < end:
             record = self._step(step)
             tokens += record["tokens"]
@@ -110,60 +98,28 @@ class _Run:
             "stopped_by": stopped_by,
             "tokens": tokens,
             "seconds": round(seconds, 1),
-            "snapshot": self.snapshot,
+            "cpu_seconds": round(time.process_time() - cpu, 1),
+            "autocast": self.autocast,
+            "snapshots": self.batches.snapshots,
             "parameters": sum(each.numel() for each in self.trained.values()),
             "written": str(self._export()),
         }
 
-    def _k(self) -> int:
-        return self.config.passages.k if self.config.passages else 0
-
-    def _draw(self, step: int) -> list[Example]:
-        """The examples of a step depend on the seed and the step alone."""
-        draw = np.random.default_rng([self.config.seed, step])
-        numbers = draw.choice(len(self.sets), size=self.config.examples, p=np.array(self.weights) / sum(self.weights))
-        return [self.sets[number][int(draw.integers(len(self.sets[number])))] for number in numbers]
-
-    def _encode(self, step: int) -> list[Encoded]:
-        config, examples = self.config, self._draw(step)
-        shown = [list(each.passages or ()) for each in examples]
-        asked = [place for place, each in enumerate(examples) if each.passages is None]
-        if self.client and config.passages and asked:
-            questions = [examples[place].question for place in asked]
-            settings = config.passages
-            _, found = find_passages(
-                self.client,
-                settings.database,
-                questions,
-                settings.k,
-                snapshot=self.snapshot,
-                timeout_s=settings.deadline_s,
-            )
-            for place, passages in zip(asked, found, strict=True):
-                extracts = choose_shown(examples[place].question, passages, config.prompt)
-                shown[place] = [each.text for each in extracts]
-        return [
-            encode_example(self.format, self.tokenizer, example, texts, config.prompt, config.row_tokens)
-            for example, texts in zip(examples, shown, strict=True)
-            if not (config.only_answerable and texts) or _answers(example, texts)
-        ]
-
     def _step(self, step: int) -> dict[str, Any]:
         begun = time.perf_counter()
-        encoded = self._encode(step)
+        batch = self.batches.at(step)
         waited = time.perf_counter() - begun
         rate = learning_rate(self.config.optimiser, step, self.config.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        record = {"loss": 0.0, "learning_rate": rate, "examples": len(encoded), "tokens": 0}
-        if encoded:
-            packed = pack(encoded, self.config.row_tokens)
-            answers = int((packed.labels_BT != IGNORED).sum())
+        record = {"loss": 0.0, "learning_rate": rate, "examples": 0, "tokens": 0}
+        if batch:
+            record |= {"examples": batch.examples, "tokens": batch.tokens}
+            answers = int((batch.packed.labels_BT != IGNORED).sum())
             self.optimiser.zero_grad(set_to_none=True)
-            for row in range(packed.ids_BT.shape[0]):
-                part = Packed(*(each[row : row + 1] for each in (packed.ids_BT, packed.labels_BT, packed.documents_BT)))
-                with torch.autocast("cpu", torch.bfloat16, enabled=self.config.autocast):
-                    loss = packed_loss(self.model, part) / answers
+            for row in batch.packed.rows():
+                with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.autocast)):
+                    loss = packed_loss(self.model, row) / answers
                 torch.autograd.backward(loss)
                 record["loss"] += float(loss.detach())
             norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.optimiser.clip_norm))
@@ -174,8 +130,8 @@ class _Run:
                     field="optimiser.learning_rate",
                 )
             self.optimiser.step()
-            record |= {"gradient_norm": norm, "tokens": sum(len(each.ids) for each in encoded)}
-        return record | {"seconds": round(time.perf_counter() - begun, 3), "retrieval_seconds": round(waited, 3)}
+            record["gradient_norm"] = norm
+        return record | {"seconds": round(time.perf_counter() - begun, 3), "prepare_seconds": round(waited, 3)}
 
     def _checkpoint(self) -> Path:
         return self.config.out / "checkpoint.pt"
@@ -185,7 +141,7 @@ class _Run:
         path = self._checkpoint()
         draft = path.with_suffix(".draft")
         weights = {name: each.detach() for name, each in self.trained.items()}
-        state = {"step": step, "settings": json.dumps(self.settings), "weights": weights}
+        state = {"step": step, "settings": json.dumps(self.settings), "autocast": self.autocast, "weights": weights}
         torch.save(state | {"optimiser": self.optimiser.state_dict()}, draft)
         os.replace(draft, path)
 
@@ -206,6 +162,7 @@ class _Run:
             for name, each in self.trained.items():
                 each.copy_(state["weights"][name])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.autocast = state["autocast"]
         return int(state["step"])
 
     def _export(self) -> Path:
@@ -220,8 +177,3 @@ class _Run:
         self.tokenizer.save(folder)
         save(self.model, config.out / "model", folder)
         return config.out / "model"
-
-
-def _answers(example: Example, texts: list[str]) -> bool:
-    joined = " ".join(texts).lower()
-    return any(each.lower() in joined for each in (example.answer, *example.aliases))

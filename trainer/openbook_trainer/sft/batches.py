@@ -1,0 +1,153 @@
+"""The rows of each step: examples drawn from the blend, what is found for them, packed.
+
+A step's rows depend on the seed, the step and the pinned snapshots alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from openbook_core.errors import ConfigError
+from openbook_core.tokenizer import Tokenizer
+from openbook_model import RetroModel, cross_attention_state
+from openbook_prompt.chat import ChatFormat
+from openbook_prompt.recipe import choose_shown
+from openbook_trainer.sft.blend import load_blend, read_examples
+from openbook_trainer.sft.books import Books
+from openbook_trainer.sft.config import SftConfig
+from openbook_trainer.sft.packing import Packed, encode_example, pack
+from openbook_trainer.sft.readers import Example
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The packed rows of a step, the number of their examples and of these one's tokens."""
+
+    packed: Packed
+    examples: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """An example, and the database that it is asked from."""
+
+    example: Example
+    database: str
+
+
+class Batches:
+    """Owns the examples and the connection to the retriever."""
+
+    def __init__(self, config: SftConfig, model: RetroModel, tokenizer: Tokenizer) -> None:
+        """Raises as `load_blend`, `read_examples` and `Books`; ConfigError for a retriever that is needed and not set."""
+        self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._format = ChatFormat(tokenizer)
+        blend = load_blend(config.blend)
+        self._weights = [each.weight for each in blend.datasets]
+        self._sets = read_examples(blend)
+        default = config.passages.database if config.passages else ""
+        self._databases = [each.database or default for each in blend.datasets]
+        self._reads = cross_attention_state(model) == "on"
+        self._books = self._open_books()
+
+    @property
+    def snapshots(self) -> dict[str, str]:
+        """The pinned snapshot of each database."""
+        return self._books.snapshots if self._books else {}
+
+    def record(self) -> dict[str, Any]:
+        """What has to be the same where a run is resumed."""
+        digest = sha256(repr((self._weights, self._sets)).encode()).hexdigest()
+        found: dict[str, Any] = {"examples_digest": digest, "snapshots": self.snapshots}
+        if self._config.passages:
+            found |= {"k": self._config.passages.k, "shuffle": self._config.passages.shuffle}
+        return found
+
+    def close(self) -> None:
+        if self._books:
+            self._books.close()
+
+    def at(self, step: int) -> Batch | None:
+        """None where no example of the step can be learnt from."""
+        config, drawn = self._config, self._draw(step)
+        kept = [
+            (each, texts)
+            for each, texts in zip(drawn, self._shown(step, drawn), strict=True)
+            if not (config.only_answerable and texts) or _answers(each.example, texts)
+        ]
+        m = self._model.config.chunk_length if self._reads else 1
+        limit = config.row_tokens - 2 * (m - 1)
+        encoded = [
+            encode_example(self._format, self._tokenizer, each.example, texts, config.prompt, limit)
+            for each, texts in kept
+        ]
+        if not encoded:
+            return None
+        packed = pack(encoded, config.row_tokens, m)
+        if self._books:
+            packed = self._books.with_neighbors(packed, [each.database for each, _ in kept])
+        return Batch(packed, len(encoded), sum(len(each.ids) for each in encoded))
+
+    def _open_books(self) -> Books | None:
+        config = self._config
+        asked = {
+            name
+            for name, rows in zip(self._databases, self._sets, strict=True)
+            if self._reads or any(each.passages is None for each in rows)
+        }
+        if config.passages:
+            return Books(config.passages, asked, self._model, self._tokenizer) if asked else None
+        if self._reads:
+            raise ConfigError(
+                "this model reads neighbours in its cross attention; set passages.address and passages.database, "
+                "where they are to be found",
+                field="passages",
+            )
+        if any(self._databases):
+            raise ConfigError(
+                f"the blend names a database ({', '.join(filter(None, self._databases))}); set passages.address, the "
+                "retriever that serves it",
+                field="passages",
+            )
+        return None
+
+    def _draw(self, step: int) -> list[_Drawn]:
+        """The examples of a step depend on the seed and the step alone."""
+        draw = np.random.default_rng([self._config.seed, step])
+        numbers = draw.choice(
+            len(self._sets), size=self._config.examples, p=np.array(self._weights) / sum(self._weights)
+        )
+        return [
+            _Drawn(self._sets[number][int(draw.integers(len(self._sets[number])))], self._databases[number])
+            for number in numbers
+        ]
+
+    def _shown(self, step: int, drawn: Sequence[_Drawn]) -> list[list[str]]:
+        """What is put before the model for each example, best first unless shuffled."""
+        shown = [list(each.example.passages or ()) for each in drawn]
+        if self._books is None:
+            return shown
+        order = np.random.default_rng([self._config.seed, step, 1])
+        for database in self._books.snapshots:
+            places = [
+                place for place, each in enumerate(drawn) if each.example.passages is None and each.database == database
+            ]
+            questions = [drawn[place].example.question for place in places]
+            found = self._books.passages(database, questions) if questions else []
+            for place, question, passages in zip(places, questions, found, strict=True):
+                texts = [each.text for each in choose_shown(question, passages, self._config.prompt)]
+                if self._config.passages and self._config.passages.shuffle:
+                    order.shuffle(texts)
+                shown[place] = texts
+        return shown
+
+
+def _answers(example: Example, texts: list[str]) -> bool:
+    joined = " ".join(texts).lower()
+    return any(each.lower() in joined for each in (example.answer, *example.aliases))
