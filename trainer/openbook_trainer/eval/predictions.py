@@ -13,7 +13,7 @@ from openbook_core.config import FrozenConfig
 from openbook_core.errors import ConfigError, InputError
 from openbook_database.streams import read_lines
 from openbook_trainer.eval import metrics
-from openbook_trainer.eval.intervals import BOOTSTRAP, Interval, bootstrap_mean
+from openbook_trainer.eval.intervals import BOOTSTRAP, figure
 
 
 def _answers(value: Any) -> Any:
@@ -68,25 +68,17 @@ def score(rows: Sequence[Prediction]) -> dict[str, Any]:
     cleaned = [metrics.exact_match(metrics.nvidia_clean(row.prediction), row.answers) for row in rows]
     return {
         "count": len(rows),
-        **_figure("exact_match", matches),
-        **_figure("f1", [metrics.f1(row.prediction, row.answers) for row in rows]),
+        **figure("exact_match", matches),
+        **figure("f1", [metrics.f1(row.prediction, row.answers) for row in rows]),
         "nvidia": {
-            **_figure("exact_match", matches),
-            **_figure("exact_match_cleaned", cleaned),
+            **figure("exact_match", matches),
+            **figure("exact_match_cleaned", cleaned),
             "f1_count": len(counted),
-            **_figure("precision", [overlap.precision for overlap in counted]),
-            **_figure("recall", [overlap.recall for overlap in counted]),
-            **_figure("f1", [overlap.f1 for overlap in counted]),
+            **figure("precision", [overlap.precision for overlap in counted]),
+            **figure("recall", [overlap.recall for overlap in counted]),
+            **figure("f1", [overlap.f1 for overlap in counted]),
         },
         "intervals": BOOTSTRAP,
-    }
-
-
-def _figure(name: str, values: Sequence[float]) -> dict[str, Any]:
-    found: Interval | None = bootstrap_mean(values)
-    return {
-        name: None if found is None else found.mean,
-        f"{name}_interval": None if found is None else [found.low, found.high],
     }
 
 
