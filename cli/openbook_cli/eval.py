@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+_TASKS_HELP = "nq, nq-open, squad, factbook, factbook-fields, factbook-qa, factbook...@EDITION; commas between."
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -47,16 +49,19 @@ def perplexity(
 def tasks(
     model: Annotated[str, typer.Option(help="Folder of ours, or a name or folder that is converted.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; run again, it goes on.")],
-    names: Annotated[str, typer.Option("--tasks", help="nq, nq-open, squad, factbook, factbook-qa; commas between.")],
+    names: Annotated[str, typer.Option("--tasks", help=_TASKS_HELP)],
+    adapter: Annotated[Path | None, typer.Option(help="LoRA folder that is merged into the model.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the tasks' files.", envvar="OPENBOOK_DATA")] = None,
     database: Annotated[str | None, typer.Option(help="A database that is served already, for every task.")] = None,
     retriever: Annotated[str | None, typer.Option(help="Address of the router that serves it.")] = None,
+    books: Annotated[Path | None, typer.Option(help="Where databases are built or found; OUT/books.")] = None,
     limit: Annotated[int | None, typer.Option(help="A sample of so many questions a task.")] = None,
     limit_documents: Annotated[
         int | None, typer.Option(help="Only the first documents, and questions on them.")
     ] = None,
+    countries: Annotated[str, typer.Option(help="The factbook's: all, or a train or test part as in tuning.")] = "all",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
-    k: Annotated[int, typer.Option(help="Passages found for a question.")] = 4,
+    k: Annotated[int | None, typer.Option(help="Passages found for a question; as many as in serving.")] = None,
     batch: Annotated[int, typer.Option(help="Questions that are answered together.")] = 8,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     png: Annotated[Path | None, typer.Option(help="Where to draw them.")] = None,
@@ -80,20 +85,23 @@ def tasks(
         raise ArgumentError(
             "--database and --retriever go together; without them databases are built", field="database"
         )
-    chosen = [find_task(name.strip()) for name in names.split(",")]
+    chosen = [find_task(name.strip(), countries) for name in names.split(",")]
     line = ProgressLine()
     with ExitStack() as stack:
-        books = {task.name: database for task in chosen if task.corpus is not None and database is not None}
+        databases = {task.name: database for task in chosen if task.corpus is not None and database is not None}
         if database is None and any(task.corpus for task in chosen):
-            retriever, books = stack.enter_context(task_books(chosen, data, out, model, limit_documents))
+            served = task_books(chosen, data, out, books or out / "books", model, limit_documents)
+            retriever, databases = stack.enter_context(served)
         settings: dict[str, Any] = {
             "model": model,
+            "adapter": adapter,
             "tasks": tuple(task.name for task in chosen),
             "data": data,
             "out": out,
         }
-        settings |= {"retriever": retriever, "databases": books, "limit": limit, "limit_documents": limit_documents}
-        settings |= {"max_tokens": max_tokens, "k": k, "batch": batch}
+        settings |= {"retriever": retriever, "databases": databases, "limit": limit, "limit_documents": limit_documents}
+        settings |= {"max_tokens": max_tokens, "batch": batch, "countries": countries}
+        settings |= {} if k is None else {"k": k}
         config = TasksConfig.parse(settings, source="openbook eval tasks")
         figures = evaluate(config, lambda stage, done, total: line(Update(stage, done, total, 0.0)))
     print("\n" + "\n".join(table_lines(figures)))

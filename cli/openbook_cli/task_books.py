@@ -1,4 +1,4 @@
-"""The databases of tasks: built once into the run's folder, then served by processes that end with the run."""
+"""The databases of tasks: built once, then served by processes that end with the run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from pathlib import Path
 from openbook_cli.demo.processes import Processes
 from openbook_cli.swap import swap_to
 from openbook_core.clients import AdminClient
-from openbook_trainer.eval.tasks.questions import Task, read_documents
+from openbook_trainer.eval.tasks.questions import read_documents
+from openbook_trainer.eval.tasks.task import Task
 
 
 @contextmanager
 def task_books(
-    tasks: Sequence[Task], data: Path, out: Path, model: str, limit_documents: int | None
+    tasks: Sequence[Task], data: Path, out: Path, books: Path, model: str, limit_documents: int | None
 ) -> Iterator[tuple[str, dict[str, str]]]:
-    """The address of a router, and the database of each task that has one. Errors as of the builds and processes."""
+    """The address of a router, and the database of each task that has one, built into `books` unless it is there.
+
+    Errors as of the builds and processes.
+    """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # leave through what stops the services
     corpora = {task.corpus: task for task in tasks if task.corpus is not None}
@@ -28,7 +32,7 @@ def task_books(
         folders: dict[str, Path] = {}
         for corpus, task in corpora.items():
             name = corpus if limit_documents is None else f"{corpus}-first-{limit_documents}"
-            folders[corpus] = out / "books" / name
+            folders[corpus] = books / name
             _build(processes, task, data, folders[corpus], corpus, model, limit_documents)
         registry = str(out / "registry")
         embedder = processes.start("embedder", ["serve", "embedder", "--port", "0"])

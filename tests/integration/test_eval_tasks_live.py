@@ -18,6 +18,8 @@ from openbook_core.rpc.server import start_server
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_model import RetroConfig, RetroModel, initialise, save
+from openbook_model.adapter import save_adapter
+from openbook_prompt.settings import PromptSettings
 from openbook_proto.v1 import embedder_pb2_grpc
 from openbook_trainer.eval.metrics import exact_match
 from openbook_trainer.eval.tasks.questions import find_task, read_documents
@@ -140,3 +142,18 @@ def test_three_sides_a_kill_and_other_settings(config: TasksConfig) -> None:
 
     with pytest.raises(ConflictError, match="max_tokens: 40 there, 8 now"):
         evaluate(config.model_copy(update={"max_tokens": 8}))
+
+
+def test_an_adapter_changes_the_answers_and_brings_its_prompt(config: TasksConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pair = (torch.randn(4, 16), torch.randn(16, 4))
+    stored = {"extracts": 2, "lead_in": False}
+    save_adapter(tmp_path / "adapter", {"blocks.0.attention.output": pair}, 4, 8, "tiny", stored)
+    asked = {"prompt": PromptSettings(extracts=3), "out": tmp_path / "adapted", "adapter": tmp_path / "adapter"}
+    bare, adapted = evaluate(config), evaluate(config.model_copy(update=asked))
+    assert adapted["prompt"] == PromptSettings(extracts=3, lead_in=False).model_dump()
+    assert bare["adapter"] is None
+    assert len(adapted["adapter"]["blake3"]) == 64
+    assert bare["weights_hash"] != adapted["weights_hash"]
+    with pytest.raises(ConflictError, match="adapter: None there"):
+        evaluate(config.model_copy(update={"adapter": tmp_path / "adapter"}))

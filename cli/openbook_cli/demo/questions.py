@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from openbook_trainer.eval.editions import judge
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,13 @@ def load_questions(people: Path, editions: Sequence[Path], count: int, documents
     ]
 
 
-def names(answer: str, aliases: Sequence[str]) -> bool:
-    """Whether an alias stands in the answer as whole words; case does not matter."""
-    return any(re.search(rf"(?<!\w){re.escape(alias)}(?!\w)", answer, re.IGNORECASE) for alias in aliases)
-
-
 def grade(answers: Sequence[str], questions: Sequence[Question], *, live: str) -> dict[str, float]:
-    """Fractions `matches_old` and `matches_new` while the book `live` ("old" or "new") was served.
-
-    An answer that names the people of both editions counts as the stale one: the edition that was not live.
-    """
-    pairs = [(names(a, q.old_aliases), names(a, q.new_aliases)) for a, q in zip(answers, questions, strict=True)]
-    old = sum(old and not (live == "old" and new) for old, new in pairs)
-    new = sum(new and not (live == "new" and old) for old, new in pairs)
-    total = max(1, len(pairs))
-    return {"matches_old": old / total, "matches_new": new / total, "questions": len(pairs)}
+    """Fractions `matches_old` and `matches_new` while the book `live` ("old" or "new") was served; see `judge`."""
+    verdicts = [
+        judge(answer, q.old_aliases, q.new_aliases) if live == "old" else judge(answer, q.new_aliases, q.old_aliases)
+        for answer, q in zip(answers, questions, strict=True)
+    ]
+    total = max(1, len(verdicts))
+    right, stale = (sum(getattr(each, name) for each in verdicts) / total for name in ("right", "stale"))
+    old, new = (right, stale) if live == "old" else (stale, right)
+    return {"matches_old": old, "matches_new": new, "questions": len(verdicts)}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openbook_core.errors import CorruptError, MismatchError, NotFoundError
+from openbook_model.checkpoint import load
 from openbook_model.model import RetroModel
 
 CONFIG_FILE, WEIGHTS_FILE, PROMPT_FILE = "adapter_config.json", "adapter_model.safetensors", "prompt.json"
@@ -44,6 +45,15 @@ def save_adapter(
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     (folder / PROMPT_FILE).write_text(json.dumps(prompt, indent=1) + "\n", encoding="utf-8")
+
+
+def load_adapted(folder: Path, dtype: torch.dtype, adapter: Path | None) -> RetroModel:
+    """The model in `folder` with `adapter` merged, if any, in `dtype`. Errors as in `load` and `merge_adapter`."""
+    if adapter is None:
+        return load(folder, dtype)
+    model = load(folder, torch.float32)
+    merge_adapter(model, adapter)
+    return model.to(dtype)
 
 
 def read_prompt(folder: Path) -> dict[str, Any] | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveInt
 
 from openbook_core.config import FrozenConfig
+from openbook_core.errors import InputError
+
+# Passages that are found for a question, in serving, tuning and evaluation alike.
+DEFAULT_PASSAGES = 12
 
 
 class PromptSettings(FrozenConfig):
@@ -23,3 +27,10 @@ class PromptSettings(FrozenConfig):
     continuation_characters: NonNegativeInt = 300
     instruction: str = "Answer briefly, with words from the context."
     lead_in: bool = True
+
+    def over(self, stored: dict[str, Any] | None, source: str) -> Self:
+        """These settings where they are set, below them the `stored` ones of an adapter; InputError names `source`."""
+        try:
+            return type(self).model_validate((stored or {}) | self.model_dump(exclude_unset=True))
+        except ValueError as error:
+            raise InputError(f"{source}: its prompt settings cannot be used: {error}", field="adapter") from error

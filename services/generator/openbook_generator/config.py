@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from openbook_core.config import FrozenConfig
 from openbook_core.weights import DEFAULT_MODEL
-from openbook_prompt.settings import PromptSettings
+from openbook_prompt.settings import DEFAULT_PASSAGES, PromptSettings
 
 
 class GeneratorConfig(FrozenConfig):
@@ -27,7 +27,7 @@ class GeneratorConfig(FrozenConfig):
     adapter: Path | None = None
     retriever: str = "127.0.0.1:7000"
     database: str = "default"
-    k: int = Field(default=12, ge=0)
+    k: int = Field(default=DEFAULT_PASSAGES, ge=0)
     max_k: PositiveInt = 32
     slots: PositiveInt = 8
     max_context: PositiveInt = 2048

@@ -32,8 +32,8 @@ def test_figures_are_written_as_fractions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "holds no predictions"),
-        ("\n \n", "holds no predictions"),
+        ("", "holds no rows"),
+        ("\n \n", "holds no rows"),
         (f"{GOOD}\n{{", "line 2: is not JSON"),
         (f'{GOOD}\n["q2"]', "line 2: holds a JSON list"),
         (f"{GOOD}\n\n{GOOD}", "line 3: the id 'q1' was on line 1"),
@@ -60,3 +60,38 @@ def test_no_such_file(tmp_path: Path) -> None:
         read_predictions(tmp_path / "nothing.jsonl")
     with pytest.raises(InputError, match="is a folder"):
         read_predictions(tmp_path)
+
+
+def written(path: Path, *rows: dict[str, object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_answers_of_another_file_are_matched_by_id(tmp_path: Path) -> None:
+    replies = written(tmp_path / "replies", {"id": "b", "prediction": "Nile"}, {"id": "a", "prediction": "whale"})
+    answers = written(tmp_path / "answers", {"id": "a", "answers": ["whale"]}, {"id": "b", "answers": ["Ebro"]})
+    done = CliRunner().invoke(
+        app, ["score", str(replies), "--answers", str(answers), "--json", str(tmp_path / "figures.json")]
+    )
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "figures.json").read_text())["exact_match"] == 0.5
+
+
+def test_files_of_other_lengths_or_ids_name_the_first_of_them(tmp_path: Path) -> None:
+    answers = written(tmp_path / "answers", *({"id": number, "answers": ["x"]} for number in range(6)))
+    short = written(tmp_path / "short", {"id": 5, "prediction": "x"})
+    message = r"1 predictions and .* 6 questions; without a prediction: 5 \(0, 1, 2, ...\); without answers: none"
+    with pytest.raises(InputError, match=message):
+        read_predictions(short, answers)
+    others = written(tmp_path / "others", *({"id": str(number), "prediction": "x"} for number in range(6)))
+    with pytest.raises(InputError, match=r"6 \(0, 1, 2, ...\); without answers: 6 \('0', '1', '2', ...\)"):
+        read_predictions(others, answers)
+
+
+def test_each_of_two_files_has_its_own_keys(tmp_path: Path) -> None:
+    replies = written(tmp_path / "replies", {"id": "a", "prediction": "x"})
+    both = written(tmp_path / "both", {"id": "a", "prediction": "x", "answers": ["x"]})
+    with pytest.raises(InputError, match="both, line 1: .*'answers'"):
+        read_predictions(both, written(tmp_path / "answers", {"id": "a", "answers": ["x"]}))
+    with pytest.raises(InputError, match="replies, line 1: .*'prediction'"):
+        read_predictions(replies, replies)

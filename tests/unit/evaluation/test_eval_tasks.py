@@ -12,12 +12,12 @@ import torch
 from eval_support import save_tiny
 from zstandard import ZstdCompressor
 
-from openbook_core.errors import ConflictError, CorruptError, InputError, NotFoundError
+from openbook_core.errors import ArgumentError, ConflictError, CorruptError, InputError, NotFoundError
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import Neighbors
 from openbook_trainer.eval.tasks.decoding import Decoder
 from openbook_trainer.eval.tasks.passages import contains_answer
-from openbook_trainer.eval.tasks.questions import TASKS, find_task, read_documents, read_questions
+from openbook_trainer.eval.tasks.questions import find_task, read_documents, read_questions
 from openbook_trainer.eval.tasks.records import Records, settle
 from openbook_trainer.eval.tasks.table import plot, table_lines
 
@@ -39,29 +39,77 @@ def test_squad(tmp_path: Path) -> None:
     asked = {"id": "q1", "question": " Who? ", "answers": [{"text": "Ann"}, {"text": "Ann"}, {"text": "Ann B"}]}
     article = {"title": "Some_Place", "paragraphs": [{"context": "Ann B was here.", "qas": [asked]}]}
     write(tmp_path / "squad/dev-v1.1.json.zst", {"version": "1.1", "data": [article]})
-    (question,) = read_questions(TASKS["squad"], tmp_path, None)
+    (question,) = read_questions(find_task("squad"), tmp_path, None)
     assert (question.id, question.text, question.answers) == ("q1", "Who?", ("Ann", "Ann B"))
-    (document,) = read_documents(TASKS["squad"], tmp_path)
+    (document,) = read_documents(find_task("squad"), tmp_path)
     assert (document.id, document.title, document.text) == (question.document, "Some Place", "Ann B was here.")
 
 
 def test_questions_that_share_a_paragraph_share_its_document(tmp_path: Path) -> None:
     path = tmp_path / "nq/qed-part-a.jsonl.zst"
     write(path, qed(1, "one", "a", "b"), qed(2, "one", "c"), qed(3, "two", "d"))
-    documents = read_documents(TASKS["nq"], tmp_path)
+    documents = read_documents(find_task("nq"), tmp_path)
     assert [each.text for each in documents] == ["one", "two"]
-    questions = read_questions(TASKS["nq"], tmp_path, None, [documents[0].id])
+    questions = read_questions(find_task("nq"), tmp_path, None, [documents[0].id])
     assert {each.id: each.answers for each in questions} == {"1": ("a", "b"), "2": ("c",)}
     with pytest.raises(InputError, match="no question is about"):
-        read_questions(TASKS["nq"], tmp_path, None, ["another"])
+        read_questions(find_task("nq"), tmp_path, None, ["another"])
 
 
 def test_the_shipped_book_asks_only_clean_questions_of_the_new_edition() -> None:
-    documents = read_documents(TASKS["factbook"], SHIPPED)
-    questions = read_questions(TASKS["factbook"], SHIPPED, None, [each.id for each in documents])
+    documents = read_documents(find_task("factbook"), SHIPPED)
+    questions = read_questions(find_task("factbook"), SHIPPED, None, [each.id for each in documents])
     assert (len(documents), len(questions)) == (261, 218)
     assert all(question.document in {each.id for each in documents} for question in questions)
-    assert read_questions(TASKS["factbook"], SHIPPED, 10) == questions[:10]
+    assert read_questions(find_task("factbook"), SHIPPED, 10) == questions[:10]
+
+
+def test_each_edition_has_its_own_answers_and_documents() -> None:
+    new, old = (
+        {each.id: each for each in read_questions(find_task(name), SHIPPED, None)}
+        for name in ("factbook", "factbook@2015-11-18")
+    )
+    assert new.keys() == old.keys()
+    assert all(new[each].answers == old[each].other_answers for each in new)
+    assert all(old[each].answers == new[each].other_answers for each in new)
+    canada = old["ca/head of government"]
+    assert canada.answers[0].endswith("Justin TRUDEAU")
+    documents = {each.id for each in read_documents(find_task("factbook@2015-11-18"), SHIPPED)}
+    assert all(question.document in documents for question in old.values())
+    assert find_task("factbook@2015-11-18").corpus != find_task("factbook").corpus == find_task("factbook-qa").corpus
+
+
+def test_countries_are_those_of_tuning() -> None:
+    train, test, every = (
+        {each.id for each in read_questions(find_task("factbook", part), SHIPPED, None)}
+        for part in ("train", "test", "all")
+    )
+    assert len(test) == 64
+    assert train | test == every
+    assert not train & test
+
+
+def test_fields_leave_the_people_out(tmp_path: Path) -> None:
+    row = {"country": "Aruba", "question": "?", "old_answer": "a", "new_answer": "b", "old_aliases": ["a", "A"]}
+    row |= {"new_aliases": [], "old_doc": "1", "new_doc": "2"}
+    fields = ("capital", "chief of state", "government type")
+    rows = [{"id": field, "field": field, **row} for field in fields]
+    write(tmp_path / "factbook/qa_2021-02-15_2026-02-19.jsonl.zst", *rows)
+    (question,) = read_questions(find_task("factbook-fields@2021-02-15"), tmp_path, None)
+    assert (question.id, question.answers, question.document) == ("capital", ("a", "A"), "1")
+    assert question.other_answers == ("b",)
+    assert len(read_questions(find_task("factbook-qa@2021-02-15"), tmp_path, None)) == 2
+
+
+def test_an_edition_or_part_that_is_none() -> None:
+    with pytest.raises(NotFoundError, match="no edition '2020-01-01'; there are 2015-11-18, 2021-02-15, 2026-02-19"):
+        find_task("factbook@2020-01-01")
+    with pytest.raises(ArgumentError, match="countries 'some': expected all, train, test"):
+        find_task("factbook", "some")
+    with pytest.raises(ArgumentError, match="task squad cannot be divided by countries"):
+        find_task("squad", "test")
+    with pytest.raises(NotFoundError, match="no task 'squad@1.1'"):
+        find_task("squad@1.1")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +123,7 @@ def test_the_shipped_book_asks_only_clean_questions_of_the_new_edition() -> None
 def test_rows_of_another_form(tmp_path: Path, row: Any, message: str) -> None:
     write(tmp_path / "nq/NQ-open.dev.jsonl.zst", row)
     with pytest.raises(InputError, match=message):
-        read_questions(TASKS["nq-open"], tmp_path, None)
+        read_questions(find_task("nq-open"), tmp_path, None)
 
 
 def test_an_unknown_task_names_the_known() -> None:
@@ -163,5 +211,8 @@ def test_table_and_picture(tmp_path: Path) -> None:
     assert "0.500 [0.000, 1.000]" in lines[2]
     assert "0.750" in lines[2]
     assert "off (gate 0)" in lines[3]
+    assert "stale" not in lines[0]
+    with_book["sides"]["off"] |= {"right": 0.75, "right_interval": [0.5, 1], "stale": 0.25, "stale_interval": [0, 0.5]}
+    assert "0.250 [0.000, 0.500]" in list(table_lines(figures))[2]
     plot(figures, tmp_path / "a" / "tasks.png")
     assert (tmp_path / "a" / "tasks.png").read_bytes().startswith(b"\x89PNG")

@@ -39,6 +39,15 @@ def bootstrap_mean(values: Sequence[float] | NDArray[np.float64]) -> Interval | 
     return Interval(float(values_N.mean()), float(low), float(high))
 
 
+def figure(name: str, values: Sequence[float]) -> dict[str, Any]:
+    """`name` and `name_interval` as they stand in figures; both None for no values."""
+    found = bootstrap_mean(values)
+    return {
+        name: None if found is None else found.mean,
+        f"{name}_interval": None if found is None else [found.low, found.high],
+    }
+
+
 @dataclass(frozen=True)
 class Ratio:
     """A ratio of two sums with its standard error; None where there is one cluster only."""

@@ -1,11 +1,11 @@
-"""A predictions file, JSON Lines of `id`, `prediction` and `answers`, to its figures."""
+"""A predictions file, JSON Lines of `id`, `prediction` and `answers`, to its figures; the answers may lie in another file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BeforeValidator, StrictInt, StrictStr
 
@@ -13,7 +13,7 @@ from openbook_core.config import FrozenConfig
 from openbook_core.errors import ConfigError, InputError
 from openbook_database.streams import read_lines
 from openbook_trainer.eval import metrics
-from openbook_trainer.eval.intervals import BOOTSTRAP, Interval, bootstrap_mean
+from openbook_trainer.eval.intervals import BOOTSTRAP, figure
 
 
 def _answers(value: Any) -> Any:
@@ -22,36 +22,74 @@ def _answers(value: Any) -> Any:
     return value
 
 
-class Prediction(FrozenConfig):
+_Answers = Annotated[tuple[StrictStr, ...], BeforeValidator(_answers)]
+
+
+class _Row(FrozenConfig):
+    id: StrictStr | StrictInt
+
+
+class _Reply(_Row):
+    prediction: StrictStr
+
+
+class Prediction(_Reply):
     """One row. An answer may be the empty string; there must be one."""
 
-    id: StrictStr | StrictInt
-    prediction: StrictStr
-    answers: Annotated[tuple[StrictStr, ...], BeforeValidator(_answers)]
+    answers: _Answers
 
 
-def read_predictions(path: Path) -> list[Prediction]:
+class _Key(_Row):
+    answers: _Answers
+
+
+_RowKind = TypeVar("_RowKind", bound=_Row)
+_NAMED = 3  # ids that an error names
+
+
+def read_predictions(path: Path, answers: Path | None = None) -> list[Prediction]:
     """The rows of a file (plain, .gz or .zst); blank lines are passed over.
 
-    Raises InputError with file and line for what is no row, an id that comes twice, or a file without rows.
+    With `answers` its rows have `id` and `prediction` only, and those of `answers` have `id` and `answers`: they are
+    matched by id and returned in the order of `answers`. Raises InputError with file and line for what is no row, an id
+    that comes twice, or a file without rows; and where the two files are not about the same ids.
     """
-    rows: list[Prediction] = []
-    seen: dict[str | int, int] = {}
+    if answers is None:
+        return list(_read(path, Prediction).values())
+    replies, keys = _read(path, _Reply), _read(answers, _Key)
+    missing, unknown = [id_ for id_ in keys if id_ not in replies], [id_ for id_ in replies if id_ not in keys]
+    if missing or unknown:
+        raise InputError(
+            f"{path} holds {len(replies)} predictions and {answers} the answers of {len(keys)} questions; "
+            f"without a prediction: {_named(missing)}; without answers: {_named(unknown)}. Give each id one row in both",
+            field="answers",
+        )
+    return [Prediction(id=id_, prediction=replies[id_].prediction, answers=key.answers) for id_, key in keys.items()]
+
+
+def _named(ids: Sequence[str | int]) -> str:
+    if not ids:
+        return "none"
+    more = ", ..." if len(ids) > _NAMED else ""
+    return f"{len(ids)} ({', '.join(repr(each) for each in ids[:_NAMED])}{more})"
+
+
+def _read(path: Path, kind: type[_RowKind]) -> dict[str | int, _RowKind]:
+    rows: dict[str | int, _RowKind] = {}
+    lines: dict[str | int, int] = {}
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
-        row = _parse(line, f"{path}, line {number}")
-        if row.id in seen:
+        row = _parse(line, f"{path}, line {number}", kind)
+        if row.id in lines:
             raise InputError(
-                f"{path}, line {number}: the id {row.id!r} was on line {seen[row.id]} already; give each question one "
-                "prediction",
+                f"{path}, line {number}: the id {row.id!r} was on line {lines[row.id]} already; give each question one row",
                 field="id",
             )
-        seen[row.id] = number
-        rows.append(row)
+        lines[row.id], rows[row.id] = number, row
     if not rows:
         raise InputError(
-            f"{path} holds no predictions; expected JSON Lines with the keys {', '.join(Prediction.model_fields)}",
+            f"{path} holds no rows; expected JSON Lines with the keys {', '.join(kind.model_fields)}",
             field="predictions",
         )
     return rows
@@ -68,29 +106,21 @@ def score(rows: Sequence[Prediction]) -> dict[str, Any]:
     cleaned = [metrics.exact_match(metrics.nvidia_clean(row.prediction), row.answers) for row in rows]
     return {
         "count": len(rows),
-        **_figure("exact_match", matches),
-        **_figure("f1", [metrics.f1(row.prediction, row.answers) for row in rows]),
+        **figure("exact_match", matches),
+        **figure("f1", [metrics.f1(row.prediction, row.answers) for row in rows]),
         "nvidia": {
-            **_figure("exact_match", matches),
-            **_figure("exact_match_cleaned", cleaned),
+            **figure("exact_match", matches),
+            **figure("exact_match_cleaned", cleaned),
             "f1_count": len(counted),
-            **_figure("precision", [overlap.precision for overlap in counted]),
-            **_figure("recall", [overlap.recall for overlap in counted]),
-            **_figure("f1", [overlap.f1 for overlap in counted]),
+            **figure("precision", [overlap.precision for overlap in counted]),
+            **figure("recall", [overlap.recall for overlap in counted]),
+            **figure("f1", [overlap.f1 for overlap in counted]),
         },
         "intervals": BOOTSTRAP,
     }
 
 
-def _figure(name: str, values: Sequence[float]) -> dict[str, Any]:
-    found: Interval | None = bootstrap_mean(values)
-    return {
-        name: None if found is None else found.mean,
-        f"{name}_interval": None if found is None else [found.low, found.high],
-    }
-
-
-def _parse(line: bytes, place: str) -> Prediction:
+def _parse(line: bytes, place: str, kind: type[_RowKind]) -> _RowKind:
     try:
         data = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -98,6 +128,6 @@ def _parse(line: bytes, place: str) -> Prediction:
     if not isinstance(data, dict):
         raise InputError(f"{place}: holds a JSON {type(data).__name__}, expected an object", field="predictions")
     try:
-        return Prediction.parse(data, source=place)
+        return kind.parse(data, source=place)
     except ConfigError as error:
         raise InputError(error.message, field=error.field) from None

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 
 from openbook_core.config import FrozenConfig
 from openbook_core.weights import DEFAULT_MODEL
-from openbook_prompt.settings import PromptSettings
+from openbook_prompt.settings import DEFAULT_PASSAGES, PromptSettings
 from openbook_trainer.config import OptimiserConfig
 
 
@@ -28,7 +28,7 @@ class PassageSettings(FrozenConfig):
 
     address: str
     database: str
-    k: PositiveInt = 12
+    k: PositiveInt = DEFAULT_PASSAGES
     shuffle: bool = False
     deadline_s: PositiveFloat = 30.0
 

@@ -10,7 +10,7 @@ from openbook_prompt.passage import Passage, find_passages
 from openbook_prompt.recipe import choose_shown
 from openbook_prompt.settings import PromptSettings
 from openbook_trainer.eval.metrics import normalise
-from openbook_trainer.eval.tasks.questions import Question
+from openbook_trainer.eval.tasks.task import Question
 
 
 def contains_answer(text: str, answers: Sequence[str]) -> bool:

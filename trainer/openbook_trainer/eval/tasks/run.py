@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from hashlib import sha256
 from typing import Any
 
@@ -11,21 +12,26 @@ import torch
 from openbook_core.clients import RetrieverClient
 from openbook_core.errors import ArgumentError
 from openbook_core.tokenizer import Tokenizer
-from openbook_model import RetroModel, cross_attention_state, load, weights_hash
+from openbook_database.streams import file_digest
+from openbook_model import RetroModel, cross_attention_state, weights_hash
+from openbook_model.adapter import WEIGHTS_FILE, load_adapted, read_prompt
 from openbook_model.resolve import resolve_folder
 from openbook_prompt.chat import ChatFormat, fit
 from openbook_prompt.recipe import build_messages, lead_in
-from openbook_trainer.eval.intervals import bootstrap_mean
+from openbook_trainer.eval.editions import judge, score_verdicts
+from openbook_trainer.eval.intervals import figure
 from openbook_trainer.eval.predictions import Prediction, score
 from openbook_trainer.eval.tasks.decoding import Decoder, live_neighbors
 from openbook_trainer.eval.tasks.passages import passage_rows
-from openbook_trainer.eval.tasks.questions import Question, Task, find_task, read_documents, read_questions
+from openbook_trainer.eval.tasks.questions import find_task, read_documents, read_questions
 from openbook_trainer.eval.tasks.records import Records, settle
 from openbook_trainer.eval.tasks.settings import TasksConfig
+from openbook_trainer.eval.tasks.task import Question, Task
 
 Progress = Callable[[str, int, int], None]
 SIDES = ("closed-book", "off", "on")
 _QUERIES_PER_CALL = 32
+_SETTLED = {"limit", "countries", "k", "max_tokens", "max_context", "prompt", "dtype"}
 
 
 def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
@@ -34,16 +40,21 @@ def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total
     What is in `config.out` already is not made again. Raises OpenbookError: an unknown task, a file of another form,
     a retriever that does not answer, settings that differ from those of the run in `config.out`.
     """
-    tasks = [find_task(name) for name in config.tasks]
+    tasks = [find_task(name, config.countries) for name in config.tasks]
     folder = resolve_folder(config.model)
-    model, tokenizer = load(folder, getattr(torch, config.dtype)), Tokenizer.load(folder)
-    run = _Run(config, model, tokenizer, progress)
+    model = load_adapted(folder, getattr(torch, config.dtype), config.adapter)
+    if config.adapter is not None:
+        prompt = config.prompt.over(read_prompt(config.adapter), str(config.adapter))
+        config = config.model_copy(update={"prompt": prompt})
+    run = _Run(config, model, Tokenizer.load(folder), progress)
     return {
         "model": config.model,
+        "adapter": run.adapter,
         "weights_hash": run.weights,
         "cross_attention": run.state,
         "k": config.k,
         "max_tokens": config.max_tokens,
+        "countries": config.countries,
         "prompt": config.prompt.model_dump(mode="json"),
         "tasks": {task.name: run.task(task) for task in tasks},
     }
@@ -57,6 +68,9 @@ class _Run:
         self._format = ChatFormat(tokenizer)
         self._context = min(config.max_context, model.config.max_positions)
         self.state, self.weights = cross_attention_state(model), weights_hash(model)
+        self.adapter = None
+        if config.adapter is not None:
+            self.adapter = {"folder": str(config.adapter), "blake3": file_digest(config.adapter / WEIGHTS_FILE)[1]}
 
     def task(self, task: Task) -> dict[str, Any]:
         config = self._config
@@ -91,14 +105,15 @@ class _Run:
 
     def _settings(self, task: Task, questions: Sequence[Question], snapshot: str | None) -> dict[str, Any]:
         config = self._config
-        asked = sha256(repr([(each.id, each.text, each.answers) for each in questions]).encode()).hexdigest()
+        asked = sha256(repr([astuple(each) for each in questions]).encode()).hexdigest()
         return {
             "task": task.name,
             "weights": self.weights,
+            "adapter": self.adapter and self.adapter["blake3"],
             "snapshot": snapshot,
             "questions": len(questions),
             "questions_sha256": asked,
-            **config.model_dump(mode="json", include={"limit", "k", "max_tokens", "max_context", "prompt", "dtype"}),
+            **config.model_dump(mode="json", include=_SETTLED),
         }
 
     def _snapshot(self, database: str | None) -> str:
@@ -149,7 +164,12 @@ class _Run:
                 )
                 self._progress(f"{task.name} {side}", len(records.rows), len(questions))
         rows = [Prediction.parse(records.rows[question.id], source=str(records.path)) for question in questions]
-        return score(rows)
+        verdicts = [
+            judge(row.prediction, question.answers, question.other_answers)
+            for row, question in zip(rows, questions, strict=True)
+            if question.other_answers is not None
+        ]
+        return score(rows) | (score_verdicts(verdicts) if verdicts else {})
 
     def _prompt(self, question: str, shown: Sequence[str]) -> list[int]:
         settings = self._config.prompt
@@ -166,7 +186,5 @@ def _ceiling(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Shares of questions whose answer could be read; as in `passage_rows`."""
     figures: dict[str, Any] = {}
     for name in ("in_passages", "in_shown", "evidence"):
-        found = bootstrap_mean([float(row[name]) for row in rows if row[name] is not None])
-        figures[name] = None if found is None else found.mean
-        figures[f"{name}_interval"] = None if found is None else [found.low, found.high]
+        figures |= figure(name, [float(row[name]) for row in rows if row[name] is not None])
     return figures

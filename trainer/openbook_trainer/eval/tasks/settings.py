@@ -8,17 +8,20 @@ from typing import Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from openbook_core.config import FrozenConfig
-from openbook_prompt.settings import PromptSettings
+from openbook_prompt.settings import DEFAULT_PASSAGES, PromptSettings
 
 
 class TasksConfig(FrozenConfig):
     """`databases`: for each task with a database its name at `retriever`. `limit`: a sample of so many questions a task.
 
     `limit_documents`: each task's database was built from its first documents only; only questions about these are
-    asked. `k` passages are found for a question; what of them is shown is for `prompt` to say.
+    asked. `countries`: the part of them that the factbook's tasks ask about. `adapter` is merged into the model, and
+    the prompt's settings that it was trained with replace `prompt`, save for those that `prompt` sets. `k` passages
+    are found for a question; what of them is shown is for `prompt` to say.
     """
 
     model: str
+    adapter: Path | None = None
     tasks: tuple[str, ...] = Field(min_length=1)
     data: Path
     out: Path
@@ -26,7 +29,8 @@ class TasksConfig(FrozenConfig):
     databases: dict[str, str] = Field(default_factory=dict)
     limit: PositiveInt | None = None
     limit_documents: PositiveInt | None = None
-    k: PositiveInt = 4
+    countries: str = "all"
+    k: PositiveInt = DEFAULT_PASSAGES
     max_tokens: PositiveInt = 32
     batch: PositiveInt = 8
     max_context: PositiveInt = 2048

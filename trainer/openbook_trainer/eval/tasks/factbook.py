@@ -1,0 +1,76 @@
+"""The World Factbook's tasks: one edition is served, and each question has the answers of another one, too.
+
+`factbook`: people in office that changed, where neither name occurs in the other edition; `factbook-fields`: the
+fields that are not people; `factbook-qa`: both kinds, changed or not. `NAME@EDITION` serves another edition than the
+last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from openbook_core.errors import ArgumentError, NotFoundError
+from openbook_trainer.eval.tasks.files import read_rows, require_answers
+from openbook_trainer.eval.tasks.task import Question, Task, TaskDocument
+from openbook_trainer.sft.readers import PEOPLE, is_training_country
+
+LAST = "2026-02-19"
+# Each edition with the one that its answers are compared with.
+EDITIONS = {"2015-11-18": LAST, "2021-02-15": LAST, LAST: "2015-11-18"}
+COUNTRIES = ("all", "train", "test")
+NAMES = ("factbook", "factbook-fields", "factbook-qa")
+# Extracted by rule, and between editions often only reworded.
+_LEFT_OUT = "government type"
+_SIDE_KEYS = ("answer", "aliases", "doc")
+
+
+def factbook_task(name: str, countries: str) -> Task:
+    """Of `NAME` or `NAME@EDITION`; raises NotFoundError for another edition, ArgumentError for other countries.
+
+    `countries`: all, or those that instruction tuning may ("train") or may not ("test") train on.
+    """
+    kind, _, edition = name.partition("@")
+    edition = edition or LAST
+    if edition not in EDITIONS:
+        raise NotFoundError(f"task {name}: no edition {edition!r}; there are {', '.join(EDITIONS)}", field="tasks")
+    if countries not in COUNTRIES:
+        raise ArgumentError(f"countries {countries!r}: expected {', '.join(COUNTRIES)}", field="countries")
+    return Task(
+        name,
+        f"factbook-{edition}",
+        partial(_questions, kind=kind, served=edition, countries=countries),
+        partial(_documents, edition=edition),
+    )
+
+
+def _documents(data: Path, edition: str) -> Iterator[TaskDocument]:
+    for _, row in read_rows(data / "factbook" / f"{edition}.jsonl.zst", ("id", "country", "text")):
+        yield TaskDocument(row["id"], row["country"], row["text"])
+
+
+def _questions(data: Path, kind: str, served: str, countries: str) -> Iterator[Question]:
+    other = EDITIONS[served]
+    this, that = ("old", "new") if served < other else ("new", "old")
+    keys = ["id", "country", "field", "question", *(f"{side}_{key}" for side in (this, that) for key in _SIDE_KEYS)]
+    keys += ["clean"] if kind == "factbook" else []
+    file = f"{'people' if kind == 'factbook' else 'qa'}_{min(served, other)}_{max(served, other)}.jsonl.zst"
+    for place, row in read_rows(data / "factbook" / file, tuple(keys)):
+        if not _is_of_kind(row, kind):
+            continue
+        if countries != "all" and is_training_country(row["country"]) != (countries == "train"):
+            continue
+        served_answers, other_answers = _answers(row, this, place), _answers(row, that, place)
+        yield Question(row["id"], row["question"], served_answers, row[f"{this}_doc"], other_answers)
+
+
+def _is_of_kind(row: dict[str, Any], kind: str) -> bool:
+    if kind == "factbook":
+        return bool(row["clean"])
+    return row["field"] != _LEFT_OUT and not (kind == "factbook-fields" and row["field"] in PEOPLE)
+
+
+def _answers(row: dict[str, Any], side: str, place: str) -> tuple[str, ...]:
+    return require_answers([row[f"{side}_answer"], *row[f"{side}_aliases"]], place)
