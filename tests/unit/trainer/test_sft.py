@@ -1,4 +1,4 @@
-"""Instruction tuning: blends, readers, packing, adapters, resume; on real small networks."""
+"""Instruction tuning: packing, adapters, resume; on real small networks."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from trainer_fakes import FakeRetriever, M, byte_tokenizer, serve_retriever
-from zstandard import ZstdCompressor
 
 from openbook_core.errors import ConfigError, InputError, MismatchError, NotFoundError
 from openbook_core.tokenizer import Tokenizer
@@ -16,13 +15,13 @@ from openbook_model import EncoderConfig, RetroConfig, RetroModel, initialise, l
 from openbook_model.adapter import merge_adapter, read_prompt, save_adapter
 from openbook_model.chunks import chunks_due, default_first_chunk
 from openbook_prompt.chat import ChatFormat
+from openbook_prompt.recipe import Message
 from openbook_prompt.settings import PromptSettings
 from openbook_trainer.sft.batches import Batches
-from openbook_trainer.sft.blend import load_blend, read_examples
 from openbook_trainer.sft.config import LoraSettings, SftConfig
 from openbook_trainer.sft.lora import adapter_pairs, inject
 from openbook_trainer.sft.packing import Encoded, encode_example, pack
-from openbook_trainer.sft.readers import READERS, Example, is_training_country
+from openbook_trainer.sft.readers import Example
 from openbook_trainer.sft.run import packed_loss, run_sft
 
 
@@ -56,36 +55,6 @@ def write(path, text):
     return path
 
 
-def test_weights_must_sum_to_one_and_formats_be_known(tmp_path):
-    text = "datasets:\n- {{path: a, format: {}, weight: {}}}\n"
-    with pytest.raises(ConfigError, match=r"sum to 0\.5, not to 1"):
-        load_blend(write(tmp_path / "a.yaml", text.format("pairs", 0.5)))
-    with pytest.raises(ConfigError, match="factbook, pairs, squad"):
-        load_blend(write(tmp_path / "b.yaml", text.format("csv", 1)))
-
-
-def test_a_row_without_an_answer_is_named_by_its_line(tmp_path):
-    path = write(tmp_path / "rows.jsonl", '{"question": "a?", "answer": "b"}\n{"question": "a?", "answer": " "}\n')
-    with pytest.raises(InputError, match=r"line 2: has no text in field 'answer'"):
-        READERS["pairs"](str(path), {})
-    with pytest.raises(NotFoundError, match="is missing"):
-        READERS["pairs"](str(tmp_path / "none"), {})
-
-
-def test_the_factbook_reader_keeps_the_test_countries_out(tmp_path):
-    rows = [
-        {"country": name, "field": "capital", "question": f"{name}?", "old_answer": "x", "new_answer": "y"}
-        for name in ("Canada", "Chad", "Chile", "China", "Cuba", "Cyprus", "Congo", "Colombia")
-    ]
-    path = str(write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
-    parts = {part: {e.question for e in READERS["factbook"](path, {"part": part})} for part in ("train", "test", "all")}
-    assert parts["train"] | parts["test"] == parts["all"] and not parts["train"] & parts["test"]
-    assert parts["train"] == {f"{row['country']}?" for row in rows if is_training_country(row["country"])}
-    assert {e.answer for e in READERS["factbook"](path, {"edition": "new"})} == {"y"}
-    with pytest.raises(ConfigError, match="train, test, all"):
-        READERS["factbook"](path, {"part": "dev"})
-
-
 def test_only_the_answer_and_the_end_token_are_learnt(tokenizer):
     example = Example("Who is the king of Chad?", "Ada LOVELACE")
     form, settings = ChatFormat(tokenizer), PromptSettings()
@@ -96,6 +65,17 @@ def test_only_the_answer_and_the_end_token_are_learnt(tokenizer):
     assert "The king of Chad is Ada LOVELACE" in tokenizer.decode(encoded.ids)
     with pytest.raises(InputError, match="raise row_tokens"):
         encode_example(form, tokenizer, example, [], settings, 20)
+
+
+def test_earlier_turns_stand_before_the_question_as_in_serving(tokenizer):
+    turns = (("system", "You are a poet."), ("user", "A word, please."), ("assistant", "Sea."))
+    form = ChatFormat(tokenizer)
+    encoded = encode_example(form, tokenizer, Example("Another?", "Sky.", turns=turns), [], PromptSettings(), 256)
+    messages = [Message(role, text) for role, text in (*turns, ("user", "Another?"))]
+    prompt = form.encode_chat(messages).ids
+    assert encoded.ids[: len(prompt)] == prompt
+    assert encoded.labels[: len(prompt) - 1] == [-100] * (len(prompt) - 1)
+    assert tokenizer.decode(encoded.ids[len(prompt) : -1]) == "Sky."
 
 
 def test_packed_examples_have_the_loss_of_separate_ones(network):
@@ -164,21 +144,6 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(network, tokenizer, tmp_p
         run_sft(SftConfig(out=tmp_path / "parts", **(common | {"examples": 2})))
     full = run_sft(SftConfig(out=tmp_path / "full", **(common | {"steps": 1, "lora": None})))
     assert isinstance(load(tmp_path / "full/model", torch.float32), RetroModel) and full["steps"] == 1
-
-
-def test_squad_brings_its_own_passage(tmp_path):
-    asked = {"question": "Who?", "answers": [{"text": "Ada"}, {"text": "Ada"}]}
-    data = {"data": [{"paragraphs": [{"context": "It was Ada.", "qas": [asked, {"question": "x", "answers": []}]}]}]}
-    path = write(tmp_path / "squad.json", json.dumps(data))
-    blend = write(tmp_path / "b.yaml", f"datasets:\n- {{path: {path}, format: squad, weight: 1}}\n")
-    wanted = [[Example("Who?", "Ada", ("Ada",), ("It was Ada.",))]]
-    assert read_examples(load_blend(blend)) == wanted
-    (tmp_path / "squad.json.zst").write_bytes(ZstdCompressor().compress(json.dumps(data).encode()))
-    packed = write(tmp_path / "z.yaml", f"datasets:\n- {{path: {path}.zst, format: squad, weight: 1}}\n")
-    assert read_examples(load_blend(packed)) == wanted
-    write(path, "[]")
-    with pytest.raises(InputError, match=r"squad\.json: is not SQuAD's JSON"):
-        read_examples(load_blend(blend))
 
 
 def retro(conditioned):

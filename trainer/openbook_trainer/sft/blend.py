@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, PositiveFloat, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from openbook_core.config import FrozenConfig, load_config
+from openbook_core.errors import InputError
 from openbook_trainer.sft.readers import READERS, Example
+
+logger = logging.getLogger(__name__)
 
 
 class DataSet(FrozenConfig):
     """`path` may name environment variables; `weight` is the fraction of examples that are drawn from here.
 
-    `options` belong to the format, see `readers`. `database` is asked for passages instead of the run's.
+    `options` belong to the format, see `readers`. Left out are examples with more than `max_characters` (of earlier
+    turns, question and answer) or an answer whose length is not within `answer_characters`. Passages come from
+    `database`, by default the run's; without `retrieve` a question with no passage of its own stands alone.
     """
 
     path: str
     format: str
     weight: PositiveFloat
+    licence: str = ""
     options: dict[str, str] = Field(default_factory=dict)
     database: str = ""
+    max_characters: PositiveInt | None = None
+    answer_characters: tuple[PositiveInt, PositiveInt] | None = None
+    retrieve: bool = True
 
     @field_validator("format")
     @classmethod
@@ -30,6 +41,11 @@ class DataSet(FrozenConfig):
         if value not in READERS:
             raise ValueError(f"unknown format {value!r}; known are {', '.join(sorted(READERS))}")
         return value
+
+    @model_validator(mode="after")
+    def _options(self) -> Self:
+        READERS[self.format].resolve(self.options)
+        return self
 
 
 class Blend(FrozenConfig):
@@ -51,5 +67,23 @@ def load_blend(path: Path) -> Blend:
 
 
 def read_examples(blend: Blend) -> list[list[Example]]:
-    """The examples of each data set. Raises InputError for a missing file, a bad row (with its line), or none."""
-    return [READERS[each.format](each.path, each.options) for each in blend.datasets]
+    """The examples of each data set. Raises NotFoundError, or InputError for a bad row (with its line) or none."""
+    return [_read(each) for each in blend.datasets]
+
+
+def _read(data: DataSet) -> list[Example]:
+    found = READERS[data.format](data.path, data.options)
+    kept = [each for each in found if _has_length(each, data)]
+    if not kept:
+        raise InputError(f"{data.path}: none of its {len(found)} examples has the lengths asked for", field="blend")
+    if len(kept) < len(found):
+        logger.info("%s: %d of %d examples left out by their length", data.path, len(found) - len(kept), len(found))
+    if data.retrieve:
+        return kept
+    return [each if each.passages else replace(each, passages=()) for each in kept]
+
+
+def _has_length(example: Example, data: DataSet) -> bool:
+    whole = sum(len(text) for text in (*(text for _, text in example.turns), example.question, example.answer))
+    least, most = data.answer_characters or (1, len(example.answer))
+    return whole <= (data.max_characters or whole) and least <= len(example.answer) <= most

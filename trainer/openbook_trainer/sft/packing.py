@@ -15,7 +15,7 @@ from openbook_core.errors import InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_prompt.chat import ChatFormat, fit
 from openbook_prompt.chat import Encoded as Prompt
-from openbook_prompt.recipe import build_messages, lead_in
+from openbook_prompt.recipe import Message, build_messages, lead_in
 from openbook_prompt.settings import PromptSettings
 from openbook_trainer.data import IGNORED
 from openbook_trainer.sft.readers import Example
@@ -64,15 +64,17 @@ def encode_example(
     if tokenizer.eos_id is not None:
         answer.append(tokenizer.eos_id)
 
+    earlier = [Message(role, text) for role, text in example.turns]
+
     def encode(kept: Sequence[str]) -> Prompt:
-        return form.encode_chat(build_messages(example.question, kept, settings), lead)
+        return form.encode_chat([*earlier, *build_messages(example.question, kept, settings)], lead)
 
     room = limit - len(answer)
-    bare = len(form.encode_chat(build_messages(example.question, [], settings), lead).ids)
+    bare = len(encode([]).ids)
     if bare > room:
         raise InputError(
             f"{example.question[:80]!r}: question and answer have {bare + len(answer)} tokens and row_tokens is "
-            f"{limit}; raise row_tokens or leave out the row",
+            f"{limit}; raise row_tokens, or leave the example out (max_characters of its data set)",
             field="row_tokens",
         )
     prompt = fit(tokenizer, shown, room, encode, "question").ids

@@ -15,15 +15,13 @@ from typing import Any
 from openbook_core.errors import ArgumentError, NotFoundError
 from openbook_trainer.eval.tasks.files import read_rows, require_answers
 from openbook_trainer.eval.tasks.task import Question, Task, TaskDocument
-from openbook_trainer.sft.readers import PEOPLE, is_training_country
+from openbook_trainer.sft.readers import LEFT_OUT, PEOPLE, is_training_country
 
 LAST = "2026-02-19"
 # Each edition with the one that its answers are compared with.
 EDITIONS = {"2015-11-18": LAST, "2021-02-15": LAST, LAST: "2015-11-18"}
 COUNTRIES = ("all", "train", "test")
 NAMES = ("factbook", "factbook-fields", "factbook-qa")
-# Extracted by rule, and between editions often only reworded.
-_LEFT_OUT = "government type"
 _SIDE_KEYS = ("answer", "aliases", "doc")
 
 
@@ -69,7 +67,7 @@ def _questions(data: Path, kind: str, served: str, countries: str) -> Iterator[Q
 def _is_of_kind(row: dict[str, Any], kind: str) -> bool:
     if kind == "factbook":
         return bool(row["clean"])
-    return row["field"] != _LEFT_OUT and not (kind == "factbook-fields" and row["field"] in PEOPLE)
+    return row["field"] != LEFT_OUT and not (kind == "factbook-fields" and row["field"] in PEOPLE)
 
 
 def _answers(row: dict[str, Any], side: str, place: str) -> tuple[str, ...]:

@@ -1,0 +1,108 @@
+"""Blends: weights, lengths, and the shipped recipes."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from openbook_core.config import load_config
+from openbook_core.errors import ConfigError, InputError
+from openbook_core.tokenizer import Tokenizer
+from openbook_core.weights import DEFAULT_MODEL
+from openbook_prompt.chat import ChatFormat
+from openbook_prompt.settings import PromptSettings
+from openbook_trainer.sft.blend import load_blend, read_examples
+from openbook_trainer.sft.config import SftConfig
+from openbook_trainer.sft.packing import encode_example
+
+ROOT = Path(__file__).parents[3]
+RUNS = sorted((ROOT / "examples/train").glob("*-sft.yaml"))
+BLENDS = sorted((ROOT / "examples/train/blends").glob("*.yaml"))
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_weights_must_sum_to_one_and_formats_and_options_be_known(tmp_path):
+    text = "datasets:\n- {{path: a, format: {}, weight: {}, options: {{{}}}}}\n"
+    with pytest.raises(ConfigError, match=r"sum to 0\.5, not to 1"):
+        load_blend(write(tmp_path / "a.yaml", text.format("pairs", 0.5, "")))
+    with pytest.raises(ConfigError, match="unknown format 'csv'; known are factbook, flan, glossary"):
+        load_blend(write(tmp_path / "b.yaml", text.format("csv", 1, "")))
+    with pytest.raises(ConfigError, match="datasets.*unknown option 'step'; this format has steps"):
+        load_blend(write(tmp_path / "c.yaml", text.format("flan", 1, "step: without")))
+
+
+def test_examples_of_other_lengths_are_left_out(tmp_path):
+    rows = [{"question": "q" * asked, "answer": "a" * answered} for asked, answered in ((5, 1), (5, 4), (50, 4))]
+    path = write(tmp_path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+    def read(more):
+        blend = f"datasets:\n- {{path: {path}, format: pairs, weight: 1, {more}}}\n"
+        (examples,) = read_examples(load_blend(write(tmp_path / "blend.yaml", blend)))
+        return [(len(each.question), len(each.answer), each.passages) for each in examples]
+
+    assert read("retrieve: true") == [(5, 1, None), (5, 4, None), (50, 4, None)]
+    assert read("max_characters: 9, retrieve: false") == [(5, 1, ()), (5, 4, ())]
+    assert read("answer_characters: [2, 9]") == [(5, 4, None), (50, 4, None)]
+    with pytest.raises(InputError, match="none of its 3 examples has the lengths asked for"):
+        read("max_characters: 3")
+
+
+@pytest.mark.parametrize("path", BLENDS, ids=lambda path: path.stem)
+def test_the_shipped_blends_load(path):
+    blend = load_blend(path)
+    assert math.isclose(sum(each.weight for each in blend.datasets), 1)
+    assert not [each.path for each in blend.datasets if "user_oriented" in each.path]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_the_shipped_runs_load(path):
+    config, _ = load_config(SftConfig, path)
+    assert load_blend(ROOT / config.blend).datasets
+
+
+def test_nvidias_blend_has_its_weights():
+    weights = [each.weight for each in load_blend(ROOT / "examples/train/blends/nvidia-open.yaml").datasets]
+    assert weights == [0.02, 0.02, 0.01, 0.02, 0.02, 0.01, 0.05, 0.817, 0.033]
+
+
+# At least so many examples in each set of blends/instruct.yaml.
+COUNTS = {
+    "t0_50k_open": 21000,
+    "dev-v1.1": 5000,
+    "glossary_qa": 12000,
+    "dolly_no_context": 4600,
+    "basic_instructions": 1100,
+    "self_instruct_seed_tasks": 170,
+    "gsm8k_train": 7400,
+    "flan_cot_aqua_train": 2700,
+    "flan_cot_creak_train": 6900,
+    "flan_cot_ecqa_train": 7100,
+    "flan_cot_qasc_train": 1000,
+    "flan_cot_sensemaking_train": 6000,
+    "flan_cot_strategyqa_train": 2000,
+}
+
+
+def test_the_instruct_blend_is_whole_and_fits_its_rows():
+    if not os.environ.get("OPENBOOK_DATA"):
+        pytest.skip("OPENBOOK_DATA is not set to a folder with instruct/, squad/ and openstax/ (not shipped)")
+    config, _ = load_config(SftConfig, ROOT / "examples/train/instruct-sft.yaml")
+    blend = load_blend(ROOT / config.blend)
+    tokenizer = Tokenizer.load(DEFAULT_MODEL)
+    form = ChatFormat(tokenizer)
+    found = {}
+    for data, examples in zip(blend.datasets, read_examples(blend), strict=True):
+        found[Path(data.path).name.partition(".jsonl")[0].partition(".json")[0].partition(".tsv")[0]] = len(examples)
+        assert all(each.question and each.answer and each.passages is not None for each in examples), data.path
+        # One token is at least one byte, so the longest in bytes are those that could be too long.
+        examples.sort(key=lambda each: -len((each.question + each.answer).encode()))
+        for each in examples[:40]:
+            encode_example(form, tokenizer, each, each.passages, PromptSettings(), config.row_tokens)
+    assert found.keys() == COUNTS.keys()
+    assert all(found[name] >= least for name, least in COUNTS.items()), found
