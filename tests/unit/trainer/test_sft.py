@@ -170,7 +170,7 @@ def test_packed_examples_read_the_neighbours_that_serving_finds(conditioned, tmp
         {"question": f"Who is number {n}?", "answers": [{"text": "Ada " * (1 + n % 3) + str(n)}]} for n in range(9)
     ]
     paragraph = "; ".join(each["answers"][0]["text"] for each in asked)
-    text = json.dumps({"data": [{"paragraphs": [{"context": paragraph, "qas": asked}]}]})
+    text = json.dumps({"data": [{"title": "People", "paragraphs": [{"context": paragraph, "qas": asked}]}]})
     path = write(tmp_path / "squad.json", text)
     blend = write(tmp_path / "b.yaml", f"datasets:\n- {{path: {path}, format: squad, weight: 1}}\n")
     tokenizer.save(tmp_path / "tokenizer")
