@@ -73,19 +73,19 @@ def test_nvidias_blend_has_its_weights():
 
 # At least so many examples in each set of blends/instruct.yaml.
 COUNTS = {
-    "t0_50k_open": 21000,
-    "dev-v1.1": 5000,
-    "glossary_qa": 12000,
-    "dolly_no_context": 4600,
-    "basic_instructions": 1100,
-    "self_instruct_seed_tasks": 170,
-    "gsm8k_train": 7400,
-    "flan_cot_aqua_train": 2700,
-    "flan_cot_creak_train": 6900,
-    "flan_cot_ecqa_train": 7100,
-    "flan_cot_qasc_train": 1000,
-    "flan_cot_sensemaking_train": 6000,
-    "flan_cot_strategyqa_train": 2000,
+    "t0_50k_open.jsonl.zst": 21000,
+    "dev-v1.1.json.zst": 5000,
+    "glossary_qa.jsonl.zst": 12000,
+    "dolly_no_context.jsonl.zst": 4600,
+    "basic_instructions.json.zst": 1100,
+    "self_instruct_seed_tasks.jsonl.zst": 170,
+    "gsm8k_train.jsonl.zst": 7400,
+    "flan_cot_aqua_train.tsv.zst": 2700,
+    "flan_cot_creak_train.tsv.zst": 6900,
+    "flan_cot_ecqa_train.tsv.zst": 7100,
+    "flan_cot_qasc_train.tsv.zst": 1000,
+    "flan_cot_sensemaking_train.tsv.zst": 6000,
+    "flan_cot_strategyqa_train.tsv.zst": 2000,
 }
 
 
@@ -98,7 +98,7 @@ def test_the_instruct_blend_is_whole_and_fits_its_rows():
     form = ChatFormat(tokenizer)
     found = {}
     for data, examples in zip(blend.datasets, read_examples(blend), strict=True):
-        found[Path(data.path).name.partition(".jsonl")[0].partition(".json")[0].partition(".tsv")[0]] = len(examples)
+        found[Path(data.path).name] = len(examples)
         assert all(each.question and each.answer and each.passages is not None for each in examples), data.path
         # One token is at least one byte, so the longest in bytes are those that could be too long.
         examples.sort(key=lambda each: -len((each.question + each.answer).encode()))
