@@ -1,5 +1,6 @@
 """Blends: weights, lengths, and the shipped recipes."""
 
+import gzip
 import json
 import math
 import os
@@ -66,9 +67,31 @@ def test_the_shipped_runs_load(path):
     assert load_blend(ROOT / config.blend).datasets
 
 
-def test_nvidias_blend_has_its_weights():
-    weights = [each.weight for each in load_blend(ROOT / "examples/train/blends/nvidia-open.yaml").datasets]
-    assert weights == [0.02, 0.02, 0.01, 0.02, 0.02, 0.01, 0.05, 0.817, 0.033]
+def test_nvidias_blend_has_its_weights_and_reads_rows_of_its_sets(tmp_path, monkeypatch):
+    def reply(text, **more):
+        return {"role": "assistant", "text": text, "lang": "en", "rank": 0, "replies": [], **more}
+
+    trees = [
+        {"prompt": {"role": "prompter", "text": f"{text}?", "lang": "en", "replies": [reply(text)]}}
+        for text in ("Plain", "```code```")
+    ]
+    rows = {
+        "soda.jsonl": [{"narrative": "n", "dialogue": ["Hi", "Ho"], "speakers": ["A", "B"]}],
+        "eli5.jsonl": [{"q_id": "1", "title": "Why?", "selftext": "", "answers": {"text": ["So."], "score": [3]}}],
+        "self_instruct.jsonl": [{"prompt": "p", "completion": "c" * length} for length in (300, 301)],
+        "unnatural_instructions.jsonl": [{"instruction": "i", "instances": [{"input": "j", "output": "o"}]}],
+        "databricks-dolly-15k.jsonl": [{"instruction": "i", "context": "", "response": "r", "category": "open_qa"}],
+        "oasst.trees.jsonl.gz": trees,
+    }
+    for name, content in rows.items():
+        data = "".join(json.dumps(row) + "\n" for row in content).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    write(tmp_path / "flan_cot.tsv", "q\ta\tc\n")
+    monkeypatch.setenv("OPENBOOK_OPEN_BLEND", str(tmp_path))
+    blend = load_blend(ROOT / "examples/train/blends/nvidia-open.yaml")
+    assert [each.weight for each in blend.datasets] == [0.02, 0.02, 0.01, 0.02, 0.02, 0.01, 0.05, 0.817, 0.033]
+    answers = [[each.answer for each in examples] for examples in read_examples(blend)]
+    assert answers == [["Ho"], ["So."], ["c" * 300], ["c" * 301], ["o"], ["c\na"], ["r"], ["Plain"], ["```code```"]]
 
 
 # At least so many examples in each set of blends/instruct.yaml.
