@@ -1,5 +1,6 @@
 """Blends: weights, lengths, and the shipped recipes."""
 
+import gzip
 import json
 import math
 import os
@@ -66,26 +67,48 @@ def test_the_shipped_runs_load(path):
     assert load_blend(ROOT / config.blend).datasets
 
 
-def test_nvidias_blend_has_its_weights():
-    weights = [each.weight for each in load_blend(ROOT / "examples/train/blends/nvidia-open.yaml").datasets]
-    assert weights == [0.02, 0.02, 0.01, 0.02, 0.02, 0.01, 0.05, 0.817, 0.033]
+def test_nvidias_blend_has_its_weights_and_reads_rows_of_its_sets(tmp_path, monkeypatch):
+    def reply(text, **more):
+        return {"role": "assistant", "text": text, "lang": "en", "rank": 0, "replies": [], **more}
+
+    trees = [
+        {"prompt": {"role": "prompter", "text": f"{text}?", "lang": "en", "replies": [reply(text)]}}
+        for text in ("Plain", "```code```")
+    ]
+    rows = {
+        "soda.jsonl": [{"narrative": "n", "dialogue": ["Hi", "Ho"], "speakers": ["A", "B"]}],
+        "eli5.jsonl": [{"q_id": "1", "title": "Why?", "selftext": "", "answers": {"text": ["So."], "score": [3]}}],
+        "self_instruct.jsonl": [{"prompt": "p", "completion": "c" * length} for length in (300, 301)],
+        "unnatural_instructions.jsonl": [{"instruction": "i", "instances": [{"input": "j", "output": "o"}]}],
+        "databricks-dolly-15k.jsonl": [{"instruction": "i", "context": "", "response": "r", "category": "open_qa"}],
+        "oasst.trees.jsonl.gz": trees,
+    }
+    for name, content in rows.items():
+        data = "".join(json.dumps(row) + "\n" for row in content).encode()
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    write(tmp_path / "flan_cot.tsv", "q\ta\tc\n")
+    monkeypatch.setenv("OPENBOOK_OPEN_BLEND", str(tmp_path))
+    blend = load_blend(ROOT / "examples/train/blends/nvidia-open.yaml")
+    assert [each.weight for each in blend.datasets] == [0.02, 0.02, 0.01, 0.02, 0.02, 0.01, 0.05, 0.817, 0.033]
+    answers = [[each.answer for each in examples] for examples in read_examples(blend)]
+    assert answers == [["Ho"], ["So."], ["c" * 300], ["c" * 301], ["o"], ["c\na"], ["r"], ["Plain"], ["```code```"]]
 
 
 # At least so many examples in each set of blends/instruct.yaml.
 COUNTS = {
-    "t0_50k_open": 21000,
-    "dev-v1.1": 5000,
-    "glossary_qa": 12000,
-    "dolly_no_context": 4600,
-    "basic_instructions": 1100,
-    "self_instruct_seed_tasks": 170,
-    "gsm8k_train": 7400,
-    "flan_cot_aqua_train": 2700,
-    "flan_cot_creak_train": 6900,
-    "flan_cot_ecqa_train": 7100,
-    "flan_cot_qasc_train": 1000,
-    "flan_cot_sensemaking_train": 6000,
-    "flan_cot_strategyqa_train": 2000,
+    "t0_50k_open.jsonl.zst": 21000,
+    "dev-v1.1.json.zst": 5000,
+    "glossary_qa.jsonl.zst": 12000,
+    "dolly_no_context.jsonl.zst": 4600,
+    "basic_instructions.json.zst": 1100,
+    "self_instruct_seed_tasks.jsonl.zst": 170,
+    "gsm8k_train.jsonl.zst": 7400,
+    "flan_cot_aqua_train.tsv.zst": 2700,
+    "flan_cot_creak_train.tsv.zst": 6900,
+    "flan_cot_ecqa_train.tsv.zst": 7100,
+    "flan_cot_qasc_train.tsv.zst": 1000,
+    "flan_cot_sensemaking_train.tsv.zst": 6000,
+    "flan_cot_strategyqa_train.tsv.zst": 2000,
 }
 
 
@@ -98,7 +121,7 @@ def test_the_instruct_blend_is_whole_and_fits_its_rows():
     form = ChatFormat(tokenizer)
     found = {}
     for data, examples in zip(blend.datasets, read_examples(blend), strict=True):
-        found[Path(data.path).name.partition(".jsonl")[0].partition(".json")[0].partition(".tsv")[0]] = len(examples)
+        found[Path(data.path).name] = len(examples)
         assert all(each.question and each.answer and each.passages is not None for each in examples), data.path
         # One token is at least one byte, so the longest in bytes are those that could be too long.
         examples.sort(key=lambda each: -len((each.question + each.answer).encode()))

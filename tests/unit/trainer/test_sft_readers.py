@@ -219,7 +219,6 @@ def test_calculations_lose_their_marks(read):
 def test_instructions_have_inputs_and_constraints(read):
     seed = {
         "id": "seed_task_1",
-        "name": "antonym_relation",
         "instruction": "What is the relation between the given pairs?",
         "instances": [
             {

@@ -20,9 +20,10 @@ logger = logging.getLogger(__name__)
 class DataSet(FrozenConfig):
     """`path` may name environment variables; `weight` is the fraction of examples that are drawn from here.
 
-    `options` belong to the format, see `readers`. Left out are examples with more than `max_characters` (of earlier
-    turns, question and answer) or an answer whose length is not within `answer_characters`. Passages come from
-    `database`, by default the run's; without `retrieve` a question with no passage of its own stands alone.
+    `options` belong to the format, see `readers`; `licence` is for whoever reads the file. Left out are examples with
+    more than `max_characters` (of earlier turns, question and answer) or an answer whose length is not within
+    `answer_characters`. Passages come from `database`, by default the run's; without `retrieve` a question with no
+    passage of its own stands alone.
     """
 
     path: str
