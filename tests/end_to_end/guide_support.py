@@ -1,0 +1,80 @@
+"""A guide's commands, run as written but for ports, folders and sizes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+class Guide:
+    """The ```sh blocks of docs/guides/NAME.md. `smaller`: what is written, which must be there, and what is run."""
+
+    def __init__(self, name: str, folder: Path, smaller: Mapping[str, str]) -> None:
+        text = (ROOT / "docs" / "guides" / f"{name}.md").read_text(encoding="utf-8")
+        self._folder, self._log = folder, folder / "log"
+        self.blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        self._smaller = {**smaller, "examples/": f"{ROOT}/examples/"}
+        for written in smaller:
+            assert any(written in block for block in self.blocks), f"{name}.md no longer says {written!r}"
+        self._ports = {port: _free_port() for port in ("7000", "7001")}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self._environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PATH": path}
+
+    def run(self, block: str) -> str:
+        """Standard output; a command that fails fails the test."""
+        done = subprocess.run(
+            ["bash", "-ec", self._adapt(block)],
+            cwd=self._folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{self._log.read_text() if self._log.exists() else ''}"
+        return done.stdout
+
+    @contextmanager
+    def services(self, block: str) -> Iterator[None]:
+        """The services that the block starts in the background, from when all are ready until they have ended."""
+        output = self._folder / "output"
+        with output.open("w") as stdout, self._log.open("w") as stderr:
+            started = subprocess.Popen(
+                ["bash", "-ec", self._adapt(block) + "wait\n"],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
+            try:
+                deadline = time.monotonic() + 240
+                while output.read_text().count('"address"') < block.count("serve "):
+                    assert time.monotonic() < deadline, self._log.read_text()
+                    time.sleep(0.2)
+                yield
+            finally:
+                os.killpg(started.pid, signal.SIGTERM)
+                started.wait(30)
+
+    def _adapt(self, block: str) -> str:
+        for written, smaller in self._smaller.items():
+            block = re.sub(rf"(?<![\w/]){re.escape(written)}", lambda _, new=smaller: new, block)
+        for port, free in self._ports.items():
+            block = re.sub(rf"(?<=:){port}|(?<=--port ){port}", free, block)
+        return block
+
+
+def _free_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])
