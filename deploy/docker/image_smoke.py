@@ -1,205 +1,254 @@
 """What a container engine would do with the Dockerfiles, in bare virtual environments: `make image-smoke`.
 
-The build stage's RUN lines and the ENTRYPOINT, CMD and HEALTHCHECK are read from the Dockerfiles and run as they are, but
-for folders, hosts and ports. The command runs with the image's ENV only, and, where this is run as root with an
-interpreter that others can read, as user 10001, to whom nothing of the image is writable; a service must become healthy
-by its own health check. What an image must not hold is looked up after pip.
+The build stage's steps are taken in order and its RUN lines run as they are, but for folders; so are ENTRYPOINT, CMD and
+HEALTHCHECK, but for folders, hosts and ports. The command runs with the image's ENV only, and, where this is run as root
+with an interpreter that others can read, as user 10001, to whom nothing of the image is writable; a service must become
+healthy by its own health check. Images are independent of each other, so there are as many at a time as cores.
+The log of a failed one is shown, and the exit status is 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+from dockerfile import FORBIDDEN, INSTALLED, SOURCE, Copy, Env, Image, forbidden, read_dockerfile
 
 from openbook_database.registry.local_redis import LocalRedis
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "deploy" / "docker"
-HEAVY = ("torch", "transformers", "peft")
-WEB = ("fastapi", "uvicorn", "starlette")
-COMMAND = ("openbook-cli",)
-ABSENT = {
-    "embedder": (*WEB, *COMMAND, "faiss-cpu", "peft", "openbook-database"),
-    "retriever": (*HEAVY, *WEB, *COMMAND, "openbook-model"),
-    "generator": (*COMMAND, "peft", "openbook-embedder", "openbook-trainer"),
-    "trainer": (*WEB, *COMMAND, "openbook-embedder", "openbook-retriever"),
-    "cli": (),
-}
+# The longest first.
+IMAGES = ("cli", "generator", "trainer", "embedder", "retriever")
 PASSED_ON = ("PIP_CONFIG_FILE", "PIP_FIND_LINKS", "PIP_CERT", "PIP_INDEX_URL", "HTTPS_PROXY", "https_proxy")
-HEALTHY_WITHIN_S = 120.0
+STEP_WITHIN_S = 900.0
+HEALTHY_WITHIN_S = 300.0
 
 
-@dataclass
-class Image:
-    """The last stage of a Dockerfile, and what the first one runs."""
-
-    runs: list[str] = field(default_factory=list)
-    copies: list[tuple[list[str], str]] = field(default_factory=list)
-    environment: dict[str, str] = field(default_factory=dict)
-    arguments: dict[str, str] = field(default_factory=dict)
-    user: str = ""
-    entrypoint: list[str] = field(default_factory=list)
-    command: list[str] = field(default_factory=list)
-    health: list[str] = field(default_factory=list)
-
-
-def read_dockerfile(path: Path) -> Image:
-    """Raises ValueError for an instruction that this reader does not know."""
-    image, stage = Image(), 0
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    for line in re.sub(r"\\\n\s*", " ", "\n".join(lines)).splitlines():
-        word, _, rest = line.partition(" ")
-        if word == "FROM":
-            stage += 1
-            image.environment = {}
-        elif word == "RUN" and stage == 1:
-            image.runs.append(re.sub(r"--mount=\S+\s+", "", rest).strip())
-        elif word == "COPY":
-            if stage == 1:
-                *sources, target = shlex.split(rest)
-                image.copies.append((sources, target))
-        elif word == "ENV":
-            image.environment |= dict(part.split("=", 1) for part in shlex.split(rest))
-        elif word == "ARG":
-            image.arguments |= dict([rest.split("=", 1)])
-        elif word == "USER":
-            image.user = rest
-        elif word == "ENTRYPOINT":
-            image.entrypoint = json.loads(rest)
-        elif word == "CMD":
-            image.command = json.loads(rest)
-        elif word == "HEALTHCHECK":
-            image.health = json.loads(rest.partition("CMD ")[2] or "[]")
-        elif word not in ("", "WORKDIR", "EXPOSE", "VOLUME"):
-            raise ValueError(f"{path.name}: {word} is not known here")
-    return image
-
-
-def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
-
-
-def may_change_user() -> bool:
-    """Whether this is root, with an interpreter and a checkout that other users can read."""
-    places = [place for start in (Path(sys.base_prefix), ROOT) for place in (start, *start.parents)]
-    return os.geteuid() == 0 and all(place.stat().st_mode & 0o001 for place in places)
-
-
-def build(image: Image, name: str, folder: Path) -> None:
-    """Run the build stage in `folder`: /src and /opt/openbook are folders there."""
+def build(image: Image, name: str, folder: Path, root: Path = ROOT) -> None:
+    """Take the build stage's steps; `folder` has what would be /src and /opt/openbook, `root` is the build context."""
     source, venv = folder / "src", folder / "openbook"
-    for sources, target in image.copies:
-        for each in sources:
-            origin, place = ROOT / each, source / target / ("" if (ROOT / each).is_dir() else each)
-            if origin.is_dir():
-                shutil.copytree(origin, place, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-            else:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(origin, place)
+    source.mkdir(parents=True)
     environment = {key: os.environ[key] for key in PASSED_ON if key in os.environ} | {
-        "PATH": f"{venv}/bin:{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin",
-        "HOME": os.environ.get("HOME", "/root"),
+        "PATH": f"{Path(sys.base_prefix) / 'bin'}:/usr/bin:/bin",
+        "HOME": os.environ.get("HOME", "/root"),  # pip's cache, where an engine mounts one
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_QUIET": "2",
         "PIP_NO_COMPILE": "1",
+        "PIP_REQUIRE_VIRTUALENV": "1",
         # The development set-up's own index holds the pinned torch.
         **{key: os.environ.get(key, "") for key in image.arguments},
     }
-    for line in image.runs:
-        line = line.replace("/opt/openbook", str(venv)).replace("python -m venv", "python3 -m venv")
-        subprocess.run(["bash", "-ec", line], cwd=source, env=environment, check=True, timeout=500)
+    began = time.monotonic()
+    for step in image.steps:
+        match step:
+            case Copy(sources, target):
+                for each in sources:
+                    _copy(root / each, source / target.replace(SOURCE, "."))
+            case Env(values):
+                for key, value in values.items():
+                    value = value.replace(INSTALLED, str(venv)).replace("$PATH", environment["PATH"])
+                    environment[key] = value
+            case _:
+                _run(step.line.replace(INSTALLED, str(venv)), source, environment)
     names = "import importlib.metadata as m; print(*(d.name for d in m.distributions()))"
-    listed = subprocess.run([f"{venv}/bin/python", "-c", names], check=True, capture_output=True, text=True)
-    held = {each.lower().replace("_", "-") for each in listed.stdout.split()}
-    if wrong := held.intersection(ABSENT[name]):
-        raise SystemExit(f"{name}: the image holds {', '.join(sorted(wrong))}")
-    print(f"{name}: installed {len(held)} packages, none of {', '.join(ABSENT[name]) or '-'}", flush=True)
+    listed = subprocess.run([f"{venv}/bin/python", "-I", "-c", names], check=True, capture_output=True, text=True)
+    held = set(listed.stdout.split())
+    if wrong := forbidden(name, held):
+        raise SystemExit(f"{name}: the image holds {', '.join(wrong)}")
+    print(f"{len(held)} packages in {time.monotonic() - began:.0f} s, none that is forbidden", flush=True)
+
+
+def _copy(origin: Path, target: Path) -> None:
+    if origin.is_dir():
+        shutil.copytree(origin, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(origin, target)
+
+
+def _run(line: str, source: Path, environment: dict[str, str]) -> None:
+    print(f"RUN {line}", flush=True)
+    line = line.replace("python -m venv", "python3 -m venv")  # the name that every system has
+    done = subprocess.run(["bash", "-ec", line], cwd=source, env=environment, timeout=STEP_WITHIN_S)
+    if done.returncode:
+        raise SystemExit(f"ended with {done.returncode}")
 
 
 def start(image: Image, name: str, folder: Path, redis_port: int) -> None:
     """Run ENTRYPOINT and CMD until the health check passes, or, for a job, to its end."""
     if image.user.split(":")[0] in ("", "0", "root"):
         raise SystemExit(f"{name}: runs as root")
-    swaps = {"/opt/openbook": str(folder / "openbook"), "/etc/openbook/train.yaml": "examples/train/tiny.yaml"}
-    swaps |= {"redis:6379": f"127.0.0.1:{redis_port}", "router:7000": "127.0.0.1:9", "0.0.0.0": "127.0.0.1"}
     writable = folder / "writable"
     writable.mkdir()
-    environment = {
-        key: value.replace("/opt/openbook", swaps["/opt/openbook"]) for key, value in image.environment.items()
-    }
-    environment["PATH"] = environment["PATH"].replace("$PATH", "/usr/bin:/bin")
-    environment |= {key: str(writable) for key in ("HOME", "OPENBOOK_CACHE") if key in environment}
-    words = image.entrypoint + image.command
-    ports = {port: free_port() for port in ("7000", "7001", "8000", "9100")}
+    swaps = {INSTALLED: str(folder / "openbook"), "/etc/openbook/train.yaml": "examples/train/tiny.yaml"}
+    swaps |= {"redis:6379": f"127.0.0.1:{redis_port}", "router:7000": "127.0.0.1:9", "0.0.0.0": "127.0.0.1"}
+    ports = {port: _free_port() for port in ("7000", "7001", "8000", "9100")}
 
     def adapt(word: str) -> str:
         for written, here in swaps.items():
             word = word.replace(written, here)
         return re.sub(r"(?<![\d.])(7000|7001|8000|9100)(?!\d)", lambda found: ports[found[1]], word)
 
-    words, health = [adapt(word) for word in words], [adapt(word) for word in image.health]
+    environment = {key: value.replace(INSTALLED, swaps[INSTALLED]) for key, value in image.environment.items()}
+    environment["PATH"] = environment["PATH"].replace("$PATH", "/usr/bin:/bin")
+    environment |= {key: str(writable) for key in ("HOME", "OPENBOOK_CACHE") if key in environment}
+    words, health = [adapt(word) for word in image.entrypoint + image.command], [adapt(word) for word in image.health]
     if name == "trainer":
         words.append("--print-config")
-    user = {"user": 10001, "group": 10001, "extra_groups": []} if may_change_user() else {}
+    user = {"user": 10001, "group": 10001, "extra_groups": []} if _may_change_user() else {}
     if user:
         os.chown(writable, 10001, 10001)
-    words[0] = shutil.which(words[0], path=environment["PATH"]) or words[0]
+    for command in filter(None, (words, health)):
+        command[0] = shutil.which(command[0], path=environment["PATH"]) or command[0]
+    print(" ".join(words), flush=True)
     began = time.monotonic()
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            words, env=environment, cwd=ROOT if name == "trainer" else writable, stdout=log, stderr=log, **user
-        )  # type: ignore[call-overload]
+    process = subprocess.Popen(words, env=environment, cwd=ROOT if name == "trainer" else writable, **user)  # type: ignore[call-overload]
     try:
-        if not health:
-            if process.wait(HEALTHY_WITHIN_S):
-                raise SystemExit(
-                    f"{name}: {' '.join(words)} ended with {process.returncode}\n{(folder / 'log').read_text()}"
-                )
-        else:
-            health[0] = shutil.which(health[0], path=environment["PATH"]) or health[0]
-            while subprocess.run(health, env=environment, cwd=writable, capture_output=True, timeout=30).returncode:
-                if process.poll() is not None or time.monotonic() - began > HEALTHY_WITHIN_S:
-                    raise SystemExit(f"{name}: not healthy\n{(folder / 'log').read_text()}")
-                time.sleep(0.5)
+        if health:
+            _until_healthy(process, health, environment, writable)
+        elif status := process.wait(HEALTHY_WITHIN_S):
+            raise SystemExit(f"ended with {status}")
     finally:
         process.terminate()
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
             process.kill()
-    print(f"{name}: {'healthy' if health else 'ran'} after {time.monotonic() - began:.0f} s", flush=True)
+    print(f"{'healthy' if health else 'ran'} after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images", nargs="*", choices=[*ABSENT, []], help="only these")
-    chosen = parser.parse_args().images or list(ABSENT)
-    with tempfile.TemporaryDirectory() as scratch, LocalRedis(Path(scratch) / "redis") as redis:
-        os.chmod(scratch, 0o755)
-        for name in chosen:
-            image, folder, began = (
-                read_dockerfile(FOLDER / f"{name}.Dockerfile"),
-                Path(scratch) / name,
-                time.monotonic(),
-            )
-            build(image, name, folder)
-            start(image, name, folder, redis.port)
-            shutil.rmtree(folder)
-            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+def _until_healthy(process: subprocess.Popen[bytes], health: list[str], environment: dict[str, str], cwd: Path) -> None:
+    """The check itself costs seconds of start-up, so it is left alone until something listens."""
+    place, deadline = urlsplit(health[-1]), time.monotonic() + HEALTHY_WITHIN_S
+    why = "nothing listens"
+    while process.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as probe:
+            listens = probe.connect_ex((place.hostname, place.port)) == 0
+        if listens:
+            checked = subprocess.run(health, env=environment, cwd=cwd, stderr=subprocess.PIPE, text=True, timeout=120)
+            if checked.returncode == 0:
+                return
+            why = checked.stderr.strip()
+        time.sleep(0.5)
+    raise SystemExit(f"not healthy: {why if process.poll() is None else f'ended with {process.returncode}'}")
+
+
+def _free_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])
+
+
+def _may_change_user() -> bool:
+    """Whether this is root, with an interpreter and a checkout that other users can read."""
+    places = [place for start in (Path(sys.base_prefix), ROOT) for place in (start, *start.parents)]
+    return os.geteuid() == 0 and all(place.stat().st_mode & 0o001 for place in places)
+
+
+def smoke(name: str, folder: Path, redis_port: int) -> None:
+    """One image, from nothing to nothing."""
+    image = read_dockerfile(ROOT / "deploy" / "docker" / f"{name}.Dockerfile")
+    build(image, name, folder)
+    start(image, name, folder, redis_port)
+    shutil.rmtree(folder)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and what is left of its group."""
+    for sign, patience_s in ((signal.SIGTERM, 20.0), (signal.SIGKILL, 10.0)):
+        deadline = time.monotonic() + patience_s
+        try:
+            os.killpg(process.pid, sign)
+            while time.monotonic() < deadline:
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+        except ProcessLookupError:
+            return
+
+
+def _scratch(at_once: int) -> Path | None:
+    """The folder for scratch folders: in memory, where there is plenty, since a disk takes minutes to write and delete so
+    many files. None: as TMPDIR says.
+    """
+    memory, needed = Path("/dev/shm"), at_once * 2_500_000_000
+    if "TMPDIR" in os.environ or not memory.is_dir() or os.statvfs(memory).f_flag & os.ST_NOEXEC:
+        return None
+    plenty = min(shutil.disk_usage(memory).free, psutil.virtual_memory().available // 2) > needed
+    return memory if plenty else None
+
+
+def smoke_all(names: list[str], at_once: int) -> list[str]:
+    """The images that failed; a line each, with the log of a failed one."""
+    failed, waiting, began = [], list(names), time.monotonic()
+    running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    with ExitStack() as stack:
+        scratch = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="openbook-images-", dir=_scratch(at_once)))
+        )
+        scratch.chmod(0o755)
+        redis = stack.enter_context(LocalRedis(scratch / "redis"))
+        stack.callback(lambda: [end(process) for process, _ in running.values()])
+        while waiting or running:
+            if waiting and len(running) < at_once:
+                name = waiting.pop(0)
+                words = [sys.executable, __file__, name, "--in", str(scratch / name), "--redis", str(redis.port)]
+                with (scratch / f"{name}.log").open("wb") as log:
+                    process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+                running[name] = process, time.monotonic()
+            for name, (process, since) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                end(process)
+                del running[name]
+                log_text = (scratch / f"{name}.log").read_text(errors="replace")
+                results = re.findall(r"^\d+ packages .*|^(?:healthy|ran) after .*", log_text, re.MULTILINE)
+                took = f"{time.monotonic() - since:.0f} s"
+                if process.returncode:
+                    failed.append(name)
+                    print(f"{name}: FAILED after {took}\n{log_text[-6000:]}", flush=True)
+                else:
+                    print(f"{name}: {took}: {'; '.join(results)}", flush=True)
+            time.sleep(0.2)
+    print(f"{len(names)} images, {at_once} at a time: {time.monotonic() - began:.0f} s", flush=True)
+    return failed
+
+
+def _stop(sign: int, _: object) -> None:
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + sign)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help=f"only these of {', '.join(IMAGES)}")
+    parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1, help="images at a time (%(default)s)")
+    parser.add_argument("--in", dest="folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--redis", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    names = given.images or list(IMAGES)
+    if unknown := set(names) - set(FORBIDDEN):
+        parser.error(f"no image {', '.join(sorted(unknown))}; there are {', '.join(IMAGES)}")
+    if given.folder:
+        smoke(names[0], given.folder, given.redis)
+        return 0
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, _stop)
+    return 1 if smoke_all(names, min(max(1, given.at_once), len(names))) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

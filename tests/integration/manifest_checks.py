@@ -22,6 +22,8 @@ from torch.distributed.run import get_args_parser
 from typer._click.exceptions import ClickException
 
 ROOT = Path(__file__).parents[2]
+K8S = ROOT / "deploy" / "k8s"
+OVERLAYS = ("single-node", "gpu", "production")
 SERVICES = {"openbook_embedder": "Embedder", "openbook_retriever": "Retriever", "openbook_generator": None}
 PROVIDED = {"POD_IP", "POD_INDEX", "MEMBER_COUNT", "JOB_COMPLETION_INDEX"}
 IMAGES = {"openbook_embedder": "embedder", "openbook_retriever": "retriever", "openbook_generator": "generator"}
@@ -95,12 +97,12 @@ def _container(container: Container, documents: list[Document], folder: Path) ->
     elif words[0] == "torchrun":
         _torchrun(words[1:], documents, folder)
     elif words[0] == "openbook":
-        _openbook(words[1:])
+        parse_openbook(words[1:])
     elif words[0] != "sh":
         yield f"{words[0]} is no program of ours"
     for inner in re.findall(r"openbook (db [^\"$)|;]+)", words[-1] if words[0] == "sh" else ""):
         if "id" not in inner.split():
-            _openbook([*inner.split(), "a-snapshot", "--router", "router:7000"])
+            parse_openbook([*inner.split(), "a-snapshot", "--router", "router:7000"])
     yield from _variables(container)
     yield from _probes(container, ports)
     yield from _mounts(spec)
@@ -151,7 +153,7 @@ def train_config(documents: list[Document], name: str, folder: Path) -> Path:
     return folder / name
 
 
-def _openbook(words: list[str]) -> None:
+def parse_openbook(words: list[str]) -> None:
     """Raises what the real command line raises, without running the verb."""
     from openbook_cli.main import app
 

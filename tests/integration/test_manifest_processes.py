@@ -1,4 +1,4 @@
-"""The commands of the production overlay as processes, from an empty Redis to a trained model."""
+"""The commands of every overlay as processes, from an empty Redis to a trained model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from manifest_checks import ROOT, Container, containers, environment, render, train_config
+from manifest_checks import K8S, OVERLAYS, ROOT, Container, containers, environment, render, train_config
 
 from openbook_core.health import why_unhealthy
 from openbook_database.registry.local_redis import find_redis_server
@@ -24,6 +25,34 @@ PASSWORD = "not-a-secret"
 # Without the timing of two dtypes at the start.
 FAST = {"embedder": ["--dtype=float32"], "generator": ["--dtype=float32"]}
 DOCUMENTS = "2015-11-18.jsonl.zst"
+
+
+@dataclass
+class Running:
+    """A started container."""
+
+    process: subprocess.Popen[str]
+    container: Container
+    port: str
+    log_file: Path
+
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")[-3000:]
+
+    def status(self) -> int:
+        return self.process.wait(240)
+
+    def until_ready(self) -> None:
+        """By the container's own readiness probe."""
+        probe = self.container.spec["readinessProbe"]
+        if "grpc" in probe:
+            address = f"grpc://127.0.0.1:{self.port}/{probe['grpc']['service']}"
+        else:
+            address = f"http://127.0.0.1:{self.port}{probe['httpGet']['path']}"
+        end = time.monotonic() + 180
+        while why := why_unhealthy(address):
+            assert self.process.poll() is None and time.monotonic() < end, f"{why}\n{self.log()}"
+            time.sleep(0.2)
 
 
 def free_port() -> str:
@@ -37,18 +66,23 @@ class Cluster:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self._stack = folder, stack
-        self.documents = render(ROOT / "deploy" / "k8s" / "overlays" / "production")
-        self.containers = {
-            (each.workload["metadata"]["name"], each.spec["name"]): each for each in containers(self.documents)
+        rendered = {overlay: render(K8S / "overlays" / overlay) for overlay in OVERLAYS}
+        self.containers: dict[tuple[str, str], Container] = {
+            (overlay, each.workload["metadata"]["name"]): each
+            for overlay, documents in rendered.items()
+            for each in containers(documents)
+            if not each.sidecar  # test_manifests starts it
         }
-        self._ports = {name: free_port() for name in ("redis", "router", "embedder", "generator", "train")}
+        self.not_started = {tuple(each.words) for each in self.containers.values()}
+        self._ports = {name: free_port() for name in ("redis", "router", "embedder", "generator")}
+        self._rendezvous = {overlay: free_port() for overlay in OVERLAYS}
         for name in ("files", "snapshots", "data", "etc", "bin"):
             (folder / name).mkdir()
         for name, module in (("openbook", "openbook_cli"), ("torchrun", "torch.distributed.run")):
             self._program(name, f'exec "{sys.executable}" -m {module} "$@"')
         self._program("python", f'exec "{sys.executable}" "$@"')
         (folder / "bin" / "redis-server").symlink_to(find_redis_server())
-        train_config(self.documents, "train.yaml", folder / "etc")
+        train_config(rendered["production"], "train.yaml", folder / "etc")
         shutil.copy(ROOT / "examples" / "factbook" / DOCUMENTS, folder / "files" / "documents.jsonl.zst")
         config = folder / "etc" / "train.yaml"
         config.write_text(self.words_here(config.read_text(encoding="utf-8")), encoding="utf-8")
@@ -70,25 +104,28 @@ class Cluster:
             text = re.sub(rf"\b{name}:\d{{4}}\b", f"127.0.0.1:{port}", text)
         text = text.replace("0.0.0.0", "127.0.0.1").replace("train-0.train", "127.0.0.1")
         text = re.sub(r"--port 6379", f"--port {self._ports['redis']}", text)
-        text = re.sub(r"--master-port=\d+", f"--master-port={self._ports['train']}", text)
+        text = re.sub(r"--master-port=\d+", lambda _: f"--master-port={own['rendezvous']}", text)
         text = re.sub(r"--metrics-port=\d+", lambda _: f"--metrics-port={own['metrics']}", text)
         return re.sub(r"--port=\d+", lambda _: f"--port={own['port']}", text)
 
-    def begin(self, workload: str, name: str, *more: str, index: int = 0) -> tuple[subprocess.Popen[str], str]:
-        """The process, and its port."""
-        container: Container = self.containers[workload, name]
-        port = self._ports.get(name, free_port())
-        own = {"port": port, "metrics": free_port()}
+    def begin(self, workload: str, *more: str, overlay: str = "production", index: int = 0) -> Running:
+        container = self.containers[overlay, workload]
+        self.not_started.discard(tuple(container.words))
+        own = {"port": self._ports.get(workload, free_port()), "metrics": free_port()}
+        own["rendezvous"] = self._rendezvous[overlay]
         words = [self.words_here(word, **own) for word in container.words]
         words = [re.sub(r"(--member-index|--node-rank)=0", rf"\g<1>={index}", word) for word in words]
-        log = (self.folder / f"{name}-{index}.log").open("w")
-        variables = environment(OPENBOOK_REDIS_PASSWORD=PASSWORD, HF_HUB_OFFLINE="1")
+        # No GPU is seen, so that every machine tests the same.
+        variables = environment(OPENBOOK_REDIS_PASSWORD=PASSWORD, HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
         variables["PATH"] = f"{self.folder / 'bin'}:{variables['PATH']}"
         words[0] = shutil.which(words[0], path=variables["PATH"]) or words[0]
-        process = subprocess.Popen([*words, *more], stdout=log, stderr=log, text=True, env=variables, cwd=self.folder)
-        self._stack.callback(log.close)
+        log_file = self.folder / f"{overlay}-{workload}-{index}.log"
+        with log_file.open("w") as log:
+            process = subprocess.Popen(
+                [*words, *more], stdout=log, stderr=log, text=True, env=variables, cwd=self.folder
+            )
         self._stack.callback(self._end, process)
-        return process, port
+        return Running(process, container, own["port"], log_file)
 
     @staticmethod
     def _end(process: subprocess.Popen[str]) -> None:
@@ -100,25 +137,8 @@ class Cluster:
             process.wait()
 
     def finish(self, workload: str, *more: str) -> None:
-        process, _ = self.begin(workload, workload, *more)
-        assert process.wait(240) == 0, self.log(workload)
-
-    def log(self, name: str, index: int = 0) -> str:
-        return (self.folder / f"{name}-{index}.log").read_text(encoding="utf-8")[-3000:]
-
-    def until_ready(self, process: subprocess.Popen[str], port: str, workload: str, name: str, index: int = 0) -> None:
-        """By the container's own readiness probe."""
-        probe = self.containers[workload, name].spec["readinessProbe"]
-        if "grpc" in probe:
-            address = f"grpc://127.0.0.1:{port}/{probe['grpc']['service']}"
-        else:
-            address = f"http://127.0.0.1:{port}{probe['httpGet']['path']}"
-        end = time.monotonic() + 180
-        while why_unhealthy(address):
-            assert process.poll() is None and time.monotonic() < end, (
-                f"{why_unhealthy(address)}\n{self.log(name, index)}"
-            )
-            time.sleep(0.2)
+        job = self.begin(workload, *more)
+        assert job.status() == 0, job.log()
 
 
 @pytest.fixture
@@ -128,24 +148,31 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def test_the_rendered_commands_run(cluster: Cluster) -> None:
-    redis, port = cluster.begin("redis", "redis")
+    redis = cluster.begin("redis")
     end = time.monotonic() + 20
-    while socket.socket().connect_ex(("127.0.0.1", int(port))):
-        assert redis.poll() is None and time.monotonic() < end, cluster.log("redis")
+    while socket.socket().connect_ex(("127.0.0.1", int(redis.port))):
+        assert redis.process.poll() is None and time.monotonic() < end, redis.log()
         time.sleep(0.1)
-    started = [("embedder", "embedder", 0), ("shard-a", "shard", 0), ("shard-a", "shard", 1), ("router", "router", 0)]
-    begun = [
-        (*cluster.begin(workload, name, *FAST.get(name, ()), index=index), workload, name, index)
-        for workload, name, index in started
-    ]
+    begun = [cluster.begin("embedder", *FAST["embedder"]), cluster.begin("router")]
+    begun += [cluster.begin("shard-a", index=member) for member in (0, 1)]
+    begun.append(cluster.begin("shard-a", overlay="single-node"))
     cluster.finish("build", "--limit-documents=8", "--dtype=float32")
-    for process, own_port, workload, name, index in begun:
-        cluster.until_ready(process, own_port, workload, name, index)
+    for service in begun:
+        service.until_ready()
     cluster.finish("publish")
     cluster.finish("swap")
-    generator, own_port = cluster.begin("generator", "generator", *FAST["generator"])
-    cluster.until_ready(generator, own_port, "generator", "generator")
-    small = ["corpus.max_documents=6", "steps=2", "optimiser.warmup_steps=1", "evaluation.sequences=4"]
-    ranks = [cluster.begin("train", "train", *(f"--set={each}" for each in small), index=rank)[0] for rank in (0, 1)]
-    assert [rank.wait(240) for rank in ranks] == [0, 0], cluster.log("train") + cluster.log("train", 1)
-    assert (cluster.folder / "files" / "runs" / "tiny" / "model" / "config.json").exists()
+    cluster.begin("generator", *FAST["generator"]).until_ready()
+
+    def train(overlay: str, *ranks: int) -> list[Running]:
+        runs = cluster.folder / "files" / "runs"
+        small = ["corpus.max_documents=6", "steps=2", "optimiser.warmup_steps=1", "evaluation.sequences=4"]
+        settings = [f"--set={each}" for each in (*small, f"out={runs / overlay}")]
+        return [cluster.begin("train", *settings, overlay=overlay, index=rank) for rank in ranks]
+
+    for overlay, ranks in (("production", (0, 1)), ("single-node", (0,))):
+        for rank in train(overlay, *ranks):
+            assert rank.status() == 0, rank.log()
+        assert (cluster.folder / "files" / "runs" / overlay / "model" / "config.json").exists()
+    for rank in train("gpu", 0, 1):
+        assert rank.status() != 0 and "cuda was asked for and there is no GPU" in rank.log(), rank.log()
+    assert not cluster.not_started
