@@ -1,4 +1,4 @@
-"""`openbook eval perplexity`."""
+"""`openbook eval perplexity|tasks`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def tasks(
     model: Annotated[str, typer.Option(help="Folder of ours, or a name or folder that is converted.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; run again, it goes on.")],
     names: Annotated[str, typer.Option("--tasks", help=_TASKS_HELP)],
-    adapter: Annotated[Path | None, typer.Option(help="LoRA folder that is merged into the model.")] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(exists=True, file_okay=False, help="LoRA folder that is merged into the model.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the tasks' files.", envvar="OPENBOOK_DATA")] = None,
     database: Annotated[str | None, typer.Option(help="A database that is served already, for every task.")] = None,
     retriever: Annotated[str | None, typer.Option(help="Address of the router that serves it.")] = None,
@@ -62,6 +64,9 @@ def tasks(
     countries: Annotated[str, typer.Option(help="The factbook's: all, or a train or test part as in tuning.")] = "all",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
     k: Annotated[int | None, typer.Option(help="Passages found for a question; as many as in serving.")] = None,
+    closed_instruction: Annotated[
+        str | None, typer.Option(help="After a closed-book question: 'Answer briefly.', or '' for the question alone.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Questions that are answered together.")] = 8,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
     png: Annotated[Path | None, typer.Option(help="Where to draw them.")] = None,
@@ -69,6 +74,7 @@ def tasks(
     """Questions closed-book, OFF and ON: exact match, F1 and the retrieval ceiling."""
     from contextlib import ExitStack
 
+    from openbook_cli.alone import alone_in
     from openbook_cli.database import ProgressLine
     from openbook_cli.figures import write_figures
     from openbook_cli.task_books import task_books
@@ -86,23 +92,20 @@ def tasks(
             "--database and --retriever go together; without them databases are built", field="database"
         )
     chosen = [find_task(name.strip(), countries) for name in names.split(",")]
+    settings: dict[str, Any] = {"model": model, "adapter": adapter, "data": data, "out": out}
+    settings |= {"tasks": tuple(task.name for task in chosen), "limit": limit, "limit_documents": limit_documents}
+    settings |= {"max_tokens": max_tokens, "batch": batch, "countries": countries}
+    optional = {"k": k, "closed_instruction": closed_instruction}
+    settings |= {name: value for name, value in optional.items() if value is not None}
+    config = TasksConfig.parse(settings, source="openbook eval tasks")
     line = ProgressLine()
     with ExitStack() as stack:
+        stack.enter_context(alone_in(out, "run", "--out"))
         databases = {task.name: database for task in chosen if task.corpus is not None and database is not None}
         if database is None and any(task.corpus for task in chosen):
             served = task_books(chosen, data, out, books or out / "books", model, limit_documents)
             retriever, databases = stack.enter_context(served)
-        settings: dict[str, Any] = {
-            "model": model,
-            "adapter": adapter,
-            "tasks": tuple(task.name for task in chosen),
-            "data": data,
-            "out": out,
-        }
-        settings |= {"retriever": retriever, "databases": databases, "limit": limit, "limit_documents": limit_documents}
-        settings |= {"max_tokens": max_tokens, "batch": batch, "countries": countries}
-        settings |= {} if k is None else {"k": k}
-        config = TasksConfig.parse(settings, source="openbook eval tasks")
+        config = config.model_copy(update={"retriever": retriever, "databases": databases})
         figures = evaluate(config, lambda stage, done, total: line(Update(stage, done, total, 0.0)))
     print("\n" + "\n".join(table_lines(figures)))
     write_figures(figures, json_file)

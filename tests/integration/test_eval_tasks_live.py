@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from zstandard import ZstdCompressor
 
 from openbook_core.clients import AdminClient
 from openbook_core.errors import ConflictError
 from openbook_core.rpc.server import start_server
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
-from openbook_model import RetroConfig, RetroModel, initialise, save
 from openbook_model.adapter import save_adapter
 from openbook_prompt.settings import PromptSettings
 from openbook_proto.v1 import embedder_pb2_grpc
 from openbook_trainer.eval.metrics import exact_match
+from openbook_trainer.eval.tasks.decoding import Decoder
 from openbook_trainer.eval.tasks.questions import find_task, read_documents
 from openbook_trainer.eval.tasks.run import evaluate
 from openbook_trainer.eval.tasks.settings import TasksConfig
@@ -29,6 +28,7 @@ from openbook_trainer.eval.tasks.settings import TasksConfig
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
 from retriever_support import DATABASE, TinyEmbedder, TinyEncoder, tiny_tokenizer
+from tasks_support import save_model, write_task
 
 M = 32
 RIVERS = {"Nile": "Egypt", "Seine": "France", "Ebro": "Spain", "Volga": "Russia", "Tagus": "Portugal"}
@@ -37,20 +37,7 @@ RIVERS = {"Nile": "Egypt", "Seine": "France", "Ebro": "Spain", "Volga": "Russia"
 @pytest.fixture
 def config(tmp_path: Path) -> Iterator[TasksConfig]:
     """Five questions, each on a document of its own, and a random model whose cross attention is on."""
-    paragraphs = {river: f"The river {river} flows through {land}." for river, land in RIVERS.items()}
-    rows = [
-        {
-            "example_id": number,
-            "title_text": river,
-            "question_text": f"the river {river} flows through which land",
-            "paragraph_text": paragraphs[river],
-            "original_nq_answers": [[{"string": land}]],
-        }
-        for number, (river, land) in enumerate(RIVERS.items())
-    ]
-    (tmp_path / "nq").mkdir()
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    (tmp_path / "nq" / "qed-part-a.jsonl.zst").write_bytes(ZstdCompressor().compress(data))
+    write_task(tmp_path, RIVERS)
     documents = [asdict(document) for document in read_documents(find_task("nq"), tmp_path)]
     source = tmp_path / "rivers.jsonl"
     source.write_text("".join(json.dumps(document) + "\n" for document in documents))
@@ -63,7 +50,7 @@ def config(tmp_path: Path) -> Iterator[TasksConfig]:
         encoder=TinyEncoder(),
         settings=settings,
     )
-    _save_model(tmp_path / "model")
+    save_model(tmp_path / "model", M)
     embedder = start_server(
         lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(TinyEncoder()), server),
         host="127.0.0.1",
@@ -86,29 +73,6 @@ def config(tmp_path: Path) -> Iterator[TasksConfig]:
             )
     finally:
         embedder.stop(0)
-
-
-def _save_model(folder: Path) -> None:
-    model = RetroModel(
-        RetroConfig.parse(
-            {
-                "vocab_size": 256,
-                "hidden_size": 16,
-                "num_layers": 2,
-                "num_heads": 2,
-                "chunk_length": M,
-                "max_positions": 512,
-                "cross_attention_layers": (2,),
-                "encoder": {"hidden_size": 16, "num_heads": 2, "num_layers": 1},
-            }
-        )
-    )
-    initialise(model, 1)
-    with torch.no_grad():
-        for parameter in model.parameters():  # large on purpose, so that neighbours matter
-            parameter.mul_(5) if parameter.dim() > 1 else None
-    tiny_tokenizer().save(folder.with_name("tokenizer"))
-    save(model, folder, folder.with_name("tokenizer"))
 
 
 def _make_live(address: str, path: Path, snapshot: str) -> None:
@@ -157,3 +121,24 @@ def test_an_adapter_changes_the_answers_and_brings_its_prompt(config: TasksConfi
     assert bare["weights_hash"] != adapted["weights_hash"]
     with pytest.raises(ConflictError, match="adapter: None there"):
         evaluate(config.model_copy(update={"adapter": tmp_path / "adapter"}))
+
+
+def test_the_closed_book_question_is_asked_for_a_short_answer_unless_alone(
+    config: TasksConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: list[str] = []
+    answers = Decoder.answers
+
+    def spied(self: Decoder, asked: list[list[int]], max_tokens: int) -> list[str]:
+        prompts.extend(tiny_tokenizer().decode(prompt) for prompt in asked)
+        return answers(self, asked, max_tokens)
+
+    monkeypatch.setattr(Decoder, "answers", spied)
+    for number, instruction in enumerate(("Be brief.", "")):
+        changes = {"closed_instruction": instruction, "limit": 1, "out": config.out / str(number)}
+        evaluate(config.model_copy(update=changes))
+    asked, alone = prompts[0], prompts[3]
+    assert asked == alone.replace("\nAnswer:", "\nBe brief.\nAnswer:")
+    assert "The river" not in asked
+    assert prompts[1] == prompts[4]
+    assert "The river" in prompts[1]

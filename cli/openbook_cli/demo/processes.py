@@ -1,4 +1,4 @@
-"""Child processes: started, waited for, and stopped by pid whatever happens."""
+"""Child processes: started, waited for, and stopped by pid whatever happens; they end by themselves if we are killed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from openbook_core.errors import OpenbookError, UnavailableError
 
 OPENBOOK = [sys.executable, "-m", "openbook_cli"]
+_CHILD = [sys.executable, "-m", "openbook_cli.demo.child"]
 
 
 def child_environment() -> dict[str, str]:
@@ -41,14 +43,7 @@ class Processes:
         """Start `openbook ARGUMENTS` and return the address in its first line of output."""
         log_path = self._logs / f"{name}.log"
         with log_path.open("w") as log:
-            child = subprocess.Popen(
-                [*OPENBOOK, *arguments],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=child_environment(),
-                start_new_session=True,
-            )
+            child = _spawn(arguments, stderr=log)
         self._children.append((name, child))
         line = _first_json_line(child, deadline_s)
         if line is None:
@@ -61,11 +56,11 @@ class Processes:
 
         Raises OpenbookError with the exit code if it is not 0. An interrupt ends the child as `stop` does.
         """
-        child = subprocess.Popen(
-            [*OPENBOOK, *arguments], stdout=subprocess.PIPE, text=True, env=child_environment(), start_new_session=True
-        )
+        child = _spawn(arguments)
         self._children.append((name, child))
-        lines = child.communicate()[0].splitlines()
+        assert child.stdout is not None
+        lines = child.stdout.read().splitlines()
+        child.wait()
         self._children.remove((name, child))
         if child.returncode:
             raise OpenbookError(f"{name} ended with exit code {child.returncode}; its messages are above")
@@ -89,7 +84,24 @@ class Processes:
 
     def release(self) -> None:
         """Leave the children running (--keep)."""
+        for _, child in self._children:
+            assert child.stdin is not None
+            with suppress(BrokenPipeError):
+                child.stdin.write("\n")
+                child.stdin.flush()
         self._children.clear()
+
+
+def _spawn(arguments: list[str], stderr: IO[str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*_CHILD, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env=child_environment(),
+        start_new_session=True,
+    )
 
 
 def _first_json_line(child: subprocess.Popen[str], deadline_s: float) -> dict[str, Any] | None:

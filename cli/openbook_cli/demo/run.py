@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from filelock import FileLock, Timeout
 
+from openbook_cli.alone import alone_in
 from openbook_cli.demo.checker import Checker
 from openbook_cli.demo.load import Call, Load, attempt, complete, latency, search
 from openbook_cli.demo.processes import OPENBOOK, Processes, child_environment
@@ -24,7 +24,7 @@ from openbook_cli.demo.registry import check_registry, new_registry
 from openbook_cli.demo.report import print_figures, print_table, print_training
 from openbook_cli.swap import swap_to, wait_for_routers
 from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.errors import ArgumentError, ConflictError, UnavailableError
+from openbook_core.errors import ArgumentError, UnavailableError
 
 DATABASE = "factbook"
 OLD, NEW = "2015-11-18", "2026-02-19"
@@ -55,7 +55,6 @@ def run(options: DemoOptions) -> int:
     """Returns the exit code: 0 only if nothing failed, nothing was mixed and no weight changed."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # leave through what stops the services
-    options.workdir.mkdir(parents=True, exist_ok=True)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     if options.train_seconds and not options.train_config.is_file():
@@ -67,12 +66,8 @@ def run(options: DemoOptions) -> int:
             f"{options.adapter} is missing: run from the repository's folder, give --adapter, or --no-adapter"
         )
     check_registry(options.registry)
-    lock = FileLock(options.workdir / "lock", timeout=0)
-    try:
-        with lock:
-            return _run(options)
-    except Timeout:
-        raise ConflictError(f"another demo works in {options.workdir}; give another --workdir") from None
+    with alone_in(options.workdir, "demo", "--workdir"):
+        return _run(options)
 
 
 def _run(options: DemoOptions) -> int:

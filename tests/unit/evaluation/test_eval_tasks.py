@@ -118,12 +118,38 @@ def test_an_edition_or_part_that_is_none() -> None:
         ({"query": "x", "answer": ["a"]}, r"line 1: without question; expected the keys question, answer, found query"),
         ({"question": "x", "answer": []}, "line 1: has no answer"),
         ([1], "line 1: holds a JSON list"),
+        ({"question": "x", "answer": "a"}, 'line 1: expected a list, found "a"'),
+        ({"question": None, "answer": ["a"]}, "line 1: expected text under 'question', found null"),
     ],
 )
 def test_rows_of_another_form(tmp_path: Path, row: Any, message: str) -> None:
     write(tmp_path / "nq/NQ-open.dev.jsonl.zst", row)
     with pytest.raises(InputError, match=message):
         read_questions(find_task("nq-open"), tmp_path, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answers": ["Ann"]}, "question q1: holds a JSON str, expected an object"),
+        ({"answers": [{"answer": "Ann"}]}, "question q1: without text"),
+        ({"answers": "Ann"}, "question q1: expected a list"),
+        ({"answers": []}, "question q1: has no answer"),
+        ({"question": 3}, "question q1: expected text under 'question', found 3"),
+    ],
+)
+def test_squad_of_another_form(tmp_path: Path, changes: Any, message: str) -> None:
+    asked = {"id": "q1", "question": "Who?", "answers": [{"text": "Ann"}], **changes}
+    article = {"title": "Place", "paragraphs": [{"context": "Ann was here.", "qas": [asked]}]}
+    write(tmp_path / "squad/dev-v1.1.json.zst", {"data": [article]})
+    with pytest.raises(InputError, match=f"Place, paragraph 0, {message}"):
+        read_questions(find_task("squad"), tmp_path, None)
+
+
+def test_qed_of_another_form(tmp_path: Path) -> None:
+    write(tmp_path / "nq/qed-part-a.jsonl.zst", {**qed(1, "one"), "original_nq_answers": ["a"]})
+    with pytest.raises(InputError, match='line 1: expected a list, found "a"'):
+        read_questions(find_task("nq"), tmp_path, None)
 
 
 def test_an_unknown_task_names_the_known() -> None:

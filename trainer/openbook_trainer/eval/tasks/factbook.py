@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openbook_core.errors import ArgumentError, NotFoundError
-from openbook_trainer.eval.tasks.files import read_rows, require_answers
+from openbook_trainer.eval.tasks.files import read_rows, require_answers, require_list, require_text
 from openbook_trainer.eval.tasks.task import Question, Task, TaskDocument
 from openbook_trainer.sft.readers import LEFT_OUT, PEOPLE, is_training_country
 
@@ -45,8 +45,8 @@ def factbook_task(name: str, countries: str) -> Task:
 
 
 def _documents(data: Path, edition: str) -> Iterator[TaskDocument]:
-    for _, row in read_rows(data / "factbook" / f"{edition}.jsonl.zst", ("id", "country", "text")):
-        yield TaskDocument(row["id"], row["country"], row["text"])
+    for place, row in read_rows(data / "factbook" / f"{edition}.jsonl.zst", ("id", "country", "text")):
+        yield TaskDocument(row["id"], row["country"], require_text(row, "text", place))
 
 
 def _questions(data: Path, kind: str, served: str, countries: str) -> Iterator[Question]:
@@ -61,7 +61,8 @@ def _questions(data: Path, kind: str, served: str, countries: str) -> Iterator[Q
         if countries != "all" and is_training_country(row["country"]) != (countries == "train"):
             continue
         served_answers, other_answers = _answers(row, this, place), _answers(row, that, place)
-        yield Question(row["id"], row["question"], served_answers, row[f"{this}_doc"], other_answers)
+        text = require_text(row, "question", place)
+        yield Question(row["id"], text, served_answers, row[f"{this}_doc"], other_answers)
 
 
 def _is_of_kind(row: dict[str, Any], kind: str) -> bool:
@@ -71,4 +72,4 @@ def _is_of_kind(row: dict[str, Any], kind: str) -> bool:
 
 
 def _answers(row: dict[str, Any], side: str, place: str) -> tuple[str, ...]:
-    return require_answers([row[f"{side}_answer"], *row[f"{side}_aliases"]], place)
+    return require_answers([row[f"{side}_answer"], *require_list(row[f"{side}_aliases"], place)], place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def read_rows(path: Path, keys: tuple[str, ...]) -> Iterator[tuple[str, dict[str
 
 
 def require(row: Any, keys: tuple[str, ...], place: str) -> None:
+    """Raises InputError unless `row` is an object with `keys`; as the others here, it names the place and what it found."""
     if not isinstance(row, dict):
         raise InputError(f"{place}: holds a JSON {type(row).__name__}, expected an object", field="data")
     missing = [key for key in keys if key not in row]
@@ -37,8 +38,33 @@ def require(row: Any, keys: tuple[str, ...], place: str) -> None:
         )
 
 
-def require_answers(values: Iterable[str], place: str) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(value for value in values if isinstance(value, str) and value.strip()))
+def require_list(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _another(value, "a list", place)
+    return value
+
+
+def require_rows(value: Any, keys: tuple[str, ...], place: str) -> list[dict[str, Any]]:
+    for row in require_list(value, place):
+        require(row, keys, place)
+    return list(value)
+
+
+def require_text(row: dict[str, Any], key: str, place: str) -> str:
+    value = row[key]
+    if not isinstance(value, str) or not value.strip():
+        raise _another(value, f"text under {key!r}", place)
+    return value
+
+
+def require_answers(values: Any, place: str) -> tuple[str, ...]:
+    found = tuple(
+        dict.fromkeys(value for value in require_list(values, place) if isinstance(value, str) and value.strip())
+    )
     if not found:
         raise InputError(f"{place}: has no answer; expected one or more strings", field="data")
     return found
+
+
+def _another(value: Any, expected: str, place: str) -> InputError:
+    return InputError(f"{place}: expected {expected}, found {json.dumps(value)[:60]}", field="data")

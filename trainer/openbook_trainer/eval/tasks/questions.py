@@ -15,7 +15,14 @@ from typing import Any
 from openbook_core.errors import ArgumentError, InputError, NotFoundError
 from openbook_database.streams import read_lines
 from openbook_trainer.eval.tasks import factbook
-from openbook_trainer.eval.tasks.files import read_rows, require, require_answers
+from openbook_trainer.eval.tasks.files import (
+    read_rows,
+    require,
+    require_answers,
+    require_list,
+    require_rows,
+    require_text,
+)
 from openbook_trainer.eval.tasks.task import Question, Task, TaskDocument
 
 _SQUAD, _QED, _OPEN = "squad/dev-v1.1.json.zst", "nq/qed-part-a.jsonl.zst", "nq/NQ-open.dev.jsonl.zst"
@@ -66,27 +73,25 @@ def _squad(data: Path) -> Iterator[tuple[str, str, dict[str, Any], str]]:
     except ValueError as error:
         raise InputError(f"{path}: is not JSON: {error}", field="data") from None
     require(whole, ("data",), str(path))
-    for article in whole["data"]:
-        require(article, ("title", "paragraphs"), str(path))
-        for number, paragraph in enumerate(article["paragraphs"]):
+    for article in require_rows(whole["data"], ("title", "paragraphs"), str(path)):
+        place = f"{path}, {require_text(article, 'title', str(path))}"
+        for number, paragraph in enumerate(require_rows(article["paragraphs"], ("context", "qas"), place)):
             place = f"{path}, {article['title']}, paragraph {number}"
-            require(paragraph, ("context", "qas"), place)
             yield f"{article['title']}/{number}", article["title"].replace("_", " "), paragraph, place
 
 
 def _squad_questions(data: Path) -> Iterator[Question]:
     for document, _, paragraph, place in _squad(data):
-        for row in paragraph["qas"]:
-            require(row, ("id", "question", "answers"), place)
-            answers = require_answers(
-                (answer.get("text") for answer in row["answers"]), f"{place}, question {row['id']}"
-            )
-            yield Question(row["id"], row["question"].strip(), answers, document)
+        for row in require_rows(paragraph["qas"], ("id", "question", "answers"), place):
+            asked = f"{place}, question {row['id']}"
+            answers = [answer["text"] for answer in require_rows(row["answers"], ("text",), asked)]
+            text = require_text(row, "question", asked).strip()
+            yield Question(str(row["id"]), text, require_answers(answers, asked), document)
 
 
 def _squad_documents(data: Path) -> Iterator[TaskDocument]:
-    for document, title, paragraph, _ in _squad(data):
-        yield TaskDocument(document, title, paragraph["context"])
+    for document, title, paragraph, place in _squad(data):
+        yield TaskDocument(document, title, require_text(paragraph, "context", place))
 
 
 _QED_KEYS = ("example_id", "title_text", "question_text", "paragraph_text", "original_nq_answers")
@@ -94,27 +99,31 @@ _QED_KEYS = ("example_id", "title_text", "question_text", "paragraph_text", "ori
 
 def _qed_questions(data: Path) -> Iterator[Question]:
     for place, row in read_rows(data / _QED, _QED_KEYS):
-        spans = (span["string"] for answer in row["original_nq_answers"] for span in answer)
-        yield Question(str(row["example_id"]), row["question_text"], require_answers(spans, place), _qed_id(row))
+        spans = [
+            span["string"]
+            for answer in require_list(row["original_nq_answers"], place)
+            for span in require_rows(answer, ("string",), place)
+        ]
+        text = require_text(row, "question_text", place)
+        yield Question(str(row["example_id"]), text, require_answers(spans, place), _qed_id(row, place))
 
 
 def _qed_documents(data: Path) -> Iterator[TaskDocument]:
     known: set[str] = set()
-    for _, row in read_rows(data / _QED, _QED_KEYS):
-        if _qed_id(row) not in known:
-            known.add(_qed_id(row))
-            yield TaskDocument(_qed_id(row), row["title_text"], row["paragraph_text"])
+    for place, row in read_rows(data / _QED, _QED_KEYS):
+        if (id_ := _qed_id(row, place)) not in known:
+            known.add(id_)
+            yield TaskDocument(id_, require_text(row, "title_text", place), row["paragraph_text"])
 
 
-def _qed_id(row: dict[str, Any]) -> str:
-    return "qed/" + sha256(row["paragraph_text"].encode()).hexdigest()[:16]
+def _qed_id(row: dict[str, Any], place: str) -> str:
+    return "qed/" + sha256(require_text(row, "paragraph_text", place).encode()).hexdigest()[:16]
 
 
 def _open_questions(data: Path) -> Iterator[Question]:
     for place, row in read_rows(data / _OPEN, ("question", "answer")):
-        yield Question(
-            sha256(row["question"].encode()).hexdigest()[:16], row["question"], require_answers(row["answer"], place)
-        )
+        text = require_text(row, "question", place)
+        yield Question(sha256(text.encode()).hexdigest()[:16], text, require_answers(row["answer"], place))
 
 
 _TASKS = {

@@ -16,8 +16,8 @@ from openbook_database.streams import file_digest
 from openbook_model import RetroModel, cross_attention_state, weights_hash
 from openbook_model.adapter import WEIGHTS_FILE, load_adapted, read_prompt
 from openbook_model.resolve import resolve_folder
-from openbook_prompt.chat import ChatFormat, fit
-from openbook_prompt.recipe import build_messages, lead_in
+from openbook_prompt.chat import ChatFormat, Encoded, fit, require_fit
+from openbook_prompt.recipe import Message, build_messages, lead_in
 from openbook_trainer.eval.editions import judge, score_verdicts
 from openbook_trainer.eval.intervals import figure
 from openbook_trainer.eval.predictions import Prediction, score
@@ -31,7 +31,7 @@ from openbook_trainer.eval.tasks.task import Question, Task
 Progress = Callable[[str, int, int], None]
 SIDES = ("closed-book", "off", "on")
 _QUERIES_PER_CALL = 32
-_SETTLED = {"limit", "countries", "k", "max_tokens", "max_context", "prompt", "dtype"}
+_SETTLED = {"limit", "countries", "k", "max_tokens", "max_context", "prompt", "closed_instruction", "dtype"}
 
 
 def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total
         "max_tokens": config.max_tokens,
         "countries": config.countries,
         "prompt": config.prompt.model_dump(mode="json"),
+        "closed_instruction": config.closed_instruction,
         "tasks": {task.name: run.task(task) for task in tasks},
     }
 
@@ -67,6 +68,7 @@ class _Run:
         self._config, self._model, self._tokenizer, self._progress = config, model, tokenizer, progress
         self._format = ChatFormat(tokenizer)
         self._context = min(config.max_context, model.config.max_positions)
+        self._room = self._context - config.max_tokens
         self.state, self.weights = cross_attention_state(model), weights_hash(model)
         self.adapter = None
         if config.adapter is not None:
@@ -85,8 +87,7 @@ class _Run:
         folder = config.out / "answers" / task.name
         settle(folder, self._settings(task, questions, snapshot))
         sides: dict[str, Any] = dict.fromkeys(SIDES)
-        closed: dict[str, list[str]] = {question.id: [] for question in questions}
-        sides["closed-book"] = self._side(task, "closed-book", questions, closed, None)
+        sides["closed-book"] = self._side(task, "closed-book", questions, None, None)
         found = None
         if snapshot is not None and database is not None:
             found = self._passages(task, questions, database, snapshot)
@@ -141,7 +142,7 @@ class _Run:
         task: Task,
         side: str,
         questions: Sequence[Question],
-        shown: dict[str, list[str]],
+        shown: dict[str, list[str]] | None,
         source: tuple[str, str] | None,
     ) -> dict[str, Any]:
         config = self._config
@@ -154,7 +155,12 @@ class _Run:
             decoder = Decoder(self._model, self._tokenizer, batch=config.batch, max_context=self._context, find=find)
             for start in range(0, len(left), config.batch):
                 asked = left[start : start + config.batch]
-                prompts = [self._prompt(question.text, shown[question.id]) for question in asked]
+                prompts = [
+                    self._closed_prompt(question.text)
+                    if shown is None
+                    else self._prompt(question.text, shown[question.id])
+                    for question in asked
+                ]
                 replies = decoder.answers(prompts, config.max_tokens)
                 records.append(
                     [
@@ -174,12 +180,20 @@ class _Run:
     def _prompt(self, question: str, shown: Sequence[str]) -> list[int]:
         settings = self._config.prompt
 
-        def encode(texts: Sequence[str]) -> Any:
+        def encode(texts: Sequence[str]) -> Encoded:
             lead = lead_in(question, settings) if texts else ""
             return self._format.encode_chat(build_messages(question, texts, settings), lead)
 
-        limit = self._context - self._config.max_tokens
-        return list(fit(self._tokenizer, shown, limit, encode, "max_context").ids)
+        return list(fit(self._tokenizer, shown, self._room, encode, "max_context").ids)
+
+    def _closed_prompt(self, question: str) -> list[int]:
+        instruction = self._config.closed_instruction
+        if not instruction:
+            return self._prompt(question, [])
+        lead = lead_in(question, self._config.prompt)
+        encoded = self._format.encode_chat([Message("user", f"{question}\n{instruction}")], lead)
+        require_fit(encoded, self._room, "max_context")
+        return encoded.ids
 
 
 def _ceiling(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

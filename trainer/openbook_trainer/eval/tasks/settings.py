@@ -17,7 +17,8 @@ class TasksConfig(FrozenConfig):
     `limit_documents`: each task's database was built from its first documents only; only questions about these are
     asked. `countries`: the part of them that the factbook's tasks ask about. `adapter` is merged into the model, and
     the prompt's settings that it was trained with replace `prompt`, save for those that `prompt` sets. `k` passages
-    are found for a question; what of them is shown is for `prompt` to say.
+    are found for a question; what of them is shown is for `prompt` to say. `closed_instruction` follows the closed-book
+    question, which then has the prompt's lead-in as well; empty leaves the question alone, as serving sends it.
     """
 
     model: str
@@ -35,6 +36,7 @@ class TasksConfig(FrozenConfig):
     batch: PositiveInt = 8
     max_context: PositiveInt = 2048
     prompt: PromptSettings = PromptSettings()
+    closed_instruction: str = "Answer briefly."
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @model_validator(mode="after")
