@@ -66,7 +66,7 @@ class Batches:
         digest = sha256(repr((self._weights, self._sets)).encode()).hexdigest()
         found: dict[str, Any] = {"examples_digest": digest, "snapshots": self.snapshots}
         if self._config.passages:
-            found |= {"k": self._config.passages.k, "shuffle": self._config.passages.shuffle}
+            found["k"] = self._config.passages.k
         return found
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class Batches:
         config, drawn = self._config, self._draw(step)
         kept = [
             (each, texts)
-            for each, texts in zip(drawn, self._shown(step, drawn), strict=True)
+            for each, texts in zip(drawn, self._shown(drawn), strict=True)
             if not (config.only_answerable and texts) or _answers(each.example, texts)
         ]
         m = self._model.config.chunk_length if self._reads else 1
@@ -128,12 +128,11 @@ class Batches:
             for number in numbers
         ]
 
-    def _shown(self, step: int, drawn: Sequence[_Drawn]) -> list[list[str]]:
-        """What is put before the model for each example, best first unless shuffled."""
+    def _shown(self, drawn: Sequence[_Drawn]) -> list[list[str]]:
+        """What is put before the model for each example, best first."""
         shown = [list(each.example.passages or ()) for each in drawn]
         if self._books is None:
             return shown
-        order = np.random.default_rng([self._config.seed, step, 1])
         for database in self._books.snapshots:
             places = [
                 place for place, each in enumerate(drawn) if each.example.passages is None and each.database == database
@@ -141,10 +140,7 @@ class Batches:
             questions = [drawn[place].example.question for place in places]
             found = self._books.passages(database, questions) if questions else []
             for place, question, passages in zip(places, questions, found, strict=True):
-                texts = [each.text for each in choose_shown(question, passages, self._config.prompt)]
-                if self._config.passages and self._config.passages.shuffle:
-                    order.shuffle(texts)
-                shown[place] = texts
+                shown[place] = [each.text for each in choose_shown(question, passages, self._config.prompt)]
         return shown
 
 

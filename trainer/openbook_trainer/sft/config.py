@@ -21,15 +21,11 @@ class LoraSettings(FrozenConfig):
 
 
 class PassageSettings(FrozenConfig):
-    """The running retriever; `k` passages per question from `database`, or from the one that a data set names.
-
-    `shuffle` puts what is shown of them in random order, so that the model learns to read and not to trust a place.
-    """
+    """The running retriever; `k` passages per question from `database`, or from the one that a data set names."""
 
     address: str
     database: str
     k: PositiveInt = DEFAULT_PASSAGES
-    shuffle: bool = False
     deadline_s: PositiveFloat = 30.0
 
 
