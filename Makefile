@@ -57,7 +57,7 @@ proto-check: setup ## lint, compatibility with the last release, generated code 
 	@for f in .proto-fresh/openbook_proto/v1/*; do cmp $$f proto/openbook_proto/v1/$$(basename $$f) || { echo "stale: run make proto"; exit 1; }; done
 	@rm -rf .proto-fresh; echo "generated code is fresh"
 
-image-smoke: setup ## each image's install and start lines in a bare environment (4 minutes)
+image-smoke: setup ## each image's install and start lines in a bare environment
 	$(BIN)/hadolint deploy/docker/*.Dockerfile
 	$(BIN)/python deploy/docker/image_smoke.py
 manifests: setup ## render and validate deploy/k8s, hold it against the programs
