@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from openbook_trainer.eval.editions import Verdict, judge, names, score_verdicts
+from openbook_trainer.answers import names
+from openbook_trainer.eval.editions import Verdict, judge, score_verdicts
 
 
 @pytest.mark.parametrize(

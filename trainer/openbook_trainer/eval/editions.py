@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from openbook_trainer.answers import names
 from openbook_trainer.eval.intervals import figure
 
 
@@ -16,11 +16,6 @@ class Verdict:
 
     right: bool
     stale: bool
-
-
-def names(answer: str, aliases: Sequence[str]) -> bool:
-    """Whether an alias stands in the answer as whole words or numbers (`6` is not in `5.6`); case does not matter."""
-    return any(re.search(_whole(alias), answer, re.IGNORECASE) for alias in aliases)
 
 
 def judge(answer: str, served: Sequence[str], other: Sequence[str]) -> Verdict:
@@ -35,8 +30,3 @@ def score_verdicts(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         **figure("right", [float(each.right) for each in verdicts]),
         **figure("stale", [float(each.stale) for each in verdicts]),
     }
-
-
-def _whole(alias: str) -> str:
-    before = r"(?<![\w-])" if alias[:1].isdigit() else r"(?<!\w)"
-    return rf"{before}(?<!\d[.,]){re.escape(alias)}(?!\w)(?![.,]\d)"

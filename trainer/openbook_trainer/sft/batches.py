@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from openbook_core.errors import ConfigError
+from openbook_core.errors import ConfigError, InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, cross_attention_state
 from openbook_prompt.chat import ChatFormat
@@ -20,7 +20,7 @@ from openbook_prompt.recipe import choose_shown
 from openbook_trainer.sft.blend import load_blend, read_examples
 from openbook_trainer.sft.books import Books
 from openbook_trainer.sft.config import SftConfig
-from openbook_trainer.sft.packing import Packed, encode_example, pack
+from openbook_trainer.sft.packing import Encoded, Packed, bare_tokens, encode_example, pack
 from openbook_trainer.sft.readers import Example
 
 
@@ -54,6 +54,8 @@ class Batches:
         default = config.passages.database if config.passages else ""
         self._databases = [each.database or default for each in blend.datasets]
         self._reads = cross_attention_state(model) == "on"
+        self._grid = model.config.chunk_length if self._reads else 1
+        self._limit = self._row_limit()
         self._books = self._open_books()
 
     @property
@@ -76,23 +78,50 @@ class Batches:
     def at(self, step: int) -> Batch | None:
         """None where no example of the step can be learnt from."""
         config, drawn = self._config, self._draw(step)
-        kept = [
-            (each, texts)
-            for each, texts in zip(drawn, self._shown(drawn), strict=True)
-            if not (config.only_answerable and texts) or _answers(each.example, texts)
-        ]
-        m = self._model.config.chunk_length if self._reads else 1
-        limit = config.row_tokens - 2 * (m - 1)
-        encoded = [
-            encode_example(self._format, self._tokenizer, each.example, texts, config.prompt, limit)
-            for each, texts in kept
-        ]
-        if not encoded:
+        kept: list[tuple[Encoded, str]] = []
+        for each, texts in zip(drawn, self._shown(drawn), strict=True):
+            encoded = encode_example(
+                self._format,
+                self._tokenizer,
+                each.example,
+                texts,
+                config.prompt,
+                self._limit,
+                only_answerable=config.only_answerable,
+            )
+            if encoded:
+                kept.append((encoded, each.database))
+        if not kept:
             return None
-        packed = pack(encoded, config.row_tokens, m)
+        packed = pack([each for each, _ in kept], config.row_tokens, self._grid)
         if self._books:
-            packed = self._books.with_neighbors(packed, [each.database for each, _ in kept])
-        return Batch(packed, len(encoded), sum(len(each.ids) for each in encoded))
+            packed = self._books.with_neighbors(packed, [database for _, database in kept])
+        return Batch(packed, len(kept), sum(len(each.ids) for each, _ in kept))
+
+    def _row_limit(self) -> int:
+        """Tokens of the longest example that fits a row with its padding. Raises ConfigError and InputError."""
+        config, positions = self._config, self._model.config.max_positions
+        limit = config.row_tokens - 2 * (self._grid - 1)
+        if config.row_tokens > positions or limit < 1:
+            least = 2 * self._grid - 1
+            raise ConfigError(
+                f"row_tokens is {config.row_tokens}; this model takes {least} to {positions}", field="row_tokens"
+            )
+        around = bare_tokens(self._format, self._tokenizer, Example("", ""), config.prompt)
+        for number, examples in enumerate(self._sets):
+            for example in examples:
+                texts = (example.question, example.answer, *(text for _, text in example.turns))
+                # A token has a byte or more, so only what is long has to be counted.
+                if sum(around + len(text.encode()) for text in texts) <= limit:
+                    continue
+                tokens = bare_tokens(self._format, self._tokenizer, example, config.prompt)
+                if tokens > limit:
+                    raise InputError(
+                        f"data set {number + 1} of {config.blend}, {example.question[:80]!r}: question and answer have "
+                        f"{tokens} tokens, {limit} fit into a row; raise row_tokens, or set the data set's max_characters",
+                        field="row_tokens",
+                    )
+        return limit
 
     def _open_books(self) -> Books | None:
         config = self._config
@@ -142,8 +171,3 @@ class Batches:
             for place, question, passages in zip(places, questions, found, strict=True):
                 shown[place] = [each.text for each in choose_shown(question, passages, self._config.prompt)]
         return shown
-
-
-def _answers(example: Example, texts: list[str]) -> bool:
-    joined = " ".join(texts).lower()
-    return any(each.lower() in joined for each in (example.answer, *example.aliases))

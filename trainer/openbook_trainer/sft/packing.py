@@ -17,6 +17,7 @@ from openbook_prompt.chat import ChatFormat, fit
 from openbook_prompt.chat import Encoded as Prompt
 from openbook_prompt.recipe import Message, build_messages, lead_in
 from openbook_prompt.settings import PromptSettings
+from openbook_trainer.answers import names
 from openbook_trainer.data import IGNORED
 from openbook_trainer.sft.readers import Example
 
@@ -53,33 +54,65 @@ class Packed:
 
 
 def encode_example(
-    form: ChatFormat, tokenizer: Tokenizer, example: Example, shown: Sequence[str], settings: PromptSettings, limit: int
-) -> Encoded:
+    form: ChatFormat,
+    tokenizer: Tokenizer,
+    example: Example,
+    shown: Sequence[str],
+    settings: PromptSettings,
+    limit: int,
+    *,
+    only_answerable: bool = False,
+) -> Encoded | None:
     """Prompt as in serving, then answer and end token, together at most `limit` tokens: the worst of `shown` go first.
 
-    Raises InputError for an answer that leaves no room for its question.
+    With `only_answerable` None where something was to be shown and no answer is in what fits. Raises InputError for an
+    answer that leaves no room for its question.
     """
+    prompt, answer = _encode(form, tokenizer, example, shown, settings, limit)
+    if shown and not prompt.texts:
+        prompt, answer = _encode(form, tokenizer, example, [], settings, limit)
+    if only_answerable and shown and not names(" ".join(prompt.texts.values()), (example.answer, *example.aliases)):
+        return None
+    return Encoded([*prompt.ids, *answer], [*[IGNORED] * (len(prompt.ids) - 1), *answer, IGNORED], len(prompt.ids))
+
+
+def bare_tokens(form: ChatFormat, tokenizer: Tokenizer, example: Example, settings: PromptSettings) -> int:
+    """Tokens of the example without passages, answer and end token included."""
+    prompt, answer = _bare(form, tokenizer, example, settings, "")
+    return len(prompt.ids) + len(answer)
+
+
+def _encode(
+    form: ChatFormat, tokenizer: Tokenizer, example: Example, shown: Sequence[str], settings: PromptSettings, limit: int
+) -> tuple[Prompt, list[int]]:
     lead = lead_in(example.question, settings) if shown else ""
+    bare, answer = _bare(form, tokenizer, example, settings, lead)
+    room = limit - len(answer)
+    if len(bare.ids) > room:
+        raise InputError(
+            f"{example.question[:80]!r}: question and answer have {len(bare.ids) + len(answer)} tokens, {limit} fit "
+            "into a row; raise row_tokens, or leave the example out (max_characters of its data set)",
+            field="row_tokens",
+        )
+
+    def encode(kept: Sequence[str]) -> Prompt:
+        return form.encode_chat(_messages(example, kept, settings), lead)
+
+    return fit(tokenizer, shown, room, encode, "question"), answer
+
+
+def _bare(
+    form: ChatFormat, tokenizer: Tokenizer, example: Example, settings: PromptSettings, lead: str
+) -> tuple[Prompt, list[int]]:
     answer = tokenizer.encode(f" {example.answer}" if lead else example.answer).tolist()
     if tokenizer.eos_id is not None:
         answer.append(tokenizer.eos_id)
+    return form.encode_chat(_messages(example, [], settings), lead), answer
 
+
+def _messages(example: Example, shown: Sequence[str], settings: PromptSettings) -> list[Message]:
     earlier = [Message(role, text) for role, text in example.turns]
-
-    def encode(kept: Sequence[str]) -> Prompt:
-        return form.encode_chat([*earlier, *build_messages(example.question, kept, settings)], lead)
-
-    room = limit - len(answer)
-    bare = len(encode([]).ids)
-    if bare > room:
-        raise InputError(
-            f"{example.question[:80]!r}: question and answer have {bare + len(answer)} tokens and row_tokens is "
-            f"{limit}; raise row_tokens, or leave the example out (max_characters of its data set)",
-            field="row_tokens",
-        )
-    prompt = fit(tokenizer, shown, room, encode, "question").ids
-    ids = [*prompt, *answer]
-    return Encoded(ids, [*[IGNORED] * (len(prompt) - 1), *answer, IGNORED], len(prompt))
+    return [*earlier, *build_messages(example.question, shown, settings)]
 
 
 def pack(examples: Sequence[Encoded], row_tokens: int, chunk_length: int = 1) -> Packed:
