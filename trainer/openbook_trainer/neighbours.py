@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from openbook_core.fingerprint import Fingerprint, require_equal
 from openbook_core.tokenizer import Tokenizer
 from openbook_trainer.config import RetrievalConfig
 from openbook_trainer.data import Batch, Query
+
+Result = TypeVar("Result")
 
 _RETURNED_PER_SUCCESS = 0.1
 _PROBED_DOCUMENTS = 256
@@ -106,13 +108,37 @@ def pin_snapshot(config: RetrievalConfig, snapshot: str, tokenizer: Tokenizer, c
     return str(reply.snapshot)
 
 
+class Retries:
+    """Repeats failed calls while a budget lasts: each retry costs 1, each success returns 0.1, up to the whole."""
+
+    def __init__(self, budget: float) -> None:
+        self._whole = self._budget = budget
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """Raises what the last try raised: UnavailableError, DeadlineError or OverloadedError; others at once."""
+        delay = 0.1
+        while True:
+            try:
+                result = function()
+            except (UnavailableError, DeadlineError, OverloadedError) as error:
+                if self._budget < 1.0:
+                    raise
+                self._budget -= 1.0
+                logger.warning("retrieval failed and is tried again, budget %.1f: %s", self._budget, error)
+                time.sleep(error.retry_after_s or delay)
+                delay = min(2 * delay, 5.0)
+                continue
+            self._budget = min(self._whole, self._budget + _RETURNED_PER_SUCCESS)
+            return result
+
+
 class LiveSource:
     """The running retriever: one SearchText per batch, always of one pinned snapshot."""
 
     def __init__(self, client: RetrieverApi, config: RetrievalConfig, snapshot: str, k: int, chunk_length: int) -> None:
         self._client, self._config, self._snapshot = client, config, snapshot
         self._k, self._length = k, 2 * chunk_length
-        self._budget = config.retry_budget
+        self._retries = Retries(config.retry_budget)
 
     def close(self) -> None:
         self._client.close()
@@ -154,36 +180,28 @@ class LiveSource:
         return neighbors
 
     def _search(self, texts: Sequence[str], exclude: Sequence[Sequence[str]] | None, *, k: int) -> SearchResult:
-        delay = 0.1
-        while True:
-            try:
-                result = self._client.search_text(
-                    self._config.database,
+        config = self._config
+        try:
+            result = self._retries.call(
+                lambda: self._client.search_text(
+                    config.database,
                     texts,
                     k,
                     snapshot=self._snapshot,
                     exclude=exclude,
                     tokens=True,
                     documents=True,
-                    timeout_s=self._config.deadline_s,
+                    timeout_s=config.deadline_s,
                 )
-            except (UnavailableError, DeadlineError, OverloadedError) as error:
-                if self._budget < 1.0:
-                    if isinstance(error, UnavailableError):
-                        raise _not_up(self._config, error) from error
-                    raise
-                self._budget -= 1.0
-                logger.warning("retrieval failed and is tried again, budget %.1f: %s", self._budget, error)
-                time.sleep(error.retry_after_s or delay)
-                delay = min(2 * delay, 5.0)
-                continue
-            self._budget = min(self._config.retry_budget, self._budget + _RETURNED_PER_SUCCESS)
-            if result.snapshot != self._snapshot:
-                raise OpenbookError(
-                    f"the retriever answered from snapshot {result.snapshot}, the run is pinned to {self._snapshot}",
-                    reason=Reason.SNAPSHOT_MIX,
-                )
-            return result
+            )
+        except UnavailableError as error:
+            raise _not_up(config, error) from error
+        if result.snapshot != self._snapshot:
+            raise OpenbookError(
+                f"the retriever answered from snapshot {result.snapshot}, the run is pinned to {self._snapshot}",
+                reason=Reason.SNAPSHOT_MIX,
+            )
+        return result
 
     def _fill(
         self, neighbors: Neighbors, places: list[tuple[int, int]], queries: list[Query], result: SearchResult

@@ -15,24 +15,31 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openbook_core.errors import CorruptError, MismatchError, NotFoundError
-from openbook_model.checkpoint import load
+from openbook_core.errors import ConflictError, CorruptError, MismatchError, NotFoundError, Reason
+from openbook_model.checkpoint import load, write_prompt, written_whole
 from openbook_model.model import RetroModel
 
-CONFIG_FILE, WEIGHTS_FILE, PROMPT_FILE = "adapter_config.json", "adapter_model.safetensors", "prompt.json"
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 
 
 def save_adapter(
     folder: Path, pairs: Mapping[str, tuple[Tensor, Tensor]], rank: int, alpha: int, base: str, prompt: dict[str, Any]
 ) -> None:
-    """Write `pairs` (projection's name -> A [r, in], B [out, r]) in bfloat16."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `pairs` (projection's name -> A [r, in], B [out, r]) in bfloat16, by one rename.
+
+    Replaces an older adapter; raises ConflictError if `folder` is anything else.
+    """
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
+        raise ConflictError(
+            f"{folder} exists and is not an adapter; choose another path or remove it",
+            field="path",
+            reason=Reason.ALREADY_EXISTS,
+        )
     tensors = {}
     for name, (down, up) in pairs.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = down.detach().to(torch.bfloat16).contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = up.detach().to(torch.bfloat16).contiguous()
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
@@ -43,8 +50,10 @@ def save_adapter(
         "inference_mode": True,
         "target_modules": sorted(pairs),
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    (folder / PROMPT_FILE).write_text(json.dumps(prompt, indent=1) + "\n", encoding="utf-8")
+    with written_whole(folder) as draft:
+        save_file(tensors, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+        (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_prompt(draft, prompt)
 
 
 def load_adapted(folder: Path, dtype: torch.dtype, adapter: Path | None) -> RetroModel:
@@ -54,20 +63,6 @@ def load_adapted(folder: Path, dtype: torch.dtype, adapter: Path | None) -> Retr
     model = load(folder, torch.float32)
     merge_adapter(model, adapter)
     return model.to(dtype)
-
-
-def read_prompt(folder: Path) -> dict[str, Any] | None:
-    """The prompt's settings that the adapter was trained with, None where it says nothing of them.
-
-    Raises CorruptError where they are no JSON object.
-    """
-    file = folder / PROMPT_FILE
-    if not file.is_file():
-        return None
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise CorruptError(f"{file} cannot be read: {error}", field="adapter") from error
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from openbook_model.model import RetroModel
 
 FORMAT = "openbook-retro"
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, PROMPT_FILE = "config.json", "model.safetensors", "prompt.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -35,8 +37,16 @@ TOKENIZER_FILES = (
 )
 
 
-def save(model: RetroModel, path: str | Path, tokenizer_dir: str | Path | None = None) -> None:
+def save(
+    model: RetroModel,
+    path: str | Path,
+    tokenizer_dir: str | Path | None = None,
+    *,
+    prompt: Mapping[str, Any] | None = None,
+) -> None:
     """Write the model's directory, with the tokenizer files found in `tokenizer_dir`, by one rename.
+
+    `prompt`: settings of the prompt that it was tuned with, for `read_prompt`.
 
     Replaces an older model directory; raises ConflictError if `path` is anything else, NotFoundError if the tokenizer
     folder has no tokenizer.json.
@@ -48,10 +58,7 @@ def save(model: RetroModel, path: str | Path, tokenizer_dir: str | Path | None =
             field="path",
             reason=Reason.ALREADY_EXISTS,
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    draft.mkdir()
-    try:
+    with written_whole(target) as draft:
         if tokenizer_dir is not None:
             _copy_tokenizer(Path(tokenizer_dir), draft)
         tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
@@ -62,6 +69,18 @@ def save(model: RetroModel, path: str | Path, tokenizer_dir: str | Path | None =
             "model": model.config.model_dump(mode="json"),
         }
         (draft / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        if prompt is not None:
+            write_prompt(draft, prompt)
+
+
+@contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """An empty folder to write to, which takes the place of `target` by one rename where the block raises nothing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    draft.mkdir()
+    try:
+        yield draft
         for file in draft.iterdir():
             sync(file)
         if target.exists():
@@ -74,6 +93,25 @@ def save(model: RetroModel, path: str | Path, tokenizer_dir: str | Path | None =
         sync(target.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_prompt(folder: Path, prompt: Mapping[str, Any]) -> None:
+    """Add the settings of the prompt to the folder of a model or an adapter."""
+    (folder / PROMPT_FILE).write_text(json.dumps(prompt, indent=1) + "\n", encoding="utf-8")
+
+
+def read_prompt(folder: Path) -> dict[str, Any] | None:
+    """The prompt's settings that a model or an adapter was tuned with, None where its folder says nothing of them.
+
+    Raises CorruptError where they are no JSON object.
+    """
+    file = folder / PROMPT_FILE
+    if not file.is_file():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CorruptError(f"{file} cannot be read: {error}", field="prompt") from error
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None) -> RetroModel:

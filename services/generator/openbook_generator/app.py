@@ -17,7 +17,7 @@ from openbook_core.errors import Reason, UnavailableError
 from openbook_core.telemetry import setup_logging
 from openbook_generator.api import create_app
 from openbook_generator.config import GeneratorConfig
-from openbook_generator.models import load_model, with_adapter_prompt
+from openbook_generator.models import load_model, with_stored_prompt
 from openbook_generator.retrieval import Retriever
 from openbook_generator.service import Generator
 
@@ -30,7 +30,7 @@ def serve(config: GeneratorConfig) -> None:
     setup_logging("generator")
     listener = _listen(config.host, config.port)
     try:
-        config = with_adapter_prompt(config)
+        config = with_stored_prompt(config)
         model, tokenizer = load_model(config)
         client = RetrieverClient(config.retriever)
         generator = Generator(config, model, tokenizer, Retriever(client, config.search_timeout_s))

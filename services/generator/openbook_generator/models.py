@@ -7,7 +7,8 @@ import torch
 from openbook_core.tokenizer import Tokenizer
 from openbook_generator.config import GeneratorConfig
 from openbook_model import RetroModel
-from openbook_model.adapter import load_adapted, read_prompt
+from openbook_model.adapter import load_adapted
+from openbook_model.checkpoint import read_prompt
 from openbook_model.precision import probe_precision
 from openbook_model.resolve import resolve_folder
 
@@ -19,9 +20,10 @@ def load_model(config: GeneratorConfig) -> tuple[RetroModel, Tokenizer]:
     return load_adapted(folder, dtype, config.adapter), Tokenizer.load(folder)
 
 
-def with_adapter_prompt(config: GeneratorConfig) -> GeneratorConfig:
-    """The configuration with the prompt's settings of its adapter, below those that it sets itself. Raises InputError."""
-    if config.adapter is None:
-        return config
-    prompt = config.prompt.over(read_prompt(config.adapter), str(config.adapter))
-    return config.model_copy(update={"prompt": prompt})
+def with_stored_prompt(config: GeneratorConfig) -> GeneratorConfig:
+    """The configuration with the prompt that its adapter or model was tuned with, below what it sets itself.
+
+    Raises InputError.
+    """
+    source = config.adapter or resolve_folder(config.model)
+    return config.model_copy(update={"prompt": config.prompt.over(read_prompt(source), str(source))})

@@ -10,7 +10,7 @@ from generator_fakes import VOCABULARY, byte_tokenizer, tiny_model
 
 from openbook_core.errors import CorruptError, InputError, OpenbookError
 from openbook_generator.config import GeneratorConfig
-from openbook_generator.models import load_model, with_adapter_prompt
+from openbook_generator.models import load_model, with_stored_prompt
 from openbook_model import cross_attention_state, save, weights_hash
 from openbook_prompt.chat import stop_ids
 from openbook_prompt.settings import PromptSettings
@@ -66,9 +66,9 @@ def test_end_markers_stop_the_reply() -> None:
 def test_an_adapter_brings_its_prompt_and_what_is_set_goes_before_it(tmp_path: Path) -> None:
     (tmp_path / "prompt.json").write_text(PromptSettings(extracts=3, instruction="Name it.").model_dump_json())
     asked = GeneratorConfig(adapter=tmp_path, prompt=PromptSettings(extracts=2))
-    assert with_adapter_prompt(asked).prompt == PromptSettings(extracts=2, instruction="Name it.")
-    assert with_adapter_prompt(GeneratorConfig()) == GeneratorConfig()
+    assert with_stored_prompt(asked).prompt == PromptSettings(extracts=2, instruction="Name it.")
+    assert with_stored_prompt(GeneratorConfig()) == GeneratorConfig()
     for damaged, error in (('{"extract": 3}', InputError), ("{", CorruptError), ("[1]", CorruptError)):
         (tmp_path / "prompt.json").write_text(damaged)
         with pytest.raises(error, match=str(tmp_path)):
-            with_adapter_prompt(asked)
+            with_stored_prompt(asked)

@@ -1,23 +1,19 @@
 """Instruction tuning: packing, adapters, resume; on real small networks."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
-from trainer_fakes import FakeRetriever, M, byte_tokenizer, serve_retriever
 
 from openbook_core.errors import ConfigError, InputError, MismatchError, NotFoundError
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.weights import DEFAULT_MODEL
 from openbook_model import EncoderConfig, RetroConfig, RetroModel, initialise, load, save
-from openbook_model.adapter import merge_adapter, read_prompt, save_adapter
-from openbook_model.chunks import chunks_due, default_first_chunk
+from openbook_model.adapter import merge_adapter, save_adapter
+from openbook_model.checkpoint import read_prompt
 from openbook_prompt.chat import ChatFormat
 from openbook_prompt.recipe import Message
 from openbook_prompt.settings import PromptSettings
-from openbook_trainer.sft.batches import Batches
 from openbook_trainer.sft.config import LoraSettings, SftConfig
 from openbook_trainer.sft.lora import adapter_pairs, inject
 from openbook_trainer.sft.packing import Encoded, encode_example, pack
@@ -144,68 +140,3 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(network, tokenizer, tmp_p
         run_sft(SftConfig(out=tmp_path / "parts", **(common | {"examples": 2})))
     full = run_sft(SftConfig(out=tmp_path / "full", **(common | {"steps": 1, "lora": None})))
     assert isinstance(load(tmp_path / "full/model", torch.float32), RetroModel) and full["steps"] == 1
-
-
-def retro(conditioned):
-    config = RetroConfig(
-        vocab_size=257,
-        hidden_size=32,
-        num_layers=2,
-        num_heads=2,
-        max_positions=512,
-        chunk_length=M,
-        cross_attention_layers=(1, 2),
-        gate=0.8,
-        encoder=EncoderConfig(num_layers=1, hidden_size=32, num_heads=2, conditioned=conditioned),
-    )
-    model = RetroModel(config)
-    initialise(model, 0)
-    return model.eval()
-
-
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_packed_examples_read_the_neighbours_that_serving_finds(conditioned, tmp_path):
-    model, tokenizer, book = retro(conditioned), byte_tokenizer(), FakeRetriever()
-    asked = [
-        {"question": f"Who is number {n}?", "answers": [{"text": "Ada " * (1 + n % 3) + str(n)}]} for n in range(9)
-    ]
-    paragraph = "; ".join(each["answers"][0]["text"] for each in asked)
-    text = json.dumps({"data": [{"title": "People", "paragraphs": [{"context": paragraph, "qas": asked}]}]})
-    path = write(tmp_path / "squad.json", text)
-    blend = write(tmp_path / "b.yaml", f"datasets:\n- {{path: {path}, format: squad, weight: 1}}\n")
-    tokenizer.save(tmp_path / "tokenizer")
-    save(model, tmp_path / "model", tmp_path / "tokenizer")
-    common = {"task": "sft", "out": tmp_path / "out", "model": str(tmp_path / "model"), "blend": blend}
-    with pytest.raises(ConfigError, match="set passages.address"):
-        run_sft(SftConfig(steps=1, **common))
-    server = serve_retriever()
-    passages = {"address": server.address, "database": "book"}
-    try:
-        config = SftConfig(steps=2, examples=5, row_tokens=480, passages=passages, **common)
-        batches = Batches(config, model, tokenizer)
-        packed = batches.at(0).packed
-        batches.close()
-        assert run_sft(config)["steps"] == 2
-    finally:
-        server.stop()
-    assert packed.ids_BT.shape[0] < 5, "several examples share a row"
-    separate, k = 0.0, model.config.num_neighbors
-    with torch.no_grad():
-        for row in packed.rows():
-            for number in set(row.documents_BT.unique().tolist()) - {-1}:
-                own = row.documents_BT == number
-                ids, labels = row.ids_BT[own], row.labels_BT[own]
-                phase = default_first_chunk(int((labels != -100).nonzero()[0]) + 1, M)
-                texts = [tokenizer.decode(each, skip_special=True) for each in chunks_due(ids.tolist(), 0, phase, M)]
-                chunks = book.search_text("book", texts, k).chunks
-                found = torch.tensor(chunks.tokens.astype("int64")).view(1, len(texts), k, 2 * M)
-                lengths = torch.tensor(chunks.lengths.astype("int64").sum(1)).view(1, len(texts), k)
-                logits = model(ids[None], found, lengths, first_chunk=phase)[0]
-                separate += float(cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
-        together = sum(float(packed_loss(model, row)) for row in packed.rows())
-        alone = sum(
-            float(packed_loss(model, replace(row, neighbor_ids_BLKR=None, neighbor_lengths_BLK=None)))
-            for row in packed.rows()
-        )
-    assert together == pytest.approx(separate, rel=1e-5)
-    assert abs(alone - separate) > 1e-3 * separate, "neighbours matter"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,10 @@ class FakeRetriever:
     def describe(self, database: str, snapshot: str = "") -> retriever_pb2.DescribeReply:
         contract = {"tokenizer": byte_tokenizer().fingerprint.record, "chunk_length": M}
         return retriever_pb2.DescribeReply(
-            database=database, snapshot=snapshot or SNAPSHOT, contract_json=json.dumps(contract)
+            database=database,
+            snapshot=snapshot or SNAPSHOT,
+            live_snapshot=snapshot or SNAPSHOT,
+            contract_json=json.dumps(contract),
         )
 
     def search_text(
@@ -104,7 +107,7 @@ class FakeRetriever:
         documents = []
         for row in range(rows):
             query = row // k
-            random = np.random.default_rng([row % k, *texts[query].encode()])
+            random = np.random.default_rng([row % k, *database.encode(), *texts[query].encode()])
             tokens[row], lengths[row] = random.integers(1, 256, 2 * M), (M, random.integers(1, M + 1))
             other = next(f"d{n}" for n in range(100) if f"d{n}" not in exclude[query])
             documents.append(retriever_pb2.Document(external_id=self.answer_from or other))
@@ -126,20 +129,34 @@ class FakeRetriever:
 
 
 class Servicer(retriever_pb2_grpc.RetrieverServicer):
-    """The fake retriever behind the real contract."""
+    """The fake retriever behind the real contract. `passage` is the text of the best chunk for (database, query)."""
+
+    def __init__(self, passage: Callable[[str, str], str] = lambda database, query: "nothing") -> None:
+        self.passage, self.snapshot = passage, SNAPSHOT
+        self.unavailable = 0
+        self.asked: list[tuple[str, int, str]] = []
 
     def Describe(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.DescribeReply:
-        return FakeRetriever().describe(request.database, request.snapshot)
+        return FakeRetriever().describe(request.database, request.snapshot or self.snapshot)
 
     def SearchText(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.SearchTextReply:
         search = request.search
+        self.asked.append((search.database, search.k, search.snapshot))
+        if self.unavailable:
+            self.unavailable -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "a shard is gone")
         exclude = [list(exclusion.document_ids) for exclusion in search.exclusions]
         found = FakeRetriever().search_text(search.database, list(request.texts), search.k, exclude=exclude or None)
         chunks = found.chunks
         assert chunks.tokens is not None
         assert chunks.lengths is not None
+        texts = [
+            self.passage(search.database, text) if place == 0 else "Other things."
+            for text in request.texts
+            for place in range(search.k)
+        ]
         reply = retriever_pb2.SearchReply(
-            snapshot=found.snapshot,
+            snapshot=search.snapshot or self.snapshot,
             queries=len(request.texts),
             k=search.k,
             ids=found.ids.astype("<i8").tobytes(),
@@ -149,6 +166,8 @@ class Servicer(retriever_pb2_grpc.RetrieverServicer):
                 token_type=common_pb2.ELEMENT_TYPE_UINT32,
                 tokens=chunks.tokens.tobytes(),
                 lengths=chunks.lengths.tobytes(),
+                texts=texts if search.fields.text else (),
+                continuation_texts=[""] * len(texts) if search.fields.text else (),
                 document_index=range(len(chunks.documents)),
                 documents=chunks.documents,
             ),
@@ -156,10 +175,10 @@ class Servicer(retriever_pb2_grpc.RetrieverServicer):
         return retriever_pb2.SearchTextReply(result=reply)
 
 
-def serve_retriever() -> RunningServer:
+def serve_retriever(servicer: Servicer | None = None) -> RunningServer:
     """The fake retriever on a free port; the caller stops it."""
     return start_server(
-        lambda server: retriever_pb2_grpc.add_RetrieverServicer_to_server(Servicer(), server),
+        lambda server: retriever_pb2_grpc.add_RetrieverServicer_to_server(servicer or Servicer(), server),
         host="127.0.0.1",
         port=0,
         services=["openbook_proto.v1.Retriever"],

@@ -14,7 +14,7 @@ import numpy as np
 
 from openbook_core.errors import ConfigError, InputError
 from openbook_core.tokenizer import Tokenizer
-from openbook_model import RetroModel, cross_attention_state
+from openbook_model import RetroModel, cross_attention_state, weights_hash
 from openbook_prompt.chat import ChatFormat
 from openbook_prompt.recipe import choose_shown
 from openbook_trainer.sft.blend import load_blend, read_examples
@@ -26,11 +26,12 @@ from openbook_trainer.sft.readers import Example
 
 @dataclass(frozen=True)
 class Batch:
-    """The packed rows of a step, the number of their examples and of these one's tokens."""
+    """The packed rows of a step (None: nothing to learn from), their examples and tokens, and the examples left out."""
 
-    packed: Packed
+    packed: Packed | None
     examples: int
     tokens: int
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,12 @@ class Batches:
     def record(self) -> dict[str, Any]:
         """What has to be the same where a run is resumed."""
         digest = sha256(repr((self._weights, self._sets)).encode()).hexdigest()
-        found: dict[str, Any] = {"examples_digest": digest, "snapshots": self.snapshots}
+        found: dict[str, Any] = {
+            "examples_digest": digest,
+            "databases": self._databases,
+            "snapshots": self.snapshots,
+            "weights_hash": weights_hash(self._model),
+        }
         if self._config.passages:
             found["k"] = self._config.passages.k
         return found
@@ -75,8 +81,8 @@ class Batches:
         if self._books:
             self._books.close()
 
-    def at(self, step: int) -> Batch | None:
-        """None where no example of the step can be learnt from."""
+    def at(self, step: int) -> Batch:
+        """The rows of a step."""
         config, drawn = self._config, self._draw(step)
         kept: list[tuple[Encoded, str]] = []
         for each, texts in zip(drawn, self._shown(drawn), strict=True):
@@ -91,12 +97,13 @@ class Batches:
             )
             if encoded:
                 kept.append((encoded, each.database))
+        left_out = len(drawn) - len(kept)
         if not kept:
-            return None
+            return Batch(None, 0, 0, left_out)
         packed = pack([each for each, _ in kept], config.row_tokens, self._grid)
         if self._books:
             packed = self._books.with_neighbors(packed, [database for _, database in kept])
-        return Batch(packed, len(kept), sum(len(each.ids) for each, _ in kept))
+        return Batch(packed, len(kept), sum(len(each.ids) for each, _ in kept), left_out)
 
     def _row_limit(self) -> int:
         """Tokens of the longest example that fits a row with its padding. Raises ConfigError and InputError."""

@@ -6,6 +6,7 @@ Axes: B rows, L chunks of a row, K neighbours, R tokens of a neighbour.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import torch
@@ -14,9 +15,12 @@ from openbook_core.clients import RetrieverClient
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, cross_attention_state
 from openbook_prompt.passage import Passage, find_passages
-from openbook_trainer.eval.tasks.decoding import FindNeighbors, live_neighbors
+from openbook_trainer.finder import NeighborFinder
+from openbook_trainer.neighbours import Retries
 from openbook_trainer.sft.config import PassageSettings
 from openbook_trainer.sft.packing import Packed, chunks_of
+
+RETRY_BUDGET = 5.0
 
 
 class Books:
@@ -30,24 +34,31 @@ class Books:
         For a model that reads neighbours, also MismatchError: a database of another tokenizer or chunk length.
         """
         self._settings, self._tokenizer, self._config = settings, tokenizer, model.config
-        self._client = RetrieverClient(settings.address)
-        self.snapshots = {name: self._client.describe(name).live_snapshot for name in sorted(set(databases))}
-        self._find: dict[str, FindNeighbors] = {}
-        if cross_attention_state(model) == "on":
-            self._find = {
-                name: live_neighbors(settings.address, name, snapshot, model, tokenizer)
-                for name, snapshot in self.snapshots.items()
-            }
+        self._retries = Retries(RETRY_BUDGET)
+        self._find: dict[str, NeighborFinder] = {}
+        with ExitStack() as stack:
+            self._client = stack.enter_context(RetrieverClient(settings.address))
+            self.snapshots = {name: self._client.describe(name).live_snapshot for name in sorted(set(databases))}
+            if cross_attention_state(model) == "on":
+                for name, snapshot in self.snapshots.items():
+                    finder = NeighborFinder(
+                        settings.address, name, snapshot, model.config, tokenizer, settings.deadline_s
+                    )
+                    self._find[name] = stack.enter_context(closing(finder))
+            self._open = stack.pop_all()
 
     def close(self) -> None:
-        self._client.close()
+        self._open.close()
 
     def passages(self, database: str, questions: Sequence[str]) -> list[list[Passage]]:
-        """The k passages of each question, best first."""
-        snapshot, deadline_s = self.snapshots[database], self._settings.deadline_s
-        return find_passages(
-            self._client, database, questions, self._settings.k, snapshot=snapshot, timeout_s=deadline_s
-        )[1]
+        """The k passages of each question, best first; failed calls are repeated as for neighbours."""
+        settings, snapshot = self._settings, self.snapshots[database]
+        _, found = self._retries.call(
+            lambda: find_passages(
+                self._client, database, questions, settings.k, snapshot=snapshot, timeout_s=settings.deadline_s
+            )
+        )
+        return found
 
     def with_neighbors(self, packed: Packed, databases: Sequence[str]) -> Packed:
         """`packed` with the neighbours of its chunks, asked for as in serving; as it is for a model that reads none.

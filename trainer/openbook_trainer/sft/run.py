@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from openbook_core.errors import ConfigError, OpenbookError
+from openbook_core.errors import ConfigError, CorruptError, InputError, OpenbookError
+from openbook_core.files import sync
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, load, save
 from openbook_model.adapter import save_adapter
@@ -25,6 +29,7 @@ from openbook_trainer.sft.config import SftConfig
 from openbook_trainer.sft.lora import adapter_pairs, inject
 from openbook_trainer.sft.packing import Packed
 
+_COUNTS = ("examples", "left_out", "tokens")
 _FREE = {"out", "threads", "stop_at", "max_seconds", "checkpoint_every", "blend", "passages"}
 
 
@@ -32,11 +37,8 @@ def run_sft(config: SftConfig) -> dict[str, Any]:
     """Run, or go on with, the tuning; returns and prints the summary. Raises OpenbookError."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    run = _Run(config)
-    try:
-        summary = run.train()
-    finally:
-        run.batches.close()
+    with ExitStack() as stack:
+        summary = _Run(config, stack).train()
     print(json.dumps(summary), flush=True)
     return summary
 
@@ -56,12 +58,13 @@ def packed_loss(model: RetroModel, packed: Packed) -> torch.Tensor:
 
 
 class _Run:
-    def __init__(self, config: SftConfig) -> None:
+    def __init__(self, config: SftConfig, stack: ExitStack) -> None:
+        """`stack` closes the connection to the retriever."""
         self.config = config
         folder = resolve_folder(config.model)
         self.tokenizer = Tokenizer.load(folder)
         self.model = load(folder, torch.float32)
-        self.batches = Batches(config, self.model, self.tokenizer)
+        self.batches = stack.enter_context(closing(Batches(config, self.model, self.tokenizer)))
         torch.manual_seed(config.seed)
         if config.lora:
             inject(self.model, config.lora)
@@ -69,6 +72,7 @@ class _Run:
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
         self.optimiser = make_optimiser(self.model, config.optimiser)
         self.autocast = config.autocast
+        self.examples, self.left_out = 0, 0
         self.settings = config.model_dump(mode="json", exclude=_FREE) | self.batches.record()
 
     def train(self) -> dict[str, Any]:
@@ -82,7 +86,11 @@ class _Run:
         begun, cpu, tokens = time.perf_counter(), time.process_time(), 0
         stopped_by = "steps" if end == config.steps else "stop_at"
         while step < end:
-            record = self._step(step)
+            try:
+                record = self._step(step)
+            except OpenbookError:
+                self._save(step)
+                raise
             tokens += record["tokens"]
             step += 1
             metrics.write({"step": step, **record})
@@ -93,9 +101,17 @@ class _Run:
                 break
         self._save(step)
         seconds = time.perf_counter() - begun
+        if not self.examples:
+            raise InputError(
+                f"none of {self.left_out} examples could be learnt from: no answer is in what the retriever finds. "
+                "Serve the book that the blend's questions are about, or set only_answerable=false",
+                field="only_answerable",
+            )
         return {
             "steps": step,
             "stopped_by": stopped_by,
+            "examples": self.examples,
+            "left_out": self.left_out,
             "tokens": tokens,
             "seconds": round(seconds, 1),
             "cpu_seconds": round(time.process_time() - cpu, 1),
@@ -112,26 +128,30 @@ class _Run:
         rate = learning_rate(self.config.optimiser, step, self.config.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        record = {"loss": 0.0, "learning_rate": rate, "examples": 0, "tokens": 0}
-        if batch:
-            record |= {"examples": batch.examples, "tokens": batch.tokens}
-            answers = int((batch.packed.labels_BT != IGNORED).sum())
-            self.optimiser.zero_grad(set_to_none=True)
-            for row in batch.packed.rows():
-                with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.autocast)):
-                    loss = packed_loss(self.model, row) / answers
-                torch.autograd.backward(loss)
-                record["loss"] += float(loss.detach())
-            norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.optimiser.clip_norm))
-            if not (record["loss"] < float("inf") and norm < float("inf")):
-                raise OpenbookError(
-                    f"step {step + 1}: the loss is {record['loss']}, the gradient's norm {norm}; lower "
-                    "optimiser.learning_rate and resume from the last checkpoint",
-                    field="optimiser.learning_rate",
-                )
-            self.optimiser.step()
-            record["gradient_norm"] = norm
+        self.examples, self.left_out = self.examples + batch.examples, self.left_out + batch.left_out
+        record = {"loss": None, "learning_rate": rate, **{name: getattr(batch, name) for name in _COUNTS}}
+        if batch.packed:
+            record |= self._learn(step, batch.packed)
         return record | {"seconds": round(time.perf_counter() - begun, 3), "prepare_seconds": round(waited, 3)}
+
+    def _learn(self, step: int, packed: Packed) -> dict[str, float]:
+        """One update; the loss (nats per token of the answers) and the gradient's norm before clipping."""
+        answers, total = int((packed.labels_BT != IGNORED).sum()), 0.0
+        self.optimiser.zero_grad(set_to_none=True)
+        for row in packed.rows():
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.autocast)):
+                loss = packed_loss(self.model, row) / answers
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trained.values(), self.config.optimiser.clip_norm))
+        if not (total < float("inf") and norm < float("inf")):
+            raise OpenbookError(
+                f"step {step + 1}: the loss is {total}, the gradient's norm {norm}; start again with a lower "
+                "optimiser.learning_rate and another `out`",
+                field="optimiser.learning_rate",
+            )
+        self.optimiser.step()
+        return {"loss": total, "gradient_norm": norm}
 
     def _checkpoint(self) -> Path:
         return self.config.out / "checkpoint.pt"
@@ -142,14 +162,21 @@ class _Run:
         draft = path.with_suffix(".draft")
         weights = {name: each.detach() for name, each in self.trained.items()}
         state = {"step": step, "settings": json.dumps(self.settings), "autocast": self.autocast, "weights": weights}
-        torch.save(state | {"optimiser": self.optimiser.state_dict()}, draft)
+        state |= {"examples": self.examples, "left_out": self.left_out, "optimiser": self.optimiser.state_dict()}
+        torch.save(state, draft)
+        sync(draft)
         os.replace(draft, path)
 
     def _resume(self) -> int:
         self.config.out.mkdir(parents=True, exist_ok=True)
         if not self._checkpoint().is_file():
             return 0
-        state = torch.load(self._checkpoint(), weights_only=True)
+        try:
+            state = torch.load(self._checkpoint(), weights_only=True)
+        except (RuntimeError, UnpicklingError, EOFError) as error:
+            raise CorruptError(
+                f"{self._checkpoint()} cannot be read ({error}); delete it to begin again", field="out"
+            ) from error
         then = json.loads(state["settings"])
         changed = [name for name in self.settings if self.settings[name] != then.get(name)]
         if changed:
@@ -162,18 +189,17 @@ class _Run:
             for name, each in self.trained.items():
                 each.copy_(state["weights"][name])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.autocast = state["autocast"]
+        self.autocast, self.examples, self.left_out = state["autocast"], state["examples"], state["left_out"]
         return int(state["step"])
 
     def _export(self) -> Path:
-        config = self.config
+        config, prompt = self.config, self.config.prompt.model_dump(mode="json")
         if config.lora:
             folder = config.out / "adapter"
-            prompt = config.prompt.model_dump(mode="json")
             pairs = adapter_pairs(self.model)
             save_adapter(folder, pairs, config.lora.rank, config.lora.alpha, config.model, prompt)
             return folder
-        folder = config.out / "tokenizer"
-        self.tokenizer.save(folder)
-        save(self.model, config.out / "model", folder)
+        with tempfile.TemporaryDirectory() as folder_name:
+            self.tokenizer.save(Path(folder_name))
+            save(self.model, config.out / "model", folder_name, prompt=prompt)
         return config.out / "model"

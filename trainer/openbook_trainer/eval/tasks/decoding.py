@@ -5,42 +5,17 @@ Axes: N sequences, V vocabulary, L chunks, K neighbours, R tokens of a neighbour
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from openbook_core.clients import RetrieverClient
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import Neighbors, RetroModel
 from openbook_model.chunks import chunks_due, default_first_chunk
 from openbook_prompt.chat import stop_ids
-from openbook_trainer.config import RetrievalConfig
-from openbook_trainer.data import Batch, Query
-from openbook_trainer.neighbours import LiveSource, pin_snapshot
-
-_NOTHING = np.zeros((1, 1), np.int64)
-
-# Texts of chunks to their neighbours, a chunk in a row.
-FindNeighbors = Callable[[Sequence[str]], Neighbors]
-
-
-def live_neighbors(
-    address: str, database: str, snapshot: str, model: RetroModel, tokenizer: Tokenizer
-) -> FindNeighbors:
-    """Neighbours from the retriever. Raises MismatchError for a database of another tokenizer or chunk length."""
-    m, k = model.config.chunk_length, model.config.num_neighbors
-    settings = RetrievalConfig(address=address, database=database, exclude_own_document=False)
-    source = LiveSource(RetrieverClient(address), settings, pin_snapshot(settings, snapshot, tokenizer, m), k, m)
-
-    def find(texts: Sequence[str]) -> Neighbors:
-        row = tuple(Query(text, "") if text.strip() else None for text in texts)
-        found = source.fetch(Batch(_NOTHING, _NOTHING, None, (m,), (row,)))
-        return Neighbors(torch.from_numpy(found.ids_BLKR[0]), torch.from_numpy(found.lengths_BLK[0]))
-
-    return find
+from openbook_trainer.finder import FindNeighbors
 
 
 @dataclass

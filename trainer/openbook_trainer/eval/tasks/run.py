@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import astuple
 from hashlib import sha256
 from typing import Any
@@ -14,19 +15,21 @@ from openbook_core.errors import ArgumentError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.streams import file_digest
 from openbook_model import RetroModel, cross_attention_state, weights_hash
-from openbook_model.adapter import WEIGHTS_FILE, load_adapted, read_prompt
+from openbook_model.adapter import WEIGHTS_FILE, load_adapted
+from openbook_model.checkpoint import read_prompt
 from openbook_model.resolve import resolve_folder
 from openbook_prompt.chat import ChatFormat, Encoded, fit, require_fit
 from openbook_prompt.recipe import Message, build_messages, lead_in
 from openbook_trainer.eval.editions import judge, score_verdicts
 from openbook_trainer.eval.intervals import figure
 from openbook_trainer.eval.predictions import Prediction, score
-from openbook_trainer.eval.tasks.decoding import Decoder, live_neighbors
+from openbook_trainer.eval.tasks.decoding import Decoder
 from openbook_trainer.eval.tasks.passages import passage_rows
 from openbook_trainer.eval.tasks.questions import find_task, read_documents, read_questions
 from openbook_trainer.eval.tasks.records import Records, settle
 from openbook_trainer.eval.tasks.settings import TasksConfig
 from openbook_trainer.eval.tasks.task import Question, Task
+from openbook_trainer.finder import FindNeighbors, NeighborFinder
 
 Progress = Callable[[str, int, int], None]
 SIDES = ("closed-book", "off", "on")
@@ -43,9 +46,8 @@ def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total
     tasks = [find_task(name, config.countries) for name in config.tasks]
     folder = resolve_folder(config.model)
     model = load_adapted(folder, getattr(torch, config.dtype), config.adapter)
-    if config.adapter is not None:
-        prompt = config.prompt.over(read_prompt(config.adapter), str(config.adapter))
-        config = config.model_copy(update={"prompt": prompt})
+    source = config.adapter or folder
+    config = config.model_copy(update={"prompt": config.prompt.over(read_prompt(source), str(source))})
     run = _Run(config, model, Tokenizer.load(folder), progress)
     return {
         "model": config.model,
@@ -94,7 +96,8 @@ class _Run:
             shown = {each: row["shown"] for each, row in found.items()}
             sides["off"] = self._side(task, "off", questions, shown, None)
             if self.state == "on":
-                sides["on"] = self._side(task, "on", questions, shown, (database, snapshot))
+                with closing(self._finder(database, snapshot)) as find:
+                    sides["on"] = self._side(task, "on", questions, shown, find)
         return {
             "questions": len(questions),
             "database": database if snapshot else None,
@@ -123,6 +126,10 @@ class _Run:
         with RetrieverClient(self._config.retriever) as client:
             return client.describe(database).live_snapshot
 
+    def _finder(self, database: str, snapshot: str) -> NeighborFinder:
+        assert self._config.retriever is not None
+        return NeighborFinder(self._config.retriever, database, snapshot, self._model.config, self._tokenizer)
+
     def _passages(
         self, task: Task, questions: Sequence[Question], database: str, snapshot: str
     ) -> dict[str, dict[str, Any]]:
@@ -143,15 +150,12 @@ class _Run:
         side: str,
         questions: Sequence[Question],
         shown: dict[str, list[str]] | None,
-        source: tuple[str, str] | None,
+        find: FindNeighbors | None,
     ) -> dict[str, Any]:
         config = self._config
         records = Records(config.out / "answers" / task.name / f"{side}.jsonl")
         left = [question for question in questions if question.id not in records.rows]
         if left:
-            find = None
-            if source is not None and config.retriever is not None:
-                find = live_neighbors(config.retriever, *source, self._model, self._tokenizer)
             decoder = Decoder(self._model, self._tokenizer, batch=config.batch, max_context=self._context, find=find)
             for start in range(0, len(left), config.batch):
                 asked = left[start : start + config.batch]
