@@ -1,0 +1,35 @@
+"""The tables in the documentation say what the result files say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PAGES = ("docs/guides/instruction-tuning.md", "examples/adapters/factbook/README.md")
+TASKS = {"factbook": "people", "factbook-fields": "other fields"}
+
+
+def rows(figures: dict[str, Any]) -> Iterator[str]:
+    for task, name in TASKS.items():
+        for edition in ("2015-11-18", "2026-02-19"):
+            bare, tuned = (figures[run]["tasks"][f"{task}@{edition}"] for run in ("bare", "tuned"))
+            off, ceiling = tuned["sides"]["off"], tuned["ceiling"]
+            low, high = off["right_interval"]
+            yield (
+                f"| {edition} | {name}, {tuned['questions']} | {bare['sides']['off']['right']:.3f} | "
+                f"**{off['right']:.3f}** [{low:.2f}, {high:.2f}] | {off['stale']:.2f} | "
+                f"{ceiling['in_passages']:.3f} | {ceiling['in_shown']:.3f} |"
+            )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_adapter_s_table_is_that_of_its_run(page: str) -> None:
+    figures = json.loads((ROOT / "docs" / "results" / "factbook-lora.json").read_text(encoding="utf-8"))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    missing = [row for row in rows(figures) if row not in text]
+    assert not missing
