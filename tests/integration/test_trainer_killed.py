@@ -15,7 +15,9 @@ import pytest
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
-from trainer_fakes import serve_retriever, settings, write_corpus
+from trainer_fakes import byte_tokenizer, serve_retriever, settings, write_corpus
+
+from openbook_model import RetroConfig, RetroModel, initialise, save
 
 RUN = "from openbook_trainer.app import main; raise SystemExit(main())"
 DIE = "import os, signal; die = lambda: os.kill(os.getpid(), signal.SIGKILL)"
@@ -29,6 +31,16 @@ import pathlib
 rename = pathlib.Path.rename
 pathlib.Path.rename = lambda self, to: die() if self.name == ".step-00000006.draft" else rename(self, to)
 """
+SFT_IN_A_STEP = """
+from openbook_trainer.sft.run import _Run
+step = _Run._step
+_Run._step = lambda self, number: die() if number == 3 else step(self, number)
+"""
+SFT_WHILE_SAVING = """
+from openbook_trainer.sft import run
+replace, saved = run.os.replace, []
+run.os.replace = lambda draft, path: saved.append(draft) or (die() if len(saved) == 2 else replace(draft, path))
+"""
 SAME = ("steps", "weights_hash", "loss_on", "loss_off", "loss_shuffled")
 
 
@@ -40,10 +52,15 @@ def retriever() -> Iterator[str]:
 
 
 def train(folder: Path, out: str, address: str, *before: str) -> subprocess.CompletedProcess[str]:
-    """`openbook_trainer` in a process of its own, which first runs the lines of `before`."""
-    config = folder / f"{out}.yaml"
+    """A training run in a process of its own, which first runs the lines of `before`."""
     changes: dict[str, Any] = {"steps": 8, "out": str(folder / out), "retrieval": {"address": address}}
-    config.write_text(yaml.safe_dump({**settings(folder, **changes), "checkpoint": {"every": 2, "keep": 1}}))
+    return run({**settings(folder, **changes), "checkpoint": {"every": 2, "keep": 1}}, *before)
+
+
+def run(values: dict[str, Any], *before: str) -> subprocess.CompletedProcess[str]:
+    """`openbook_trainer` with these settings."""
+    config = Path(f"{values['out']}.yaml")
+    config.write_text(yaml.safe_dump(values))
     command = [sys.executable, "-c", "\n".join([*before, RUN]), "--config", str(config)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
@@ -70,3 +87,35 @@ def test_a_killed_run_goes_on_to_the_same_losses(tmp_path: Path, retriever: str)
         assert losses(tmp_path, out) == losses(tmp_path, "straight")
         assert sorted(losses(tmp_path, out)) == list(range(1, 9))
         assert [path.name for path in (tmp_path / out / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+def test_a_killed_tuning_goes_on_to_the_same_adapter(tmp_path: Path) -> None:
+    model = RetroModel(RetroConfig(vocab_size=257, hidden_size=16, num_layers=2, num_heads=2, max_positions=256))
+    initialise(model, 0)
+    byte_tokenizer().save(tmp_path / "tokenizer")
+    save(model, tmp_path / "model", tmp_path / "tokenizer")
+    rows = [{"question": f"What is {n}?", "answer": f"number {n}"} for n in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = [{"path": str(tmp_path / "rows.jsonl"), "format": "pairs", "weight": 1}]
+    (tmp_path / "blend.yaml").write_text(yaml.safe_dump({"datasets": sets}))
+    values = {
+        "task": "sft",
+        "model": str(tmp_path / "model"),
+        "blend": str(tmp_path / "blend.yaml"),
+        "steps": 5,
+        "examples": 3,
+        "row_tokens": 256,
+        "threads": 1,
+        "autocast": False,
+        "checkpoint_every": 2,
+    }
+    straight = run({**values, "out": str(tmp_path / "straight")})
+    assert straight.returncode == 0, straight.stderr
+    for out, death in (("step", SFT_IN_A_STEP), ("saving", SFT_WHILE_SAVING)):
+        killed = run({**values, "out": str(tmp_path / out)}, DIE, death)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        resumed = run({**values, "out": str(tmp_path / out)})
+        assert resumed.returncode == 0, resumed.stderr
+        assert losses(tmp_path, out) == losses(tmp_path, "straight")
+        weights = [tmp_path / name / "adapter" / "adapter_model.safetensors" for name in (out, "straight")]
+        assert weights[0].read_bytes() == weights[1].read_bytes()

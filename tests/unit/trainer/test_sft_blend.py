@@ -12,8 +12,10 @@ from openbook_core.config import load_config
 from openbook_core.errors import ConfigError, InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.weights import DEFAULT_MODEL
+from openbook_model import RetroConfig, RetroModel
 from openbook_prompt.chat import ChatFormat
 from openbook_prompt.settings import PromptSettings
+from openbook_trainer.sft.batches import Batches
 from openbook_trainer.sft.blend import load_blend, read_examples
 from openbook_trainer.sft.config import SftConfig
 from openbook_trainer.sft.packing import encode_example
@@ -92,6 +94,17 @@ def test_nvidias_blend_has_its_weights_and_reads_rows_of_its_sets(tmp_path, monk
     assert [each.weight for each in blend.datasets] == [0.02, 0.02, 0.01, 0.02, 0.02, 0.01, 0.05, 0.817, 0.033]
     answers = [[each.answer for each in examples] for examples in read_examples(blend)]
     assert answers == [["Ho"], ["So."], ["c" * 300], ["c" * 301], ["o"], ["c\na"], ["r"], ["Plain"], ["```code```"]]
+    config, _ = load_config(SftConfig, ROOT / "examples/train/nvidia-open-sft.yaml")
+    (tmp_path / "eli5.jsonl").open("a").write(
+        json.dumps({"title": "Long?", "answers": {"text": ["so " * 5000]}}) + "\n"
+    )
+    (tmp_path / "databricks-dolly-15k.jsonl").write_text(
+        json.dumps({"instruction": "Sum up.", "context": "A long text.", "response": "Not its words."}) + "\n"
+    )
+    model = RetroModel(RetroConfig(vocab_size=49152, hidden_size=16, num_layers=1, num_heads=2, max_positions=4096))
+    changes = {"blend": ROOT / config.blend, "examples": 40}
+    batch = Batches(config.model_copy(update=changes), model, Tokenizer.load(DEFAULT_MODEL)).at(0)
+    assert (batch.examples, batch.left_out) == (40, 0)
 
 
 # At least so many examples in each set of blends/instruct.yaml.

@@ -192,6 +192,8 @@ def test_an_example_longer_than_a_row_is_named_before_the_first_step(
     network(tmp_path, 0.8)
     with pytest.raises(InputError, match=r"data set 1 of .*Who is the keeper.* fit into a row; raise row_tokens"):
         run_sft(settings(tmp_path, address, row_tokens=40))
+    with pytest.raises(InputError, match="data set 1 of .*: all 8 examples are longer"):
+        run_sft(settings(tmp_path, address, row_tokens=40, too_long="leave out"))
     for tokens in (2 * M - 2, 2000):
         with pytest.raises(ConfigError, match=f"row_tokens is {tokens}; this model takes {2 * M - 1} to 1024"):
             run_sft(settings(tmp_path, address, row_tokens=tokens))

@@ -5,6 +5,7 @@ A step's rows depend on the seed, the step and the pinned snapshots alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -22,6 +23,8 @@ from openbook_trainer.sft.books import Books
 from openbook_trainer.sft.config import SftConfig
 from openbook_trainer.sft.packing import Encoded, Packed, bare_tokens, encode_example, pack
 from openbook_trainer.sft.readers import Example
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Batches:
         self._databases = [each.database or default for each in blend.datasets]
         self._reads = cross_attention_state(model) == "on"
         self._grid = model.config.chunk_length if self._reads else 1
+        self._around = bare_tokens(self._format, tokenizer, Example("", ""), config.prompt)
         self._limit = self._row_limit()
         self._books = self._open_books()
 
@@ -106,7 +110,7 @@ class Batches:
         return Batch(packed, len(kept), sum(len(each.ids) for each, _ in kept), left_out)
 
     def _row_limit(self) -> int:
-        """Tokens of the longest example that fits a row with its padding. Raises ConfigError and InputError."""
+        """Tokens of the longest example that fits a row with its padding; longer ones are refused or dropped here."""
         config, positions = self._config, self._model.config.max_positions
         limit = config.row_tokens - 2 * (self._grid - 1)
         if config.row_tokens > positions or limit < 1:
@@ -114,21 +118,33 @@ class Batches:
             raise ConfigError(
                 f"row_tokens is {config.row_tokens}; this model takes {least} to {positions}", field="row_tokens"
             )
-        around = bare_tokens(self._format, self._tokenizer, Example("", ""), config.prompt)
-        for number, examples in enumerate(self._sets):
-            for example in examples:
-                texts = (example.question, example.answer, *(text for _, text in example.turns))
-                # A token has a byte or more, so only what is long has to be counted.
-                if sum(around + len(text.encode()) for text in texts) <= limit:
-                    continue
-                tokens = bare_tokens(self._format, self._tokenizer, example, config.prompt)
-                if tokens > limit:
-                    raise InputError(
-                        f"data set {number + 1} of {config.blend}, {example.question[:80]!r}: question and answer have "
-                        f"{tokens} tokens, {limit} fit into a row; raise row_tokens, or set the data set's max_characters",
-                        field="row_tokens",
-                    )
+        for place, examples in enumerate(self._sets):
+            fitting = [each for each in examples if self._fits(each, limit, f"data set {place + 1} of {config.blend}")]
+            if len(fitting) < len(examples):
+                left_out = len(examples) - len(fitting)
+                logger.warning("data set %d: %d of %d examples are too long", place + 1, left_out, len(examples))
+            if not fitting:
+                raise InputError(
+                    f"data set {place + 1} of {config.blend}: all {len(examples)} examples are longer than the {limit} "
+                    "tokens that fit into a row; raise row_tokens",
+                    field="row_tokens",
+                )
+            self._sets[place] = fitting
         return limit
+
+    def _fits(self, example: Example, limit: int, place: str) -> bool:
+        texts = (example.question, example.answer, *(text for _, text in example.turns))
+        # A token has a byte or more, so only what is long has to be counted.
+        if sum(self._around + len(text.encode()) for text in texts) <= limit:
+            return True
+        tokens = bare_tokens(self._format, self._tokenizer, example, self._config.prompt)
+        if tokens > limit and self._config.too_long == "stop":
+            raise InputError(
+                f"{place}, {example.question[:80]!r}: question and answer have {tokens} tokens, {limit} fit into a row; "
+                "raise row_tokens, set the data set's max_characters, or too_long to leave out such examples",
+                field="row_tokens",
+            )
+        return tokens <= limit
 
     def _open_books(self) -> Books | None:
         config = self._config

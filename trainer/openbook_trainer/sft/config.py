@@ -34,6 +34,7 @@ class SftConfig(FrozenConfig):
 
     `blend` is a YAML file, see `blend`. `examples` are drawn per step and packed into rows of up to `row_tokens`.
     Without `passages` a question that brings none of its own stands alone.
+    An example that is `too_long` for a row stops the run before its first step, or is left out and counted in the log.
     With `only_answerable` an example whose answer is not in its shown passages is left out. `autocast` multiplies
     matrices in bfloat16 (null: where a short measurement finds it faster); weights and moments stay in float32. A
     checkpoint found in `out` is resumed; `stop_at` and `max_seconds` end this process early and leave the schedule
@@ -47,6 +48,7 @@ class SftConfig(FrozenConfig):
     steps: PositiveInt
     examples: PositiveInt = 8
     row_tokens: PositiveInt = 512
+    too_long: Literal["stop", "leave out"] = "stop"
     only_answerable: bool = True
     autocast: bool | None = None
     seed: NonNegativeInt = 0
