@@ -27,3 +27,13 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise InputError(f"{path} must hold an object, not {type(data).__name__}", field="model")
     return data
+
+
+def token_limit(settings: dict[str, Any], name: str, source: Path) -> int | None:
+    """The number of tokens under `name`, None where there is none; InputError naming `source` for what is no number."""
+    value = settings.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+        raise InputError(f"{source}: {name} is {value!r}; it must be a number of tokens, at least 1", field="model")
+    return int(value)

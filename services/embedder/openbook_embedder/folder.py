@@ -8,7 +8,7 @@ from pathlib import Path
 from openbook_core.errors import ConfigError, InputError
 from openbook_embedder.architecture import Architecture
 from openbook_embedder.config import EncoderOptions, Pooling
-from openbook_embedder.files import read_object
+from openbook_embedder.files import read_object, token_limit
 from openbook_embedder.sentence_files import SentenceFiles
 
 
@@ -48,6 +48,11 @@ class EncoderFolder:
                 field="tokenizer",
             )
         tokenizer = read_object(files.network / "tokenizer_config.json")
+        cut_side = tokenizer.get("truncation_side", "right")
+        if cut_side not in ("left", "right"):
+            raise InputError(
+                f"{files.network}: truncation_side is {cut_side!r}; left or right is known", field="tokenizer"
+            )
         prompts = {"query": options.query_prompt, "passage": options.passage_prompt}
         return cls(
             path=files.network,
@@ -56,10 +61,12 @@ class EncoderFolder:
             normalize=next(given for given in (options.normalize, files.normalize, True) if given is not None),
             prompts={role: files.prompts[role] if given is None else given for role, given in prompts.items()},
             max_tokens=_max_tokens(
-                architecture.positions, files.max_tokens or tokenizer.get("model_max_length"), options.max_tokens
+                architecture.positions,
+                files.max_tokens or token_limit(tokenizer, "model_max_length", files.network),
+                options.max_tokens,
             ),
             lower_case=files.lower_case,
-            cut_side=tokenizer.get("truncation_side", "right"),
+            cut_side=cut_side,
         )
 
 
@@ -79,7 +86,7 @@ def _pooling(folder: Path, stated: Pooling | None, wanted: Pooling | None) -> Po
     return chosen
 
 
-def _max_tokens(positions: int, stated: float | None, wanted: int | None) -> int:
+def _max_tokens(positions: int, stated: int | None, wanted: int | None) -> int:
     if wanted is not None and wanted > positions:
         raise ConfigError(f"max_tokens: given {wanted}, the network has {positions} positions", field="max_tokens")
-    return wanted or int(min(stated or positions, positions))
+    return wanted or min(stated or positions, positions)

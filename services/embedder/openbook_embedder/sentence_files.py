@@ -9,7 +9,7 @@ from typing import Any
 
 from openbook_core.errors import InputError
 from openbook_embedder.config import Pooling
-from openbook_embedder.files import read_json, read_object
+from openbook_embedder.files import read_json, read_object, token_limit
 
 _POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 # Older releases write one switch per mode.
@@ -63,7 +63,7 @@ class SentenceFiles:
             normalize=normalize,
             dimension=pooling.dimension,
             prompts=prompts,
-            max_tokens=limits.get("max_seq_length"),
+            max_tokens=token_limit(limits, "max_seq_length", network),
             lower_case=bool(limits.get("do_lower_case")),
         )
 
@@ -122,16 +122,18 @@ class _PoolingFile:
 def _prompts(path: Path) -> dict[str, str]:
     """Prompt of each role: its own, else the default prompt unless that is another role's, else none."""
     config = read_object(path)
-    given: dict[str, str] = config.get("prompts") or {}
+    given: dict[str, str | None] = config.get("prompts") or {}
+    if not isinstance(given, dict) or not all(isinstance(prompt, str | None) for prompt in given.values()):
+        raise InputError(f"{path}: prompts must be an object of texts, given {given!r}", field="model")
     default: str | None = config.get("default_prompt_name")
     if default is not None and default not in given:
         raise InputError(
             f"{path}: the default prompt {default!r} is not among the prompts ({', '.join(given)})", field="model"
         )
-    shared = "" if default is None or default in chain(*_PROMPT_NAMES.values()) else given[default]
+    shared = "" if default is None or default in chain(*_PROMPT_NAMES.values()) else given[default] or ""
     prompts = {}
     for role, names in _PROMPT_NAMES.items():
-        own = {name: given[name] for name in names if given.get(name)}
+        own = {name: prompt for name in names if (prompt := given.get(name))}
         if len(set(own.values())) > 1:
             raise InputError(
                 f"{path} gives several prompts for a {role}: {own}; remove those that are not meant", field="model"

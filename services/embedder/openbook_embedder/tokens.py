@@ -48,6 +48,7 @@ class EncoderTokenizer:
         self.record: dict[str, Any] = {
             **canonical,
             **_unigram_scores(self._raw),
+            **({"truncation_side": "left"} if folder.cut_side == "left" else {}),
             "template": hashlib.sha256(template.encode()).hexdigest(),
         }
         self._raw.enable_truncation(folder.max_tokens, direction=folder.cut_side)

@@ -67,6 +67,9 @@ def test_each_part_is_in_the_fingerprint(original: Path, folder: Path, tmp_path:
     assert changed(engine, load(original, normalize=False)) == {"normalisation"}
     assert changed(engine, load(original, query_prompt="q: ")) == {"prompts.query"}
     assert changed(engine, load(original, max_tokens=60)) == {"max_tokens"}
+    edit_json(folder / "tokenizer_config.json", truncation_side="left")
+    assert changed(engine, load(folder)) == {"tokenizer.truncation_side"}
+    shutil.copy(original / "tokenizer_config.json", folder)
     edit_json(folder / "config.json", layer_norm_eps=1e-5)
     edit_json(folder / "1_Pooling" / "config.json", pooling_mode="cls")
     assert changed(engine, load(folder)) == {"architecture.layer_norm_eps", "pooling"}
@@ -126,6 +129,10 @@ POOLING_FILE, PROMPTS_FILE = "1_Pooling/config.json", "config_sentence_transform
         (PROMPTS_FILE, {"prompts": {"document": "a", "passage": "b"}}, "model", "several prompts for a passage"),
         (PROMPTS_FILE, {"prompts": {}, "default_prompt_name": "x"}, "model", "'x' is not among the prompts"),
         (PROMPTS_FILE, [], "model", "must hold an object, not list"),
+        (PROMPTS_FILE, {"prompts": ["query: "]}, "model", "must be an object of texts"),
+        ("sentence_bert_config.json", {"max_seq_length": "many"}, "model", "max_seq_length is 'many'"),
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "model", "max_seq_length is 0"),
+        ("tokenizer_config.json", {"truncation_side": "both"}, "tokenizer", "'both'; left or right"),
         ("sentence_bert_config.json", {"query_length": 32}, "model", "asks for query_length"),
     ],
 )

@@ -42,6 +42,15 @@ _SIZES_OF: dict[str, dict[str, Any]] = {
     "modernbert": {**_SIZES, "num_hidden_layers": 4, "local_attention": 16, "cls_token_id": 0, "sep_token_id": 2},
 }
 
+_TOKENIZER_CLASSES = {
+    "bert": "BertTokenizer",
+    "roberta": "RobertaTokenizer",
+    "xlm-roberta": "XLMRobertaTokenizer",
+    "mpnet": "MPNetTokenizer",
+    "distilbert": "DistilBertTokenizer",
+    "modernbert": "PreTrainedTokenizerFast",
+}
+
 
 def write_encoder(
     folder: Path,
@@ -56,6 +65,7 @@ def write_encoder(
     folder.mkdir(parents=True)
     tokenizer = _tokenizer(model_type)
     tokenizer.save_pretrained(folder)
+    edit_json(folder / "tokenizer_config.json", tokenizer_class=_TOKENIZER_CLASSES[model_type])
     config = AutoConfig.for_model(
         model_type,
         vocab_size=len(tokenizer),
@@ -113,7 +123,7 @@ def _tokenizer(model_type: str) -> PreTrainedTokenizerFast:
         raw.decoder, trainer = decoders.WordPiece(), trainers.WordPieceTrainer(vocab_size=400, special_tokens=special)
     elif model_type == "xlm-roberta":
         raw = Tokenizer(models.Unigram())
-        raw.normalizer, raw.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        raw.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
         raw.decoder = decoders.Metaspace()
         trainer = trainers.UnigramTrainer(vocab_size=400, special_tokens=special, unk_token=unk)
     else:
