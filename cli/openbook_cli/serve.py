@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -21,14 +22,21 @@ def embedder(
     model: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the encoder.")] = None,
+    pooling: Pooling = None,
+    normalize: Normalize = None,
+    query_prompt: QueryPrompt = None,
+    passage_prompt: PassagePrompt = None,
+    max_tokens: MaxTokens = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
 ) -> None:
     """Text to vectors, batched across callers."""
     from openbook_embedder.app import serve
     from openbook_embedder.config import EmbedderConfig
 
-    settings = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
-    serve(EmbedderConfig.parse({**settings, "metrics_port": metrics_port}, source="openbook serve embedder"))
+    settings: dict[str, Any] = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
+    settings |= {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens, "metrics_port": metrics_port}
+    settings |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+    serve(EmbedderConfig.parse(settings, source="openbook serve embedder"))
 
 
 @app.command()

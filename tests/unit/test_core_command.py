@@ -28,13 +28,14 @@ class Settings(FrozenConfig):
     wait_s: float | None = None
     names: tuple[str, ...] = ()
     guard: bool = True
+    scaled: bool | None = None
     group: Group = Group()
 
 
 def test_every_plain_setting_is_an_option() -> None:
-    given = ["--place=here", "--port", "7", "--wait-s=0.5", "--names", "a", "b", "--no-guard"]
+    given = ["--place=here", "--port", "7", "--wait-s=0.5", "--names", "a", "b", "--no-guard", "--no-scaled"]
     parsed = parse_options(Settings, given, prog="service")
-    assert parsed == Settings(place="here", port=7, wait_s=0.5, names=("a", "b"), guard=False)
+    assert parsed == Settings(place="here", port=7, wait_s=0.5, names=("a", "b"), guard=False, scaled=False)
     assert parse_options(Settings, ["--place=here"], prog="service") == Settings(place="here")
 
 

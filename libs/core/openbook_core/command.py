@@ -29,7 +29,7 @@ def parse_options(config: type[Config], arguments: Sequence[str], *, prog: str) 
             continue
         if kind == tuple[str, ...]:
             parser.add_argument(option, nargs="*", default=argparse.SUPPRESS, help=field.description)
-        elif kind is bool:
+        elif kind in (bool, bool | None):
             parser.add_argument(
                 option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=field.description
             )

@@ -10,9 +10,24 @@ from openbook_core.config import FrozenConfig
 from openbook_core.weights import DEFAULT_EMBEDDER
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+Pooling = Literal["mean", "cls", "last"]
 
 
-class EmbedderConfig(FrozenConfig):
+class EncoderOptions(FrozenConfig):
+    """What a model folder leaves open, or is wanted otherwise than it says; None takes the folder's word."""
+
+    pooling: Pooling | None = Field(
+        default=None, description="mean, cls or last; needed where the folder has no modules.json, refused against it"
+    )
+    normalize: bool | None = Field(
+        default=None, description="vectors of length one; by default what modules.json says, and yes without it"
+    )
+    query_prompt: str | None = Field(default=None, description="text before each query")
+    passage_prompt: str | None = Field(default=None, description="text before each passage")
+    max_tokens: int | None = Field(default=None, ge=1, description="where a text is cut, special tokens included")
+
+
+class EmbedderConfig(EncoderOptions):
     """What `openbook serve embedder` takes. `batch_tokens` counts tokens with padding: texts times the longest."""
 
     host: str = "127.0.0.1"
