@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import grpc
 
 from openbook_core.errors import ConfigError, UnavailableError
-from openbook_core.rpc.server import require_free, start_server
+from openbook_core.rpc.server import RunningServer, require_free, start_server
 from openbook_core.telemetry import get_logger, serve_metrics, setup_logging
 from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
+from openbook_embedder.intake import Intake
 from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.service import SERVICE_NAME, EmbedderService
 from openbook_proto.v1 import embedder_pb2_grpc
 
-# A waiting call holds a thread; this many callers can share batches.
-_MAX_CALLS = 32
+# Beside one for each call, so that health checks and refusals find a thread while all calls are taken.
+_SPARE_THREADS = 8
 
 _log = get_logger(__name__)
 
@@ -39,18 +41,22 @@ def serve(config: EmbedderConfig) -> None:
             field="batch_tokens",
         )
     metrics = EmbedderMetrics()
+    readiness = _Readiness()
     batcher = Batcher(
         engine.encode_batch,
         batch_tokens=config.batch_tokens,
-        max_queue_texts=config.max_queue_texts,
+        max_queue_tokens=config.max_queue_tokens,
         metrics=metrics,
+        probe=engine.tokenize(engine.probe_texts[:1]).ids[0],
+        on_ready=readiness.change,
     )
-    service = EmbedderService(engine, batcher, config, metrics)
+    intake = Intake(engine, batcher, config, metrics)
 
     def register(server: grpc.Server) -> None:
-        embedder_pb2_grpc.add_EmbedderServicer_to_server(service, server)
+        embedder_pb2_grpc.add_EmbedderServicer_to_server(EmbedderService(intake), server)
 
-    server = start_server(register, host=config.host, port=config.port, services=[SERVICE_NAME], max_workers=_MAX_CALLS)
+    workers = config.max_calls + _SPARE_THREADS
+    server = start_server(register, host=config.host, port=config.port, services=[SERVICE_NAME], max_workers=workers)
     if config.metrics_port is not None:
         try:
             serve_metrics(config.host, config.metrics_port)
@@ -58,8 +64,29 @@ def serve(config: EmbedderConfig) -> None:
             server.stop(0)
             batcher.close()
             raise
-    server.set_ready(True)
+    readiness.follow(server)
     _log.info(f"serving {config.model} in {engine.dtype} on {server.address}")
     print(json.dumps({"service": "embedder", "address": server.address}), flush=True)
     server.wait_for_signal()
     batcher.close()
+
+
+class _Readiness:
+    """Carries the batcher's state to the health service, which starts after it."""
+
+    def __init__(self) -> None:
+        self._ready = True
+        self._server: RunningServer | None = None
+        self._lock = threading.Lock()
+
+    def change(self, ready: bool) -> None:
+        with self._lock:
+            self._ready = ready
+            if self._server is not None:
+                self._server.set_ready(ready)
+
+    def follow(self, server: RunningServer) -> None:
+        """Tell `server` the state, now and at every change."""
+        with self._lock:
+            self._server = server
+            server.set_ready(self._ready)

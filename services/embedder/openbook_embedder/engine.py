@@ -44,7 +44,7 @@ class EncoderEngine:
         self.dtype = "float32"
         self.dimension = int(folder.architecture["hidden_size"])
         self.max_tokens = folder.max_tokens
-        self._vocab_size = int(folder.architecture["vocab_size"])
+        self.vocab_size = int(folder.architecture["vocab_size"])
         self.probe_texts = PROBE_TEXTS
         self.fingerprint = Fingerprint(
             {
@@ -108,14 +108,19 @@ class EncoderEngine:
 
     def _encode_sorted(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(ids), self.dimension), dtype=np.float32)
-        order = sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True)
-        first = 0
-        while first < len(order):
-            rows = max(1, _SUB_BATCH_TOKENS // len(ids[order[first]]))
-            places = order[first : first + rows]
+        for places in self.sub_batches(ids):
             vectors_ND[places] = self.encode_batch([ids[place] for place in places])
-            first += rows
         return vectors_ND
+
+    def sub_batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Places in `ids` that `encode` puts into one batch, a function of `ids` alone."""
+        order = sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True)
+        batches = []
+        while order:
+            rows = max(1, _SUB_BATCH_TOKENS // len(ids[order[0]]))
+            batches.append(order[:rows])
+            order = order[rows:]
+        return batches
 
     def _use(self, model: torch.nn.Module, dtype: str) -> None:
         self._model, self.dtype = model, dtype
@@ -136,7 +141,7 @@ class EncoderEngine:
 
     def _fastest_s(self, *models: torch.nn.Module) -> list[float]:
         """Shortest of three runs of each, taken in turns: other work on the machine disturbs them alike."""
-        ids_NT = torch.randint(0, self._vocab_size, (16, 64), generator=torch.Generator().manual_seed(0))
+        ids_NT = torch.randint(0, self.vocab_size, (16, 64), generator=torch.Generator().manual_seed(0))
         mask_NT = torch.ones_like(ids_NT)
         seconds: list[list[float]] = [[] for _ in models]
         with torch.inference_mode():
