@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from openbook_core.errors import ConfigError
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from openbook_core.clients import AdminClient
+    from openbook_database.encoder import Encoder
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
@@ -33,6 +35,9 @@ def build(
     tokenizer: Annotated[str, typer.Option(help="The language model whose tokenizer cuts the chunks.")] = DEFAULT_MODEL,
     embedder: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
     dtype: Annotated[str, typer.Option(help="Compute type of the encoder: auto, float32 or bfloat16.")] = "auto",
+    embedder_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a running embedder that encodes, instead of this process.")
+    ] = None,
     shards: Annotated[int, typer.Option(help="Shards to make.")] = 1,
     template: Annotated[
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
@@ -48,9 +53,8 @@ def build(
 ) -> None:
     """Build a snapshot, or go on with a build that was interrupted."""
     from openbook_core.tokenizer import Tokenizer
-    from openbook_database.build.run import build_snapshot, recorded_dtype
+    from openbook_database.build.run import build_snapshot
     from openbook_database.build.settings import BuildSettings
-    from openbook_embedder.engine import EncoderEngine
 
     fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
     if title_field:
@@ -65,15 +69,14 @@ def build(
         },
         source="openbook db build",
     )
-    chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
-    engine = EncoderEngine.load(embedder, dtype=chosen)  # type: ignore[arg-type]
+    encoder = _encoder(embedder_address, embedder, dtype, out)
     try:
         result = build_snapshot(
             list(inputs),
             out,
             database=database,
             tokenizer=Tokenizer.load(tokenizer),
-            encoder=engine,
+            encoder=encoder,
             settings=settings,
             progress=ProgressLine(),
         )
@@ -89,8 +92,27 @@ def build(
     verb = "was there already" if result.reused else "built"
     print(
         f"snapshot {result.snapshot_id} {verb}: {result.documents} documents, {result.chunks} chunks, "
-        f"embedded in {engine.dtype}, {result.path}"
+        f"embedded in {encoder.dtype}, {result.path}"
     )
+
+
+def _encoder(address: str | None, embedder: str, dtype: str, out: Path) -> Encoder:
+    """The service at `address`, or an encoder in this process that stays with the compute type of a build at `out`."""
+    if address is None:
+        from openbook_database.build.run import recorded_dtype
+        from openbook_embedder.engine import EncoderEngine
+
+        chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
+        return EncoderEngine.load(embedder, dtype=chosen)  # type: ignore[arg-type]
+    if embedder != DEFAULT_EMBEDDER or dtype != "auto":
+        raise ConfigError(
+            f"embedder_address: the embedder at {address} chooses model and compute type; leave out --embedder and --dtype",
+            field="embedder_address",
+        )
+    from openbook_core.clients import EmbedderClient
+    from openbook_database.remote_encoder import RemoteEncoder
+
+    return RemoteEncoder(EmbedderClient(address))
 
 
 class ProgressLine:

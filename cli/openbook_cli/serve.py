@@ -22,13 +22,18 @@ def embedder(
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Threads of the encoder.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="OpenAI's /v1/embeddings; off by default, 0: free.")] = None,
+    http_role: Annotated[
+        str | None, typer.Option(help="query or passage: the role of HTTP requests that state none.")
+    ] = None,
 ) -> None:
     """Text to vectors, batched across callers."""
     from openbook_embedder.app import serve
     from openbook_embedder.config import EmbedderConfig
 
-    settings = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
-    serve(EmbedderConfig.parse({**settings, "metrics_port": metrics_port}, source="openbook serve embedder"))
+    settings: dict[str, Any] = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
+    settings |= {"metrics_port": metrics_port, "http_port": http_port, "http_role": http_role}
+    serve(EmbedderConfig.parse(settings, source="openbook serve embedder"))
 
 
 @app.command()

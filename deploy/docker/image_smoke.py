@@ -30,7 +30,8 @@ HEAVY = ("torch", "transformers", "peft")
 WEB = ("fastapi", "uvicorn", "starlette")
 COMMAND = ("openbook-cli",)
 ABSENT = {
-    "embedder": (*WEB, *COMMAND, "faiss-cpu", "peft", "openbook-database"),
+    # FastAPI and uvicorn are its HTTP endpoint, OpenAI's /v1/embeddings.
+    "embedder": (*COMMAND, "faiss-cpu", "peft", "openbook-database"),
     "retriever": (*HEAVY, *WEB, *COMMAND, "openbook-model"),
     "generator": (*COMMAND, "peft", "openbook-embedder", "openbook-trainer"),
     "trainer": (*WEB, *COMMAND, "openbook-embedder", "openbook-retriever"),
@@ -143,12 +144,12 @@ def start(image: Image, name: str, folder: Path, redis_port: int) -> None:
     environment["PATH"] = environment["PATH"].replace("$PATH", "/usr/bin:/bin")
     environment |= {key: str(writable) for key in ("HOME", "OPENBOOK_CACHE") if key in environment}
     words = image.entrypoint + image.command
-    ports = {port: free_port() for port in ("7000", "7001", "8000", "9100")}
+    ports = {port: free_port() for port in ("7000", "7001", "7002", "8000", "9100")}
 
     def adapt(word: str) -> str:
         for written, here in swaps.items():
             word = word.replace(written, here)
-        return re.sub(r"(?<![\d.])(7000|7001|8000|9100)(?!\d)", lambda found: ports[found[1]], word)
+        return re.sub(r"(?<![\d.])(7000|7001|7002|8000|9100)(?!\d)", lambda found: ports[found[1]], word)
 
     words, health = [adapt(word) for word in words], [adapt(word) for word in image.health]
     if name == "trainer":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -18,6 +19,9 @@ from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.service import SERVICE_NAME, EmbedderService
 from openbook_proto.v1 import embedder_pb2_grpc
 
+if TYPE_CHECKING:
+    from openbook_embedder.http import HttpServer
+
 # Beside one for each call, so that health checks and refusals find a thread while all calls are taken.
 _SPARE_THREADS = 8
 
@@ -27,7 +31,8 @@ _log = get_logger(__name__)
 def serve(config: EmbedderConfig) -> None:
     """Load the encoder and serve it until SIGTERM or SIGINT.
 
-    When ready, prints one JSON line on standard output: {"service": "embedder", "address": "HOST:PORT"}.
+    When ready, prints one JSON line on standard output: {"service": "embedder", "address": "HOST:PORT"},
+    with "http" where it is served too.
     Raises ConfigError, NotFoundError or InputError for a setting or model that cannot be served, and the error for
     a port that is in use.
     """
@@ -57,18 +62,30 @@ def serve(config: EmbedderConfig) -> None:
 
     workers = config.max_calls + _SPARE_THREADS
     server = start_server(register, host=config.host, port=config.port, services=[SERVICE_NAME], max_workers=workers)
-    if config.metrics_port is not None:
-        try:
+    addresses = {"address": server.address}
+    http: HttpServer | None = None
+    try:
+        if config.metrics_port is not None:
             serve_metrics(config.host, config.metrics_port)
-        except UnavailableError:
-            server.stop(0)
-            batcher.close()
-            raise
+        if config.http_port is not None:
+            http = _serve_http(intake, config.host, config.http_port)
+            addresses["http"] = http.address
+    except UnavailableError:
+        server.stop(0)
+        batcher.close()
+        raise
     readiness.follow(server)
-    _log.info(f"serving {config.model} in {engine.dtype} on {server.address}")
-    print(json.dumps({"service": "embedder", "address": server.address}), flush=True)
-    server.wait_for_signal()
+    _log.info(f"serving {config.model} in {engine.dtype} on {', '.join(addresses.values())}")
+    print(json.dumps({"service": "embedder", **addresses}), flush=True)
+    server.wait_for_signal(before_stop=http.close if http is not None else lambda: None)
     batcher.close()
+
+
+def _serve_http(intake: Intake, host: str, port: int) -> HttpServer:
+    from openbook_core.http import listen
+    from openbook_embedder.http import HttpServer, create_app
+
+    return HttpServer(create_app(intake), listen(host, port, "http_port"))
 
 
 class _Readiness:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import ArgumentError, OpenbookError, OverloadedError, UnavailableError
+from openbook_core.errors import OpenbookError, OverloadedError, UnavailableError
 from openbook_core.telemetry import get_logger
 from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.queueing import Item, Lane
@@ -69,10 +69,10 @@ class Batcher:
     def submit(self, ids: Sequence[Sequence[int]], deadline: float | None = None) -> Ticket:
         """Queue the texts of one call, all or none.
 
-        Raises OverloadedError with a retry delay where the queue has no room for all of them, ArgumentError where it
-        never has, DeadlineError where the deadline has passed, UnavailableError while the encoder does not answer.
+        Raises OverloadedError with a retry delay where the queue has no room for all of them, DeadlineError where the
+        deadline has passed, UnavailableError while the encoder does not answer.
         """
-        ticket = self._ticket(ids, deadline)
+        ticket = Ticket(ids, deadline)
         if deadline is not None and deadline <= ticket.submitted:
             raise ticket.late()
         with self._changed:
@@ -95,12 +95,12 @@ class Batcher:
         batches: Sequence[Sequence[int]] | None,
         gone: threading.Event,
     ) -> Ticket:
-        """Queue one message of a stream, and wait for room unless the caller is `gone`.
+        """Queue one message of a stream, and wait for room unless the caller is `gone`. A message fits an empty queue.
 
         `batches` are the places of the texts in batches that nothing else joins. Raises as `submit` but for
         OverloadedError.
         """
-        ticket = self._ticket(ids, deadline)
+        ticket = Ticket(ids, deadline)
         with self._changed:
             while not self._has_room(self._streams, ticket) or not self.ready:
                 if gone.is_set():
@@ -128,16 +128,6 @@ class Batcher:
             self._changed.notify_all()
         while self._worker.is_alive():
             self._worker.join()
-
-    def _ticket(self, ids: Sequence[Sequence[int]], deadline: float | None) -> Ticket:
-        ticket = Ticket(ids, deadline)
-        if ticket.tokens > self._max_queue_tokens:
-            raise ArgumentError(
-                f"the texts have {ticket.tokens} tokens, at most {self._max_queue_tokens} in one call (max_queue_tokens); "
-                "send fewer in each",
-                field="texts",
-            )
-        return ticket
 
     def _has_room(self, lane: Lane, ticket: Ticket) -> bool:
         if lane.tokens + ticket.tokens > self._max_queue_tokens:

@@ -91,6 +91,12 @@ class Intake:
         start = time.monotonic()
         tokenized = self._take_ids(call) if call.token_ids else self._take_texts(call)
         self.metrics.stage_seconds.labels("tokenize").observe(time.monotonic() - start)
+        if sum(tokenized.counts) > self.config.max_queue_tokens:
+            raise ArgumentError(
+                f"{call.texts_field}: {sum(tokenized.counts)} tokens, at most {self.config.max_queue_tokens} in one call "
+                "(max_queue_tokens); send fewer texts in each",
+                field=call.texts_field,
+            )
         return tokenized
 
     def submit(self, tokenized: TokenizedTexts, deadline: float | None) -> Ticket:

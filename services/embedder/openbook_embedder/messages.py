@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import grpc
+
 from openbook_core.errors import ArgumentError
 from openbook_core.vectors import VECTOR_TYPES, encode_vectors
 from openbook_embedder.engine import EncoderEngine
@@ -12,8 +14,15 @@ from openbook_embedder.ticket import Ticket
 from openbook_embedder.tokens import TokenizedTexts
 from openbook_proto.v1 import common_pb2, embedder_pb2
 
+_FOREVER_S = 10 * 365 * 86_400.0
 _ROLES = {embedder_pb2.EMBED_ROLE_QUERY: "query", embedder_pb2.EMBED_ROLE_PASSAGE: "passage"}
 _TYPES = (common_pb2.ELEMENT_TYPE_UNSPECIFIED, *VECTOR_TYPES.values())
+
+
+def deadline_of(context: grpc.ServicerContext) -> float | None:
+    """The call's deadline in seconds of time.monotonic(); gRPC says hundreds of years where the caller gave none."""
+    remaining = context.time_remaining()
+    return None if remaining is None or remaining > _FOREVER_S else time.monotonic() + remaining
 
 
 def call_of(request: embedder_pb2.EmbedRequest) -> Call:

@@ -39,6 +39,9 @@ class EmbedderMetrics:
             ["endpoint", "outcome"],
             registry=registry,
         )
+        self.http_replies = Counter(
+            "openbook_embedder_http_replies", "HTTP replies by path and status", ["path", "status"], registry=registry
+        )
         self.batch_failures = Counter(
             "openbook_embedder_batch_failures", "Batches in which the encoder failed", registry=registry
         )

@@ -10,7 +10,7 @@ import grpc
 from openbook_core.rpc.channel import MAX_MESSAGE_BYTES
 from openbook_core.vectors import VECTOR_TYPES, encode_vectors
 from openbook_embedder.intake import MAX_TEXT_CHARACTERS, Intake
-from openbook_embedder.messages import call_of, reply_of
+from openbook_embedder.messages import call_of, deadline_of, reply_of
 from openbook_embedder.stream import MAX_STREAM_MESSAGES, Stream
 from openbook_proto.v1 import common_pb2, embedder_pb2, embedder_pb2_grpc
 
@@ -25,10 +25,10 @@ class EmbedderService(embedder_pb2_grpc.EmbedderServicer):
 
     def Embed(self, request: embedder_pb2.EmbedRequest, context: grpc.ServicerContext) -> embedder_pb2.EmbedReply:
         arrived = time.monotonic()
-        remaining = context.time_remaining()
+        deadline = deadline_of(context)
         with self._intake.counted("Embed"), self._intake.slot():
             tokenized = self._intake.tokenize(call_of(request))
-            ticket = self._intake.submit(tokenized, None if remaining is None else arrived + remaining)
+            ticket = self._intake.submit(tokenized, deadline)
             if not context.add_callback(ticket.cancel):
                 ticket.cancel()
             ticket.result()

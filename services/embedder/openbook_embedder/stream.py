@@ -20,7 +20,7 @@ import grpc
 from openbook_core.errors import OpenbookError
 from openbook_core.rpc.status import status_from_error
 from openbook_embedder.intake import Intake
-from openbook_embedder.messages import call_of, reply_of
+from openbook_embedder.messages import call_of, deadline_of, reply_of
 from openbook_embedder.ticket import Ticket
 from openbook_embedder.tokens import TokenizedTexts
 from openbook_proto.v1 import embedder_pb2
@@ -46,8 +46,7 @@ class Stream:
         self, intake: Intake, requests: Iterator[embedder_pb2.EmbedStreamRequest], context: grpc.ServicerContext
     ) -> None:
         self._intake, self._requests = intake, requests
-        remaining = context.time_remaining()
-        self._deadline = None if remaining is None else time.monotonic() + remaining
+        self._deadline = deadline_of(context)
         self._credits = threading.Semaphore(MAX_STREAM_MESSAGES)
         self._gone = threading.Event()
         # Answers, then how reading ended: None, or the exception that ended it.
