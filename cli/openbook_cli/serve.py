@@ -28,14 +28,19 @@ def embedder(
     passage_prompt: PassagePrompt = None,
     max_tokens: MaxTokens = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="OpenAI's /v1/embeddings; off by default, 0: free.")] = None,
+    http_role: Annotated[
+        str | None, typer.Option(help="query or passage: the role of HTTP requests that state none.")
+    ] = None,
 ) -> None:
     """Text to vectors, batched across callers."""
     from openbook_embedder.app import serve
     from openbook_embedder.config import EmbedderConfig
 
     settings: dict[str, Any] = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
-    settings |= {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens, "metrics_port": metrics_port}
+    settings |= {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
     settings |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+    settings |= {"metrics_port": metrics_port, "http_port": http_port, "http_role": http_role}
     serve(EmbedderConfig.parse(settings, source="openbook serve embedder"))
 
 

@@ -14,7 +14,8 @@ HEAVY = ("torch", "transformers", "peft")
 WEB = ("fastapi", "uvicorn", "starlette")
 COMMAND = ("openbook-cli",)
 FORBIDDEN = {
-    "embedder": (*WEB, *COMMAND, "faiss-cpu", "peft", "openbook-database"),
+    # FastAPI and uvicorn are its HTTP endpoint, OpenAI's /v1/embeddings.
+    "embedder": (*COMMAND, "faiss-cpu", "peft", "openbook-database"),
     "retriever": (*HEAVY, *WEB, *COMMAND, "openbook-model"),
     "generator": (*COMMAND, "peft", "openbook-embedder", "openbook-trainer"),
     "trainer": (*WEB, *COMMAND, "openbook-embedder", "openbook-retriever"),

@@ -1,4 +1,4 @@
-# Text to vectors. Holds the default encoder's weights; no database, no web framework.
+# Text to vectors. Holds the default encoder's weights; no database.
 # docker build -f deploy/docker/embedder.Dockerfile -t openbook/embedder .
 FROM python:3.11.14-slim-bookworm AS build
 # Empty: the index that pip is set up with; https://download.pytorch.org/whl/cu130 for GPUs.
@@ -22,8 +22,8 @@ COPY --from=build /opt/openbook /opt/openbook
 ENV PATH=/opt/openbook/bin:$PATH HOME=/tmp USER=openbook PYTHONDONTWRITEBYTECODE=1 OMP_WAIT_POLICY=PASSIVE
 WORKDIR /tmp
 USER 10001:10001
-EXPOSE 7001 9100
+EXPOSE 7001 7002 9100
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-m", "openbook_core.health", "grpc://127.0.0.1:7001/openbook_proto.v1.Embedder"]
 ENTRYPOINT ["python", "-m", "openbook_embedder"]
-CMD ["--host", "0.0.0.0", "--port", "7001", "--metrics-port", "9100"]
+CMD ["--host", "0.0.0.0", "--port", "7001", "--metrics-port", "9100", "--http-port", "7002"]

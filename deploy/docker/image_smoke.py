@@ -94,12 +94,12 @@ def start(image: Image, name: str, folder: Path, redis_port: int) -> None:
     writable.mkdir()
     swaps = {INSTALLED: str(folder / "openbook"), "/etc/openbook/train.yaml": "examples/train/tiny.yaml"}
     swaps |= {"redis:6379": f"127.0.0.1:{redis_port}", "router:7000": "127.0.0.1:9", "0.0.0.0": "127.0.0.1"}
-    ports = {port: _free_port() for port in ("7000", "7001", "8000", "9100")}
+    ports = {port: _free_port() for port in ("7000", "7001", "7002", "8000", "9100")}
 
     def adapt(word: str) -> str:
         for written, here in swaps.items():
             word = word.replace(written, here)
-        return re.sub(r"(?<![\d.])(7000|7001|8000|9100)(?!\d)", lambda found: ports[found[1]], word)
+        return re.sub(r"(?<![\d.])(7000|7001|7002|8000|9100)(?!\d)", lambda found: ports[found[1]], word)
 
     environment = {key: value.replace(INSTALLED, swaps[INSTALLED]) for key, value in image.environment.items()}
     environment["PATH"] = environment["PATH"].replace("$PATH", "/usr/bin:/bin")

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from openbook_core.clients.embedder import EmbedderClient
-from openbook_core.errors import ArgumentError, DeadlineError, OpenbookError
+from openbook_core.clients.embedder import EmbedderClient, VectorType
+from openbook_core.errors import ArgumentError, DeadlineError, MismatchError, OpenbookError
 from openbook_core.rpc.channel import open_channel
 from openbook_core.rpc.status import error_from_rpc
+from openbook_core.vectors import VECTOR_TYPES
 from openbook_core.weights import DEFAULT_EMBEDDER
 from openbook_embedder.engine import EncoderEngine
 from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
@@ -29,7 +30,7 @@ from openbook_embedder.app import serve
 from openbook_embedder.config import EmbedderConfig
 serve(EmbedderConfig.parse(json.loads(sys.argv[1])))
 """
-_SETTINGS = {"port": 0, "dtype": "float32", "max_texts": 64, "max_queue_texts": 2000, "batch_tokens": 2048}
+_SETTINGS = {"port": 0, "dtype": "float32", "max_texts": 64, "batch_tokens": 2048}
 
 
 def start(**settings: object) -> subprocess.Popen[str]:
@@ -104,11 +105,54 @@ def test_a_long_text_is_cut_and_said_to_be(address: str, client: EmbedderClient)
     assert result.truncated == [False, True]
     assert result.token_counts == [3, 256]
     timings = call(address, embedder_pb2.EmbedRequest(texts=["a"], role=embedder_pb2.EMBED_ROLE_QUERY)).timings
-    assert timings.embed_ms > 0
-    assert timings.total_ms >= timings.embed_ms
+    assert min(timings.embed_ms, timings.queue_ms, timings.tokenize_ms) > 0
+    assert timings.total_ms == pytest.approx(timings.embed_ms + timings.queue_ms + timings.tokenize_ms)
 
 
 QUERY = embedder_pb2.EMBED_ROLE_QUERY
+
+
+def test_info_says_what_a_client_needs_to_size_its_batches(client: EmbedderClient) -> None:
+    info = client.info()
+    assert (info.batch_tokens, info.max_queue_tokens, info.max_calls) == (2048, 262_144, 128)
+    assert info.types == ["float32", "float16", "bfloat16", "int8"]
+    assert info.tokenizer.record == info.fingerprint.record["tokenizer"]
+
+
+@pytest.mark.parametrize(
+    ("type_", "width", "cosine"), [("float16", 2, 0.9999999), ("bfloat16", 2, 0.99999), ("int8", 1, 0.9999)]
+)
+def test_vectors_in_narrower_types(
+    address: str, client: EmbedderClient, type_: VectorType, width: int, cosine: float
+) -> None:
+    texts = ["Canada", "land and water " * 30]
+    request = embedder_pb2.EmbedRequest(texts=texts, role=QUERY, type=VECTOR_TYPES[type_])
+    assert len(call(address, request).vectors.data) == 2 * 384 * width
+    exact, narrow = client.embed(texts, "query").vectors, client.embed(texts, "query", type=type_).vectors
+    assert ((exact * narrow).sum(1) / np.linalg.norm(narrow, axis=1)).min() > cosine
+
+
+def test_token_ids_are_read_as_they_are(client: EmbedderClient, engine: EncoderEngine) -> None:
+    tokenized = engine.tokenize(["Canada", "land and water"], "query")
+    result = client.embed_ids(tokenized.ids, "query", tokenizer=client.info().tokenizer.digest)
+    assert np.abs(result.vectors - client.embed(["Canada", "land and water"], "query").vectors).max() <= 1e-6
+    assert result.token_counts == tokenized.counts
+
+
+def test_token_ids_of_another_tokenizer_are_refused_naming_both(client: EmbedderClient) -> None:
+    with pytest.raises(MismatchError, match="f00") as caught:
+        client.embed_ids([[1, 2]], "query", tokenizer="f00")
+    assert client.info().tokenizer.digest in caught.value.message
+
+
+def test_text_that_is_not_utf8_names_its_field(address: str) -> None:
+    with open_channel(address) as channel:
+        embed = channel.unary_unary("/openbook_proto.v1.Embedder/Embed", response_deserializer=bytes)
+        with pytest.raises(grpc.RpcError) as caught:
+            embed(b"\x0a\x01a\x0a\x02\xff\xfe\x10\x01", timeout=10)
+    error = error_from_rpc(caught.value, "embedder")
+    assert isinstance(error, ArgumentError)
+    assert error.field == "texts[1]"
 
 
 @pytest.mark.parametrize(
@@ -140,7 +184,7 @@ def test_a_deadline_is_an_error_of_its_own(address: str) -> None:
 
 
 def test_a_full_queue_says_when_to_come_back() -> None:
-    process = start(max_texts=8, max_queue_texts=8, batch_tokens=256)
+    process = start(max_texts=8, batch_tokens=256, max_queue_tokens=2048)
     assert process.stdout is not None
     try:
         address = json.loads(process.stdout.readline())["address"]

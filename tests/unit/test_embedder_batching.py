@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,10 +14,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from openbook_core.errors import ConfigError, DeadlineError, OpenbookError, OverloadedError, UnavailableError
-from openbook_embedder.batching import Batcher, Ticket, _Item, choose_batch
+from openbook_core.errors import (
+    ConfigError,
+    DeadlineError,
+    OpenbookError,
+    OverloadedError,
+    UnavailableError,
+)
+from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.metrics import EmbedderMetrics
+from openbook_embedder.queueing import Item, choose_batch
+from openbook_embedder.ticket import Ticket
 
 
 class FakeEncoder:
@@ -26,26 +35,34 @@ class FakeEncoder:
         self.batches: list[list[list[int]]] = []
         self.gate = threading.Event()
         self.entered = threading.Semaphore(0)
+        self.failure: BaseException | None = None
 
     def __call__(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         self.batches.append([list(row) for row in ids])
         self.entered.release()
         assert self.gate.wait(10)
+        if self.failure is not None:
+            raise self.failure
         if any(666 in row for row in ids):
             raise RuntimeError("broken on purpose")
         return np.array([[row[0], len(row)] for row in ids], dtype=np.float32)
 
 
 class Bench:
-    def __init__(self, batch_tokens: int = 64, max_queue_texts: int = 100) -> None:
+    def __init__(self, batch_tokens: int = 64, max_queue_tokens: int = 1000) -> None:
         self.encoder = FakeEncoder()
         self.registry = CollectorRegistry()
+        self.readiness: list[bool] = []
         self.batcher = Batcher(
             self.encoder,
             batch_tokens=batch_tokens,
-            max_queue_texts=max_queue_texts,
+            max_queue_tokens=max_queue_tokens,
             metrics=EmbedderMetrics(self.registry),
+            on_ready=self.readiness.append,
         )
+
+    def value(self, name: str) -> float | None:
+        return self.registry.get_sample_value(name)
 
     def occupy(self) -> Ticket:
         """Hold the worker in a batch of one text."""
@@ -55,6 +72,13 @@ class Bench:
 
     def release(self) -> None:
         self.encoder.gate.set()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -94,7 +118,7 @@ def test_a_failing_batch_fails_only_its_callers(bench: Bench) -> None:
 
 
 def test_a_full_queue_refuses_with_a_delay_and_keeps_what_it_has() -> None:
-    bench = Bench(max_queue_texts=4)
+    bench = Bench(max_queue_tokens=4)
     bench.occupy()
     kept = bench.batcher.submit([[2]] * 4)
     with pytest.raises(OverloadedError) as caught:
@@ -147,21 +171,139 @@ def test_a_batch_holds_the_oldest_fits_the_budget_and_leaves_no_room_for_the_nea
     lengths: list[int], budget: int
 ) -> None:
     ticket = Ticket([[0] * length for length in lengths], None)
-    queue = [_Item(ticket, place) for place in range(len(lengths))]
+    queue = [Item(ticket, [place]) for place in range(len(lengths))]
     batch = choose_batch(queue, budget)
     assert batch[0] is queue[0]
-    assert len({item.place for item in batch}) == len(batch)
-    width = max(len(item.ids) for item in batch)
+    assert len({item.places[0] for item in batch}) == len(batch)
+    width = max(item.width for item in batch)
     assert width * len(batch) <= budget
     left = [item for item in queue if item not in batch]
-    distance = [abs(len(item.ids) - lengths[0]) for item in batch]
-    assert all(abs(len(item.ids) - lengths[0]) >= max(distance) for item in left)
+    distance = [abs(item.width - lengths[0]) for item in batch]
+    assert all(abs(item.width - lengths[0]) >= max(distance) for item in left)
     if left:
-        nearest = min(abs(len(item.ids) - lengths[0]) for item in left)
-        candidates = [len(item.ids) for item in left if abs(len(item.ids) - lengths[0]) == nearest]
+        nearest = min(abs(item.width - lengths[0]) for item in left)
+        candidates = [item.width for item in left if abs(item.width - lengths[0]) == nearest]
         assert any(max(width, length) * (len(batch) + 1) > budget for length in candidates)
 
 
-def test_a_queue_smaller_than_one_call_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max_queue_texts"):
-        EmbedderConfig.parse({"max_texts": 10, "max_queue_texts": 5})
+def test_a_queue_smaller_than_one_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_queue_tokens"):
+        EmbedderConfig.parse({"batch_tokens": 10, "max_queue_tokens": 5})
+
+
+def test_a_call_is_admitted_whole_or_not_at_all(bench: Bench) -> None:
+    bench.occupy()
+    bench.batcher.submit([[2] * 40] * 20)
+    with pytest.raises(OverloadedError, match="800 tokens wait and 240 more"):
+        bench.batcher.submit([[3] * 40] * 6)
+    assert bench.value("openbook_embedder_queue_tokens") == 800
+    assert len(bench.batcher.submit([[4] * 40] * 5).ids) == 5
+
+
+def test_the_retry_delay_follows_from_what_waits_and_the_measured_rate(bench: Bench) -> None:
+    bench.release()
+    for _ in range(60):
+        bench.batcher.submit([[1] * 50]).result()
+        assert bench.encoder.entered.acquire(timeout=10)
+    bench.encoder.gate.clear()
+    rate = bench.batcher._tokens_per_s
+    bench.occupy()
+    bench.batcher.submit([[2] * 10] * 100)
+    with pytest.raises(OverloadedError) as caught:
+        bench.batcher.submit([[3] * 50] * 20)
+    assert caught.value.retry_after_s == pytest.approx(max(0.05, 1000 / rate))
+
+
+def test_one_poison_text_does_not_fail_its_mates(bench: Bench) -> None:
+    bench.occupy()
+    good = [bench.batcher.submit([[n] * 3]) for n in range(10, 17)]
+    bad = bench.batcher.submit([[666] * 3])
+    bench.release()
+    assert [ticket.result().tolist() for ticket in good] == [[[n, 3]] for n in range(10, 17)]
+    with pytest.raises(OpenbookError, match="broken on purpose"):
+        bad.result()
+    assert bench.batcher.ready
+    assert bench.readiness == []
+
+
+def test_a_message_with_batches_of_its_own_shares_none_and_is_not_split(bench: Bench) -> None:
+    bench.occupy()
+    gone = threading.Event()
+    shared = [bench.batcher.feed([[n] * 3], None, batches=None, gone=gone) for n in (7, 8)]
+    alone = bench.batcher.feed([[2] * 3, [3] * 3, [4] * 3], None, batches=[[2, 0], [1]], gone=gone)
+    poison = bench.batcher.feed([[5] * 3, [666] * 3], None, batches=[[0, 1]], gone=gone)
+    bench.release()
+    assert alone.result().tolist() == [[2, 3], [3, 3], [4, 3]]
+    assert [ticket.result().tolist() for ticket in shared] == [[[7, 3]], [[8, 3]]]
+    with pytest.raises(OpenbookError, match="broken on purpose"):
+        poison.result()
+    assert bench.encoder.batches[1:4] == [[[7] * 3, [8] * 3], [[4] * 3, [2] * 3], [[3] * 3]]
+    assert [[5] * 3, [666] * 3] in bench.encoder.batches
+    assert [[5] * 3] not in bench.encoder.batches
+
+
+def test_calls_and_streams_take_turns(bench: Bench) -> None:
+    bench.occupy()
+    gone = threading.Event()
+    for n in range(3):
+        bench.batcher.feed([[20 + n] * 30] * 2, None, batches=[[0, 1]], gone=gone)
+    last = [bench.batcher.submit([[10 + n] * 60]) for n in range(2)][-1]
+    bench.release()
+    last.result()
+    bench.batcher.close()
+    assert [batch[0][0] for batch in bench.encoder.batches] == [1, 20, 10, 21, 11, 22]
+
+
+def test_a_stream_waits_for_room_and_stops_waiting_when_its_caller_is_gone(bench: Bench) -> None:
+    bench.occupy()
+    gone = threading.Event()
+    bench.batcher.feed([[2] * 50] * 20, None, batches=None, gone=gone)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(bench.batcher.feed, [[3] * 50], None, batches=None, gone=threading.Event())
+        left = pool.submit(bench.batcher.feed, [[4] * 50], None, batches=None, gone=gone)
+        gone.set()
+        assert left.result(10).closed
+        assert not waiting.done()
+        bench.release()
+        assert waiting.result(10).result().tolist() == [[3, 50]]
+
+
+def test_a_dead_worker_turns_readiness_off_and_is_replaced(bench: Bench) -> None:
+    broken = bench.occupy()
+    bench.encoder.failure = SystemExit("the thread ends")
+    waiting = bench.batcher.submit([[5]])
+    bench.release()
+    with pytest.raises(OpenbookError, match="the encoding thread ended"):
+        broken.result()
+    wait_for(lambda: bench.readiness == [False])
+    bench.encoder.failure = None
+    wait_for(lambda: bench.readiness == [False, True])
+    assert waiting.result().tolist() == [[5, 1]]
+    assert bench.batcher.submit([[6]]).result().tolist() == [[6, 1]]
+    assert bench.value("openbook_embedder_worker_restarts_total") == 1
+
+
+def test_an_encoder_that_fails_on_everything_is_not_ready_until_it_answers(bench: Bench) -> None:
+    broken = bench.occupy()
+    bench.encoder.failure = RuntimeError("the device is lost")
+    bench.release()
+    with pytest.raises(UnavailableError, match="fails on every text: the device is lost"):
+        broken.result()
+    with pytest.raises(UnavailableError, match="being restarted"):
+        bench.batcher.submit([[6]])
+    assert bench.readiness == [False]
+    bench.encoder.failure = None
+    wait_for(lambda: bench.batcher.ready)
+    assert bench.batcher.submit([[6]]).result().tolist() == [[6, 1]]
+    assert bench.value("openbook_embedder_worker_restarts_total") == 0
+
+
+def test_closing_while_the_encoder_fails_does_not_hang(bench: Bench) -> None:
+    bench.occupy()
+    bench.encoder.failure = RuntimeError("the device is lost")
+    waiting = bench.batcher.submit([[6] * 60])
+    bench.release()
+    wait_for(lambda: bench.readiness == [False])
+    bench.batcher.close()
+    with pytest.raises(UnavailableError, match="shutting down"):
+        waiting.result()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,3 +32,16 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [n, d] of n passages, in order."""
+
+
+@runtime_checkable
+class AheadEncoder(Encoder, Protocol):
+    """An encoder that works on the next lists while the caller is busy with the last: one behind a network."""
+
+    def encode_all(self, lists: Iterable[Sequence[str]]) -> Iterator[NDArray[np.float32]]:
+        """`encode` of each list, in order; may pull a few lists ahead."""
+
+
+def encode_all(encoder: Encoder, lists: Iterable[Sequence[str]]) -> Iterator[NDArray[np.float32]]:
+    """`encode` of each list, in order, ahead of the caller where the encoder can."""
+    return encoder.encode_all(lists) if isinstance(encoder, AheadEncoder) else map(encoder.encode, lists)

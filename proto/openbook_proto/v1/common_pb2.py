@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eopenbook_proto/v1/common.proto\x12\x11openbook_proto.v1\"f\n\x07Vectors\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12,\n\x04type\x18\x02 \x01(\x0e\x32\x1e.openbook_proto.v1.ElementType\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x11\n\tdimension\x18\x04 \x01(\r\"2\n\x0b\x46ingerprint\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x13\n\x0brecord_json\x18\x02 \x01(\t\"v\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x10\n\x08\x65mbed_ms\x18\x02 \x01(\x01\x12\x11\n\tsearch_ms\x18\x03 \x01(\x01\x12\x10\n\x08merge_ms\x18\x04 \x01(\x01\x12\x10\n\x08\x66\x65tch_ms\x18\x05 \x01(\x01\x12\x10\n\x08total_ms\x18\x06 \x01(\x01*\x91\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x02\x12\x17\n\x13\x45LEMENT_TYPE_UINT16\x10\x03\x12\x17\n\x13\x45LEMENT_TYPE_UINT32\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eopenbook_proto/v1/common.proto\x12\x11openbook_proto.v1\"v\n\x07Vectors\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12,\n\x04type\x18\x02 \x01(\x0e\x32\x1e.openbook_proto.v1.ElementType\x12\x0c\n\x04rows\x18\x03 \x01(\r\x12\x11\n\tdimension\x18\x04 \x01(\r\x12\x0e\n\x06scales\x18\x05 \x01(\x0c\"2\n\x0b\x46ingerprint\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x13\n\x0brecord_json\x18\x02 \x01(\t\"\x8b\x01\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x10\n\x08\x65mbed_ms\x18\x02 \x01(\x01\x12\x11\n\tsearch_ms\x18\x03 \x01(\x01\x12\x10\n\x08merge_ms\x18\x04 \x01(\x01\x12\x10\n\x08\x66\x65tch_ms\x18\x05 \x01(\x01\x12\x10\n\x08total_ms\x18\x06 \x01(\x01\x12\x13\n\x0btokenize_ms\x18\x07 \x01(\x01*\xc3\x01\n\x0b\x45lementType\x12\x1c\n\x18\x45LEMENT_TYPE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT32\x10\x01\x12\x18\n\x14\x45LEMENT_TYPE_FLOAT16\x10\x02\x12\x17\n\x13\x45LEMENT_TYPE_UINT16\x10\x03\x12\x17\n\x13\x45LEMENT_TYPE_UINT32\x10\x04\x12\x19\n\x15\x45LEMENT_TYPE_BFLOAT16\x10\x05\x12\x15\n\x11\x45LEMENT_TYPE_INT8\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'openbook_proto.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ELEMENTTYPE']._serialized_start=330
-  _globals['_ELEMENTTYPE']._serialized_end=475
+  _globals['_ELEMENTTYPE']._serialized_start=368
+  _globals['_ELEMENTTYPE']._serialized_end=563
   _globals['_VECTORS']._serialized_start=53
-  _globals['_VECTORS']._serialized_end=155
-  _globals['_FINGERPRINT']._serialized_start=157
-  _globals['_FINGERPRINT']._serialized_end=207
-  _globals['_TIMINGS']._serialized_start=209
-  _globals['_TIMINGS']._serialized_end=327
+  _globals['_VECTORS']._serialized_end=171
+  _globals['_FINGERPRINT']._serialized_start=173
+  _globals['_FINGERPRINT']._serialized_end=223
+  _globals['_TIMINGS']._serialized_start=226
+  _globals['_TIMINGS']._serialized_end=365
 # @@protoc_insertion_point(module_scope)

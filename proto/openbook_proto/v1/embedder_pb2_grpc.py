@@ -40,6 +40,11 @@ class EmbedderStub:
                 request_serializer=openbook__proto_dot_v1_dot_embedder__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=openbook__proto_dot_v1_dot_embedder__pb2.EmbedReply.FromString,
                 _registered_method=True)
+        self.EmbedStream = channel.stream_stream(
+                '/openbook_proto.v1.Embedder/EmbedStream',
+                request_serializer=openbook__proto_dot_v1_dot_embedder__pb2.EmbedStreamRequest.SerializeToString,
+                response_deserializer=openbook__proto_dot_v1_dot_embedder__pb2.EmbedStreamReply.FromString,
+                _registered_method=True)
         self.GetInfo = channel.unary_unary(
                 '/openbook_proto.v1.Embedder/GetInfo',
                 request_serializer=openbook__proto_dot_v1_dot_embedder__pb2.GetInfoRequest.SerializeToString,
@@ -53,6 +58,14 @@ class EmbedderServicer:
 
     def Embed(self, request, context):
         """Encodes a list of texts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EmbedStream(self, request_iterator, context):
+        """Encodes message after message. The service reads on while at most `max_stream_messages` are unanswered and its queue
+        has room, so a sender that waits is held back by gRPC's flow control, and nothing is refused for lack of room.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +85,11 @@ def add_EmbedderServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=openbook__proto_dot_v1_dot_embedder__pb2.EmbedRequest.FromString,
                     response_serializer=openbook__proto_dot_v1_dot_embedder__pb2.EmbedReply.SerializeToString,
+            ),
+            'EmbedStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.EmbedStream,
+                    request_deserializer=openbook__proto_dot_v1_dot_embedder__pb2.EmbedStreamRequest.FromString,
+                    response_serializer=openbook__proto_dot_v1_dot_embedder__pb2.EmbedStreamReply.SerializeToString,
             ),
             'GetInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetInfo,
@@ -107,6 +125,33 @@ class Embedder:
             '/openbook_proto.v1.Embedder/Embed',
             openbook__proto_dot_v1_dot_embedder__pb2.EmbedRequest.SerializeToString,
             openbook__proto_dot_v1_dot_embedder__pb2.EmbedReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EmbedStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/openbook_proto.v1.Embedder/EmbedStream',
+            openbook__proto_dot_v1_dot_embedder__pb2.EmbedStreamRequest.SerializeToString,
+            openbook__proto_dot_v1_dot_embedder__pb2.EmbedStreamReply.FromString,
             options,
             channel_credentials,
             insecure,

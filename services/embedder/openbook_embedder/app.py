@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import threading
+from typing import TYPE_CHECKING
 
 import grpc
 
 from openbook_core.errors import ConfigError, UnavailableError
-from openbook_core.rpc.server import require_free, start_server
+from openbook_core.rpc.server import RunningServer, require_free, start_server
 from openbook_core.telemetry import get_logger, serve_metrics, setup_logging
 from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
+from openbook_embedder.intake import Intake
 from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.service import SERVICE_NAME, EmbedderService
 from openbook_proto.v1 import embedder_pb2_grpc
 
-# A waiting call holds a thread; this many callers can share batches.
-_MAX_CALLS = 32
+if TYPE_CHECKING:
+    from openbook_embedder.http import HttpServer
+
+# Beside one for each call, so that health checks and refusals find a thread while all calls are taken.
+_SPARE_THREADS = 8
 
 _log = get_logger(__name__)
 
@@ -25,7 +31,8 @@ _log = get_logger(__name__)
 def serve(config: EmbedderConfig) -> None:
     """Load the encoder and serve it until SIGTERM or SIGINT.
 
-    When ready, prints one JSON line on standard output: {"service": "embedder", "address": "HOST:PORT"}.
+    When ready, prints one JSON line on standard output: {"service": "embedder", "address": "HOST:PORT"},
+    with "http" where it is served too.
     Raises ConfigError, NotFoundError or InputError for a setting or model that cannot be served, and the error for
     a port that is in use.
     """
@@ -39,27 +46,64 @@ def serve(config: EmbedderConfig) -> None:
             field="batch_tokens",
         )
     metrics = EmbedderMetrics()
+    readiness = _Readiness()
     batcher = Batcher(
         engine.encode_batch,
         batch_tokens=config.batch_tokens,
-        max_queue_texts=config.max_queue_texts,
+        max_queue_tokens=config.max_queue_tokens,
         metrics=metrics,
+        probe=engine.tokenize(engine.probe_texts[:1]).ids[0],
+        on_ready=readiness.change,
     )
-    service = EmbedderService(engine, batcher, config, metrics)
+    intake = Intake(engine, batcher, config, metrics)
 
     def register(server: grpc.Server) -> None:
-        embedder_pb2_grpc.add_EmbedderServicer_to_server(service, server)
+        embedder_pb2_grpc.add_EmbedderServicer_to_server(EmbedderService(intake), server)
 
-    server = start_server(register, host=config.host, port=config.port, services=[SERVICE_NAME], max_workers=_MAX_CALLS)
-    if config.metrics_port is not None:
-        try:
+    workers = config.max_calls + _SPARE_THREADS
+    server = start_server(register, host=config.host, port=config.port, services=[SERVICE_NAME], max_workers=workers)
+    addresses = {"address": server.address}
+    http: HttpServer | None = None
+    try:
+        if config.metrics_port is not None:
             serve_metrics(config.host, config.metrics_port)
-        except UnavailableError:
-            server.stop(0)
-            batcher.close()
-            raise
-    server.set_ready(True)
-    _log.info(f"serving {config.model} in {engine.dtype} on {server.address}")
-    print(json.dumps({"service": "embedder", "address": server.address}), flush=True)
-    server.wait_for_signal()
+        if config.http_port is not None:
+            http = _serve_http(intake, config.host, config.http_port)
+            addresses["http"] = http.address
+    except UnavailableError:
+        server.stop(0)
+        batcher.close()
+        raise
+    readiness.follow(server)
+    _log.info(f"serving {config.model} in {engine.dtype} on {', '.join(addresses.values())}")
+    print(json.dumps({"service": "embedder", **addresses}), flush=True)
+    server.wait_for_signal(before_stop=http.close if http is not None else lambda: None)
     batcher.close()
+
+
+def _serve_http(intake: Intake, host: str, port: int) -> HttpServer:
+    from openbook_core.http import listen
+    from openbook_embedder.http import HttpServer, create_app
+
+    return HttpServer(create_app(intake), listen(host, port, "http_port"))
+
+
+class _Readiness:
+    """Carries the batcher's state to the health service, which starts after it."""
+
+    def __init__(self) -> None:
+        self._ready = True
+        self._server: RunningServer | None = None
+        self._lock = threading.Lock()
+
+    def change(self, ready: bool) -> None:
+        with self._lock:
+            self._ready = ready
+            if self._server is not None:
+                self._server.set_ready(ready)
+
+    def follow(self, server: RunningServer) -> None:
+        """Tell `server` the state, now and at every change."""
+        with self._lock:
+            self._server = server
+            server.set_ready(self._ready)

@@ -1,7 +1,11 @@
-"""Batches across callers: one queue, one worker that pulls the next batch as soon as it is free.
+"""Batches across callers: one worker that pulls the next batch as soon as it is free.
 
 The oldest text always goes; those nearest to it in length fill the batch up to a budget of padded tokens. Nothing
-waits for company: an idle worker takes what is there. The queue is bounded, and the lock owns all of its state.
+waits for company: an idle worker takes what is there. Calls and streams wait in a lane each, and the worker takes them
+in turns: a build that keeps its lane full costs a call one batch of delay. The lock owns both lanes.
+
+The worker's state is `ready` or not. It is not ready from the moment that the encoder fails on a text that it has
+encoded before, or that the thread ends, until the encoder has answered again.
 """
 
 from __future__ import annotations
@@ -13,191 +17,261 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import DeadlineError, OpenbookError, OverloadedError, UnavailableError
+from openbook_core.errors import OpenbookError, OverloadedError, UnavailableError
 from openbook_core.telemetry import get_logger
 from openbook_embedder.metrics import EmbedderMetrics
+from openbook_embedder.queueing import Item, Lane
+from openbook_embedder.ticket import Ticket
 
 EncodeBatch = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]
 
 # Before the first batch was timed; only the first retry delays rest on it.
 _ASSUMED_TOKENS_PER_S = 5000.0
+_SHORTEST_DELAY_S = 0.05
+# Between two looks at an encoder that fails, and at whether a waiting stream's caller is still there.
+_LOOK_S = 0.5
 
 _log = get_logger(__name__)
 
 
-class Ticket:
-    """One caller's texts on their way through the queue; `deadline` is in seconds of time.monotonic()."""
-
-    def __init__(self, ids: Sequence[Sequence[int]], deadline: float | None) -> None:
-        self.ids = ids
-        self.deadline = deadline
-        self.submitted = time.monotonic()
-        self.started: float | None = None
-        self._rows: list[NDArray[np.float32] | None] = [None] * len(ids)
-        self._left = len(ids)
-        self._error: OpenbookError | None = None
-        self._done = threading.Event()
-
-    @property
-    def closed(self) -> bool:
-        """Answered, failed, cancelled or too late: what is left of it in the queue is dropped."""
-        return self._done.is_set()
-
-    def result(self) -> NDArray[np.float32]:
-        """Wait for the vectors [n, d]; raises DeadlineError, or the error that its batch met."""
-        timeout = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-        if not self._done.wait(timeout):
-            self.fail(late(self.deadline, self.submitted))
-        if self._error is not None:
-            raise self._error
-        return np.stack([row for row in self._rows if row is not None])
-
-    def put(self, place: int, vector: NDArray[np.float32]) -> None:
-        """The vector of text `place`; called by the worker only."""
-        self._rows[place] = vector
-        self._left -= 1
-        if self._left == 0:
-            self._done.set()
-
-    def fail(self, error: OpenbookError) -> None:
-        """Close it with `error`, unless it is closed already."""
-        if not self._done.is_set():
-            self._error = error
-            self._done.set()
-
-    def cancel(self) -> None:
-        """The caller went away; nothing more is encoded for it."""
-        self.fail(DeadlineError("the caller went away before its texts were encoded"))
-
-
-class _Item:
-    """One text in the queue: text `place` of `ticket`."""
-
-    __slots__ = ("ids", "place", "ticket")
-
-    def __init__(self, ticket: Ticket, place: int) -> None:
-        self.ticket, self.place, self.ids = ticket, place, ticket.ids[place]
-
-
 class Batcher:
-    """Owns the queue and the worker thread that calls `encode`."""
+    """Owns the queue and the worker thread that calls `encode`.
+
+    `probe` are the token ids that tell whether the encoder answers; `on_ready` hears of every change of `ready`.
+    """
 
     def __init__(
-        self, encode: EncodeBatch, *, batch_tokens: int, max_queue_texts: int, metrics: EmbedderMetrics
+        self,
+        encode: EncodeBatch,
+        *,
+        batch_tokens: int,
+        max_queue_tokens: int,
+        metrics: EmbedderMetrics,
+        probe: Sequence[int] = (0,),
+        on_ready: Callable[[bool], None] = lambda ready: None,
     ) -> None:
         self._encode = encode
         self._batch_tokens = batch_tokens
-        self._max_queue_texts = max_queue_texts
+        self._max_queue_tokens = max_queue_tokens
         self._metrics = metrics
-        self._queue: list[_Item] = []
+        self._probe = probe
+        self._on_ready = on_ready
+        self.ready = True
+        metrics.ready.set(1)
+        self._calls, self._streams = Lane(), Lane()
+        self._last = self._streams
+        self._batch: list[Item] = []
         self._tokens_per_s = _ASSUMED_TOKENS_PER_S
         self._closing = False
         self._changed = threading.Condition()
-        self._worker = threading.Thread(target=self._run, name="embedder-batches", daemon=True)
-        self._worker.start()
+        self._start_worker()
 
     def submit(self, ids: Sequence[Sequence[int]], deadline: float | None = None) -> Ticket:
-        """Queue the texts of one call.
+        """Queue the texts of one call, all or none.
 
-        Raises OverloadedError with a retry delay where the queue has no room for all of them, DeadlineError where
-        the deadline has passed, UnavailableError during shutdown.
+        Raises OverloadedError with a retry delay where the queue has no room for all of them, DeadlineError where the
+        deadline has passed, UnavailableError while the encoder does not answer.
         """
         ticket = Ticket(ids, deadline)
         if deadline is not None and deadline <= ticket.submitted:
-            raise late(deadline, ticket.submitted)
+            raise ticket.late()
         with self._changed:
-            if self._closing:
-                raise UnavailableError("the embedder is shutting down; ask another one")
-            self._drop_closed()
-            if len(self._queue) + len(ids) > self._max_queue_texts:
-                waiting = sum(len(item.ids) for item in self._queue)
-                delay = max(0.05, waiting / self._tokens_per_s)
+            self._require_ready()
+            if not self._has_room(self._calls, ticket):
+                delay = self._delay(ticket.tokens)
                 raise OverloadedError(
-                    f"{len(self._queue)} texts wait and {len(ids)} more do not fit into the queue of "
-                    f"{self._max_queue_texts}; come back in {delay:.2f} s",
-                    field="texts",
+                    f"{self._calls.tokens} tokens wait and {ticket.tokens} more do not fit into the queue of "
+                    f"{self._max_queue_tokens}; come back in {delay:.2f} s",
                     retry_after_s=delay,
                 )
-            self._queue += [_Item(ticket, place) for place in range(len(ids))]
-            self._metrics.queue_texts.set(len(self._queue))
-            self._changed.notify()
+            self._add(self._calls, [Item(ticket, [place]) for place in range(len(ids))])
         return ticket
+
+    def feed(
+        self,
+        ids: Sequence[Sequence[int]],
+        deadline: float | None,
+        *,
+        batches: Sequence[Sequence[int]] | None,
+        gone: threading.Event,
+    ) -> Ticket:
+        """Queue one message of a stream, and wait for room unless the caller is `gone`. A message fits an empty queue.
+
+        `batches` are the places of the texts in batches that nothing else joins. Raises as `submit` but for
+        OverloadedError.
+        """
+        ticket = Ticket(ids, deadline)
+        with self._changed:
+            while not self._has_room(self._streams, ticket) or not self.ready:
+                if gone.is_set():
+                    ticket.cancel()
+                    return ticket
+                if deadline is not None and deadline <= time.monotonic():
+                    raise ticket.late()
+                self._require_open()
+                self._changed.wait(_LOOK_S)
+            self._require_open()
+            alone = batches is not None
+            places = batches if batches is not None else [[place] for place in range(len(ids))]
+            self._add(self._streams, [Item(ticket, each, alone=alone) for each in places])
+        return ticket
+
+    def retry_delay(self) -> float:
+        """Seconds until what waits now will have gone."""
+        with self._changed:
+            return self._delay(self._max_queue_tokens)
 
     def close(self) -> None:
         """Encode what waits, refuse what comes, and end the worker."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._worker.join()
+            self._changed.notify_all()
+        while self._worker.is_alive():
+            self._worker.join()
+
+    def _has_room(self, lane: Lane, ticket: Ticket) -> bool:
+        if lane.tokens + ticket.tokens > self._max_queue_tokens:
+            lane.drop_closed()
+        return lane.tokens + ticket.tokens <= self._max_queue_tokens
+
+    def _delay(self, tokens: int) -> float:
+        """Seconds until a call of `tokens` has room, at the measured rate, of which streams get half."""
+        excess = max(0, self._calls.tokens + tokens - self._max_queue_tokens)
+        return max(_SHORTEST_DELAY_S, (excess + min(excess, self._streams.tokens)) / self._tokens_per_s)
+
+    def _require_ready(self) -> None:
+        self._require_open()
+        if not self.ready:
+            raise UnavailableError("the encoder fails and is being restarted; come back later", retry_after_s=1.0)
+
+    def _require_open(self) -> None:
+        if self._closing:
+            raise UnavailableError("the embedder is shutting down; ask another one")
+
+    def _add(self, lane: Lane, items: list[Item]) -> None:
+        lane.add(items)
+        self._show()
+        self._changed.notify_all()
+
+    def _show(self) -> None:
+        self._metrics.queue_texts.set(self._calls.texts + self._streams.texts)
+        self._metrics.queue_tokens.set(self._calls.tokens + self._streams.tokens)
+
+    def _start_worker(self) -> None:
+        self._worker = threading.Thread(target=self._run, name="embedder-batches", daemon=True)
+        self._worker.start()
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            self._encode_one(batch)
+        try:
+            while self._answers_again() and (batch := self._next_batch()):
+                self._batch = batch
+                self._encode_or_split(batch)
+        except BaseException as error:  # noqa: BLE001  whatever ended the thread, another one takes over
+            _log.exception("the encoding thread ended and is replaced")
+            self._metrics.worker_restarts.inc()
+            self._set_ready(False)
+            _fail(self._batch, OpenbookError(f"the encoding thread ended on a batch with this call's texts: {error!r}"))
+            self._start_worker()
 
-    def _next_batch(self) -> list[_Item]:
+    def _answers_again(self) -> bool:
+        """Wait until the encoder answers, where it did not; False where the wait ended with the service."""
+        while not self.ready:
+            if self._probe_fails() is None:
+                self._set_ready(True)
+                break
+            with self._changed:
+                if not self._closing:
+                    self._changed.wait(_LOOK_S)
+                    continue
+                for item in [*self._calls.items, *self._streams.items]:
+                    item.ticket.fail(UnavailableError("the embedder is shutting down; ask another one"))
+                return False
+        return True
+
+    def _probe_fails(self) -> BaseException | None:
+        try:
+            self._encode([self._probe])
+        except BaseException as error:  # noqa: BLE001  what ends a thread too: the probe is what decides on the next one
+            return error
+        return None
+
+    def _set_ready(self, ready: bool) -> None:
+        self.ready = ready
+        self._metrics.ready.set(ready)
+        self._on_ready(ready)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _next_batch(self) -> list[Item]:
         """Block until there is a batch; empty when closed and nothing is left."""
         with self._changed:
             while True:
-                self._drop_closed()
-                if self._queue:
+                self._calls.drop_closed()
+                self._streams.drop_closed()
+                self._show()
+                waiting = [lane for lane in (self._calls, self._streams) if lane.items]
+                if waiting:
                     break
                 if self._closing:
                     return []
                 self._changed.wait()
-            batch = choose_batch(self._queue, self._batch_tokens)
-            taken = set(map(id, batch))
-            self._queue = [item for item in self._queue if id(item) not in taken]
-            self._metrics.queue_texts.set(len(self._queue))
+            self._last = waiting[0] if len(waiting) == 1 or self._last is not waiting[0] else waiting[1]
+            batch = self._last.take(self._batch_tokens)
+            self._show()
+            self._changed.notify_all()
             return batch
 
-    def _drop_closed(self) -> None:
-        now = time.monotonic()
-        for item in self._queue:
-            ticket = item.ticket
-            if ticket.deadline is not None and ticket.deadline <= now:
-                ticket.fail(late(ticket.deadline, ticket.submitted))
-        self._queue = [item for item in self._queue if not item.ticket.closed]
-        self._metrics.queue_texts.set(len(self._queue))
-
-    def _encode_one(self, batch: list[_Item]) -> None:
+    def _encode_or_split(self, batch: list[Item]) -> None:
+        """Encode; where the encoder raises, find the item that makes it raise, so that its mates are answered."""
         start = time.monotonic()
         for item in batch:
-            item.ticket.started = item.ticket.started or start
-        padded = len(batch) * max(len(item.ids) for item in batch)
-        read = sum(len(item.ids) for item in batch)
-        self._metrics.batch_tokens.observe(padded)
-        self._metrics.padding_tokens.inc(padded - read)
-        try:
-            vectors_ND = self._encode([item.ids for item in batch])
-        except Exception as error:  # noqa: BLE001  whatever the encoder raises fails this batch alone
-            self._metrics.batch_failures.inc()
-            _log.exception(f"the encoder failed on a batch of {len(batch)} texts")
-            failure = OpenbookError(f"the encoder failed on a batch with this call's texts: {error}")
-            for item in batch:
-                item.ticket.fail(failure)
+            if item.ticket.started is None:
+                item.ticket.started = start
+                self._metrics.stage_seconds.labels("queue").observe(item.ticket.queued_s)
+        error = self._encode_items(batch)
+        if error is None:
             return
-        for item, vector_D in zip(batch, vectors_ND, strict=True):
-            item.ticket.put(item.place, vector_D)
-        rate = read / max(1e-6, time.monotonic() - start)
-        self._tokens_per_s += 0.2 * (rate - self._tokens_per_s)
+        _log.error(f"the encoder failed on a batch of {len(batch)} items: {error!r}", exc_info=error)
+        if (down := self._probe_fails()) is None:
+            self._split(batch, error)
+            return
+        self._set_ready(False)
+        _fail(batch, UnavailableError(f"the encoder fails on every text: {down}", retry_after_s=1.0))
+
+    def _split(self, batch: list[Item], error: Exception) -> None:
+        if len(batch) == 1:
+            _fail(batch, OpenbookError(f"the encoder failed on this text: {error}"))
+            return
+        middle = len(batch) // 2
+        for half in (batch[:middle], batch[middle:]):
+            if inner := self._encode_items(half):
+                self._split(half, inner)
+
+    def _encode_items(self, batch: list[Item]) -> Exception | None:
+        """Encode as one batch and hand out the vectors; what the encoder raised, if it did."""
+        ids = [row for item in batch for row in item.ids]
+        padded = len(ids) * max(item.width for item in batch)
+        read = sum(item.tokens for item in batch)
+        start = time.monotonic()
+        try:
+            vectors_ND = self._encode(ids)
+            if len(vectors_ND) != len(ids):
+                raise RuntimeError(f"the encoder gave {len(vectors_ND)} vectors for {len(ids)} texts")
+        except Exception as error:  # noqa: BLE001  whatever the encoder raises
+            self._metrics.batch_failures.inc()
+            return error
+        taken = time.monotonic() - start
+        self._metrics.stage_seconds.labels("encode").observe(taken)
+        self._metrics.batch_tokens.observe(padded)
+        self._metrics.padding_share.observe((padded - read) / padded)
+        self._tokens_per_s += 0.2 * (read / max(1e-6, taken) - self._tokens_per_s)
+        first = 0
+        for item in batch:
+            item.ticket.put(item.places, vectors_ND[first : first + len(item.places)])
+            first += len(item.places)
+        return None
 
 
-def choose_batch(queue: Sequence[_Item], batch_tokens: int) -> list[_Item]:
-    """The oldest item of a queue that is not empty, and those nearest in length that fit the padded budget."""
-    oldest = queue[0]
-    batch, width = [oldest], len(oldest.ids)
-    for item in sorted(queue[1:], key=lambda item: abs(len(item.ids) - len(oldest.ids))):
-        wider = max(width, len(item.ids))
-        if wider * (len(batch) + 1) > batch_tokens:
-            break
-        batch.append(item)
-        width = wider
-    return batch
-
-
-def late(deadline: float | None, submitted: float) -> DeadlineError:
-    """The error of a call whose deadline passed in the queue."""
-    allowed = max(0.0, (deadline or submitted) - submitted)
-    return DeadlineError(
-        f"the call's deadline ({allowed:.3f} s after it was queued) passed before its texts were encoded"
-    )
+def _fail(batch: list[Item], error: OpenbookError) -> None:
+    for item in batch:
+        item.ticket.fail(error)

@@ -36,15 +36,27 @@ class EmbedderConfig(EncoderOptions):
     dtype: Dtype = Field(default="auto", description="auto times bfloat16 against float32 at start")
     threads: int | None = Field(default=None, ge=1, description="threads of the encoder; by default one per core")
     max_texts: int = Field(default=1024, ge=1, description="most texts in one call")
-    max_queue_texts: int = Field(default=8192, ge=1, description="most texts that wait; more are refused")
+    max_calls: int = Field(default=128, ge=1, le=4096, description="most calls and streams at one time")
     batch_tokens: int = Field(default=4096, ge=1, description="most padded tokens in one batch")
+    max_queue_tokens: int = Field(
+        default=262_144, ge=1, description="most tokens that wait, of calls and of streams each; more calls are refused"
+    )
     metrics_port: int | None = Field(default=None, ge=1, le=65535, description="Prometheus over HTTP; off by default")
+    http_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="OpenAI's /v1/embeddings over HTTP; off by default, 0 takes a free port",
+    )
+    http_role: Literal["query", "passage"] | None = Field(
+        default=None, description="role of HTTP requests that state none; by default they are refused"
+    )
 
     @model_validator(mode="after")
-    def _one_call_fits_the_queue(self) -> Self:
-        if self.max_queue_texts < self.max_texts:
+    def _one_batch_fits_the_queue(self) -> Self:
+        if self.max_queue_tokens < self.batch_tokens:
             raise ValueError(
-                f"max_queue_texts ({self.max_queue_texts}) must be at least max_texts ({self.max_texts}), "
-                "or a call of the largest size would never be admitted"
+                f"max_queue_tokens ({self.max_queue_tokens}) must be at least batch_tokens ({self.batch_tokens}), "
+                "or a full batch would never be admitted"
             )
         return self

@@ -44,6 +44,7 @@ class EncoderEngine:
         self._network = network
         self.dimension = folder.architecture.dimension
         self.max_tokens = folder.max_tokens
+        self.vocab_size = folder.architecture.vocab_size
         self.probe_texts = PROBE_TEXTS
         self.fingerprint = Fingerprint(
             {
@@ -138,14 +139,19 @@ class EncoderEngine:
 
     def _encode_sorted(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(ids), self.dimension), dtype=np.float32)
-        order = sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True)
-        first = 0
-        while first < len(order):
-            rows = max(1, _SUB_BATCH_TOKENS // len(ids[order[first]]))
-            places = order[first : first + rows]
+        for places in self.sub_batches(ids):
             vectors_ND[places] = self.encode_batch([ids[place] for place in places])
-            first += rows
         return vectors_ND
+
+    def sub_batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Places in `ids` that `encode` puts into one batch, a function of `ids` alone."""
+        order = sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True)
+        batches = []
+        while order:
+            rows = max(1, _SUB_BATCH_TOKENS // len(ids[order[0]]))
+            batches.append(order[:rows])
+            order = order[rows:]
+        return batches
 
     def _use(self, network: TorchNetwork) -> None:
         self._network = network
@@ -168,7 +174,7 @@ class EncoderEngine:
         """Shortest of three runs of each, taken in turns: other work on the machine disturbs them alike."""
         shape = (16, min(64, self.max_tokens))
         generator = torch.Generator().manual_seed(0)
-        ids_NT = torch.randint(0, self._folder.architecture.vocab_size, shape, generator=generator)
+        ids_NT = torch.randint(0, self.vocab_size, shape, generator=generator)
         mask_NT = torch.ones_like(ids_NT)
         seconds: list[list[float]] = [[] for _ in networks]
         with torch.inference_mode():

@@ -16,11 +16,11 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from openbook_core.errors import ArgumentError, OpenbookError, Reason
+from openbook_core.errors import OpenbookError
+from openbook_core.http import Observe, error_body, error_response, parse_body, read_body, route_error_response
 from openbook_core.telemetry import get_logger
 from openbook_generator.job import Piece
-from openbook_generator.middleware import Observe
-from openbook_generator.schemas import ChatRequest, CompletionRequest, parse_request
+from openbook_generator.schemas import ChatRequest, CompletionRequest
 from openbook_generator.service import Generator, Prepared
 
 logger = get_logger(__name__)
@@ -29,18 +29,12 @@ PAGE = Path(__file__).with_name("page.html")
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
 
-class BodyTooLargeError(ArgumentError):
-    """A request body of more than MAX_BODY_BYTES: HTTP 413."""
-
-    http_status = 413
-
-
 def create_app(generator: Generator) -> FastAPI:
     """The application around a generator, which its caller closes."""
     app = FastAPI(title="Openbook generator", docs_url=None, redoc_url=None, openapi_url=None)
     created = int(time.time())
 
-    app.add_middleware(Observe, metrics=generator.metrics)
+    app.add_middleware(Observe, count=lambda path, status: generator.metrics.requests.labels(path, status).inc())
 
     @app.exception_handler(OpenbookError)
     async def refuse(_: Request, error: OpenbookError) -> Response:
@@ -48,7 +42,7 @@ def create_app(generator: Generator) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def misdirected(request: Request, error: HTTPException) -> Response:
-        return route_error_response(request, error)
+        return route_error_response(request, error, "POST /v1/chat/completions")
 
     @app.exception_handler(Exception)
     async def fail(_: Request, error: Exception) -> Response:
@@ -60,11 +54,13 @@ def create_app(generator: Generator) -> FastAPI:
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await _answer(generator, request, parse_request(CompletionRequest, await read_body(request)))
+        return await _answer(
+            generator, request, parse_body(CompletionRequest, await read_body(request, MAX_BODY_BYTES))
+        )
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await _answer(generator, request, parse_request(ChatRequest, await read_body(request)))
+        return await _answer(generator, request, parse_body(ChatRequest, await read_body(request, MAX_BODY_BYTES)))
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -91,52 +87,6 @@ def create_app(generator: Generator) -> FastAPI:
         return Response(generate_latest(generator.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
-
-
-async def read_body(request: Request) -> bytes:
-    """The whole body; raises BodyTooLargeError as soon as it is known to be over MAX_BODY_BYTES."""
-    size, parts = 0, []
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal():
-        _require_size(int(declared))
-    async for part in request.stream():
-        size += len(part)
-        _require_size(size)
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _require_size(size: int) -> None:
-    if size > MAX_BODY_BYTES:
-        raise BodyTooLargeError(f"the body has more than {MAX_BODY_BYTES} bytes; send less text")
-
-
-def route_error_response(request: Request, error: HTTPException) -> JSONResponse:
-    """OpenAI's error object for a path or method that the API does not have."""
-    path = request.url.path
-    reason, message = Reason.BAD_ARGUMENT, f"{path}: {error.detail}"
-    if error.status_code == 404:
-        reason, message = Reason.NOT_FOUND, f"there is no {path}; answers come from POST /v1/chat/completions"
-    elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        message = f"{path} does not take {request.method}; use {allowed}"
-    return JSONResponse(
-        _error_body(OpenbookError(message, reason=reason), error.status_code),
-        status_code=error.status_code,
-        headers=error.headers,
-    )
-
-
-def error_response(error: OpenbookError) -> JSONResponse:
-    """OpenAI's error object, with Retry-After where the error says when to come back."""
-    headers = {"retry-after": str(max(1, round(error.retry_after_s)))} if error.retry_after_s is not None else None
-    return JSONResponse(_error_body(error, error.http_status), status_code=error.http_status, headers=headers)
-
-
-def _error_body(error: OpenbookError, status: int) -> dict[str, Any]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    kind = "rate_limit_error" if status == 429 else kind
-    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": str(error.reason)}}
 
 
 async def _answer(generator: Generator, http: Request, request: CompletionRequest | ChatRequest) -> Response:
@@ -184,10 +134,10 @@ async def _stream(generator: Generator, reply: Reply, release: Callable[[], None
                     yield _event({**reply.head(True), "choices": [], "usage": reply.usage(piece)})
         yield "data: [DONE]\n\n"
     except OpenbookError as error:
-        yield _event(_error_body(error, error.http_status))
+        yield _event(error_body(error, error.http_status))
     except Exception as error:
         logger.exception("a stream failed")
-        yield _event(_error_body(OpenbookError(f"unexpected {type(error).__name__}: {error}"), 500))
+        yield _event(error_body(OpenbookError(f"unexpected {type(error).__name__}: {error}"), 500))
     finally:
         release()
 

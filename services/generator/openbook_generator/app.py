@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import FrameType
@@ -13,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from openbook_core.clients import RetrieverClient
-from openbook_core.errors import Reason, UnavailableError
+from openbook_core.http import listen
 from openbook_core.telemetry import setup_logging
 from openbook_generator.api import create_app
 from openbook_generator.config import GeneratorConfig
@@ -28,7 +27,7 @@ def serve(config: GeneratorConfig) -> None:
     Raises UnavailableError with reason PORT_IN_USE, or what loading the model raises. The retriever may come later.
     """
     setup_logging("generator")
-    listener = _listen(config.host, config.port)
+    listener = listen(config.host, config.port)
     try:
         config = with_stored_prompt(config)
         model, tokenizer = load_model(config)
@@ -58,19 +57,3 @@ def _announce(address: str) -> Callable[[FastAPI], AbstractAsyncContextManager[N
         yield
 
     return lifespan
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise UnavailableError(
-            f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it or choose another port",
-            field="port",
-            reason=Reason.PORT_IN_USE,
-        ) from error
-    return listener

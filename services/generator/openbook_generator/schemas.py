@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from openbook_core.errors import ArgumentError
+from openbook_core.http import StrictBody
 
 MAX_STOP, MAX_STOP_LENGTH = 4, 256
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class RetrievalOptions(_Strict):
+class RetrievalOptions(StrictBody):
     """What a request reads: None means the service's default; `snapshot` empty is the live one."""
 
     database: str | None = Field(default=None, min_length=1)
@@ -30,16 +25,16 @@ class RetrievalOptions(_Strict):
         return self.database is not None or bool(self.snapshot)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(StrictBody):
     include_usage: bool = False
 
 
-class TextPart(_Strict):
+class TextPart(StrictBody):
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(_Strict):
+class ChatMessage(StrictBody):
     role: Literal["system", "user", "assistant"]
     content: str | list[TextPart]
 
@@ -48,7 +43,7 @@ class ChatMessage(_Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class _Decoding(_Strict):
+class _Decoding(StrictBody):
     """Fields of both endpoints. `user` and `metadata` are accepted and not used."""
 
     model: str | None = None
@@ -141,36 +136,3 @@ class ChatRequest(_Decoding):
     @property
     def reply_limit_field(self) -> str:
         return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-
-
-Request = TypeVar("Request", CompletionRequest, ChatRequest)
-
-
-def parse_request(kind: type[Request], body: bytes) -> Request:
-    """Raises ArgumentError whose field is the request's field at fault, None if the body is no JSON object."""
-    try:
-        parsed: Any = json.loads(body, parse_constant=_refuse_constant)
-        json.dumps(parsed, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise ArgumentError(f"the body is not JSON of whole Unicode characters: {error}") from None
-    if not isinstance(parsed, dict):
-        raise ArgumentError(f"the body must be a JSON object, given {type(parsed).__name__}")
-    data = {key: value for key, value in parsed.items() if value is not None}
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        item = error.errors()[0]
-        message = item["msg"].removeprefix("Value error, ")
-        field, _, rest = message.partition(": ")
-        if item["loc"]:
-            field = ".".join(str(part) for part in item["loc"] if part not in _UNION_NAMES)
-            rest = message
-        given = "" if item["type"] in ("missing", "value_error") else f"; given {str(item['input'])[:80]!r}"
-        raise ArgumentError(f"{field}: {rest}{given}", field=field) from None
-
-
-_UNION_NAMES = ("str", "list[str]", "list[TextPart]", "constrained-str")
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a JSON number")

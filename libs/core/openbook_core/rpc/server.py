@@ -6,8 +6,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
+from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -15,9 +16,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from openbook_core.errors import OpenbookError, Reason, UnavailableError
+from openbook_core.errors import ArgumentError, OpenbookError, Reason, UnavailableError
 from openbook_core.rpc.channel import LIMITS
 from openbook_core.rpc.status import status_from_error
+from openbook_core.rpc.undecodable import deserializer_of
 from openbook_core.telemetry import RPC_SECONDS, bind_request_id, get_logger
 
 _log = get_logger("openbook.rpc")
@@ -106,38 +108,55 @@ def _port_in_use(host: str, port: int) -> UnavailableError:
 
 
 class _Interceptor(grpc.ServerInterceptor):
-    """Turns errors into statuses, binds the request id, and counts."""
+    """Turns errors into statuses, binds the request id, and counts; a stream's handler is a generator."""
 
     def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Any], details: grpc.HandlerCallDetails
     ) -> Any:
         handler = continuation(details)
-        if handler is None or not handler.unary_unary:
+        if handler is None or not (handler.unary_unary or handler.stream_stream):
             return handler
         method = details.method.rsplit("/", 1)[-1]
         request_id = next((str(v) for k, v in details.invocation_metadata if k == "x-request-id"), None)
 
         def call(request: Any, context: grpc.ServicerContext) -> Any:
-            bind_request_id(request_id)
-            start = time.perf_counter()
-            code = "OK"
-            try:
-                return handler.unary_unary(request, context)
-            except OpenbookError as error:
-                code = error.grpc_code
-                context.abort_with_status(rpc_status.to_status(status_from_error(error)))
-            except Exception as error:
-                if context.code() is not None:  # the handler aborted by itself
-                    raise
-                code = "INTERNAL"
-                _log.exception("unexpected error in %s", method)
-                wrapped = OpenbookError(f"{method}: unexpected {type(error).__name__}: {error}")
-                context.abort_with_status(rpc_status.to_status(status_from_error(wrapped)))
-            finally:
-                RPC_SECONDS.labels(method=method, code=code).observe(time.perf_counter() - start)
+            with _answering(method, request_id, context):
+                return handler.unary_unary(_decoded(request), context)
 
-        return grpc.unary_unary_rpc_method_handler(
-            call,
-            request_deserializer=handler.request_deserializer,
+        def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+            with _answering(method, request_id, context):
+                yield from handler.stream_stream(map(_decoded, requests), context)
+
+        kind = grpc.unary_unary_rpc_method_handler if handler.unary_unary else grpc.stream_stream_rpc_method_handler
+        return kind(
+            call if handler.unary_unary else stream,
+            request_deserializer=deserializer_of(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+
+def _decoded(request: Any) -> Any:
+    if isinstance(request, ArgumentError):
+        raise request
+    return request
+
+
+@contextmanager
+def _answering(method: str, request_id: str | None, context: grpc.ServicerContext) -> Iterator[None]:
+    bind_request_id(request_id)
+    start = time.perf_counter()
+    code = "OK"
+    try:
+        yield
+    except OpenbookError as error:
+        code = error.grpc_code
+        context.abort_with_status(rpc_status.to_status(status_from_error(error)))
+    except Exception as error:
+        if context.code() is not None:  # the handler aborted by itself
+            raise
+        code = "INTERNAL"
+        _log.exception("unexpected error in %s", method)
+        wrapped = OpenbookError(f"{method}: unexpected {type(error).__name__}: {error}")
+        context.abort_with_status(rpc_status.to_status(status_from_error(wrapped)))
+    finally:
+        RPC_SECONDS.labels(method=method, code=code).observe(time.perf_counter() - start)

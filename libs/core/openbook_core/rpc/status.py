@@ -37,17 +37,23 @@ def error_from_rpc(error: grpc.RpcError, peer: str) -> OpenbookError:
     """The error that a service raised, or the transport's, with the peer named where nobody answered."""
     call: grpc.Call = error
     code = call.code()
-    kind = ERRORS_BY_CODE.get(code.name, OpenbookError)
-    message, field, retry_after, reason = call.details() or code.name, None, None, None
-    metadata: dict[str, str] = {}
     status = rpc_status.from_call(call)
     if status is None:
-        message = f"{peer}: {code.name}: {message}"
+        kind = ERRORS_BY_CODE.get(code.name, OpenbookError)
+        message = f"{peer}: {code.name}: {call.details() or code.name}"
         if kind is UnavailableError:
             message = (
                 f"nothing answers at {peer}; is it running, and is that its HOST:PORT? ({code.name}: {call.details()})"
             )
         return kind(message, peer=peer)
+    return error_from_status(status)
+
+
+def error_from_status(status: status_pb2.Status) -> OpenbookError:
+    """The inverse of `status_from_error`."""
+    kind = ERRORS_BY_CODE.get(code_pb2.Code.Name(status.code), OpenbookError)
+    field, retry_after, reason = None, None, None
+    metadata: dict[str, str] = {}
     for detail in status.details:
         info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
         if detail.Unpack(info):
@@ -59,7 +65,7 @@ def error_from_rpc(error: grpc.RpcError, peer: str) -> OpenbookError:
             retry_after = retry.retry_delay.ToNanoseconds() / 1e9
     if kind is PreconditionError and reason in (Reason.FINGERPRINT_MISMATCH, Reason.CONTRACT_MISMATCH):
         kind = MismatchError
-    return kind(message, field=field, reason=reason, retry_after_s=retry_after, **metadata)
+    return kind(status.message, field=field, reason=reason, retry_after_s=retry_after, **metadata)
 
 
 def _pack(message: object) -> any_pb2.Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.chunking import PassageTemplate
-from openbook_database.encoder import Encoder
+from openbook_database.encoder import Encoder, encode_all
 from openbook_database.files import map_array, write_bytes_atomically
 
 
@@ -29,21 +30,38 @@ def run_embed_stage(
 ) -> None:
     """Encode the blocks that are not there yet. A block's vectors follow from its passages alone."""
     template = PassageTemplate(settings.passage_template)
-    for block, first in enumerate(range(0, corpus.chunks, settings.embed_block)):
-        end = min(first + settings.embed_block, corpus.chunks)
-        path = _path(work, block)
-        reused = path.exists()
-        if not reused:
-            passages = corpus.passages(first, end, tokenizer, template)
-            vectors_ND = encode_checked(encoder, passages, f"chunks {first} to {end - 1}")
-            write_bytes_atomically(path, vectors_ND.tobytes())
-        stage.advance(end - first, reused=reused)
+    blocks = list(_blocks(corpus, settings.embed_block))
+    missing = {block for block in range(len(blocks)) if not _path(work, block).exists()}
+    pulled: deque[list[str]] = deque()
+
+    def passages() -> Iterator[list[str]]:
+        for block in sorted(missing):
+            pulled.append(corpus.passages(*blocks[block], tokenizer, template))
+            yield pulled[-1]
+
+    encoded = encode_all(encoder, passages())
+    for block, (first, end) in enumerate(blocks):
+        if block in missing:
+            found = next(encoded)
+            vectors_ND = check_vectors(found, encoder.dimension, pulled.popleft(), f"chunks {first} to {end - 1}")
+            write_bytes_atomically(_path(work, block), vectors_ND.tobytes())
+        stage.advance(end - first, reused=block not in missing)
+
+
+def _blocks(corpus: Corpus, embed_block: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, corpus.chunks, embed_block):
+        yield first, min(first + embed_block, corpus.chunks)
 
 
 def encode_checked(encoder: Encoder, texts: list[str], what: str) -> NDArray[np.float32]:
-    """Vectors [n, d] of `texts`; raises InputError where the encoder gives another shape or values that are not finite."""
-    vectors_ND = np.ascontiguousarray(encoder.encode(texts), dtype="<f4")
-    expected = (len(texts), encoder.dimension)
+    """Vectors [n, d] of `texts`, checked as by `check_vectors`."""
+    return check_vectors(encoder.encode(texts), encoder.dimension, texts, what)
+
+
+def check_vectors(found: NDArray[np.float32], dimension: int, texts: list[str], what: str) -> NDArray[np.float32]:
+    """`found` as little-endian float32 [n, d]; raises InputError for another shape and for values that are not finite."""
+    vectors_ND = np.ascontiguousarray(found, dtype="<f4")
+    expected = (len(texts), dimension)
     if vectors_ND.shape != expected:
         raise InputError(
             f"the encoder gave an array of shape {vectors_ND.shape} for {what}, expected {expected}", field="encoder"

@@ -1,0 +1,155 @@
+"""HTTP in OpenAI's shapes, for the services that speak it: bodies, errors, request ids, the listening socket.
+
+Needs starlette and pydantic, which those services depend on; nothing else of openbook_core imports this.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from openbook_core.errors import ArgumentError, OpenbookError, Reason, UnavailableError
+from openbook_core.telemetry import bind_request_id
+
+
+class StrictBody(BaseModel):
+    """A request's JSON object: unknown fields are refused by name, nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Body = TypeVar("Body", bound=StrictBody)
+
+
+class BodyTooLargeError(ArgumentError):
+    """A request body of more than the service takes: HTTP 413."""
+
+    http_status = 413
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The whole body; raises BodyTooLargeError as soon as it is known to be over `limit` bytes."""
+    size, parts = 0, []
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal():
+        _require_size(int(declared), limit)
+    async for part in request.stream():
+        size += len(part)
+        _require_size(size, limit)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _require_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise BodyTooLargeError(f"the body has more than {limit} bytes; send less text")
+
+
+def parse_body(kind: type[Body], body: bytes) -> Body:
+    """Raises ArgumentError whose field is the request's field at fault, None if the body is no JSON object."""
+    try:
+        parsed: Any = json.loads(body, parse_constant=_refuse_constant)
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"the body is not JSON of whole Unicode characters: {error}") from None
+    if not isinstance(parsed, dict):
+        raise ArgumentError(f"the body must be a JSON object, given {type(parsed).__name__}")
+    data = {key: value for key, value in parsed.items() if value is not None}
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        item = error.errors()[0]
+        message = item["msg"].removeprefix("Value error, ")
+        field, _, rest = message.partition(": ")
+        if item["loc"]:
+            field = ".".join(str(part) for part in item["loc"] if part not in _UNION_NAMES)
+            rest = message
+        given = "" if item["type"] in ("missing", "value_error") else f"; given {str(item['input'])[:80]!r}"
+        raise ArgumentError(f"{field}: {rest}{given}", field=field) from None
+
+
+_UNION_NAMES = ("str", "list[str]", "list[TextPart]", "constrained-str")
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def route_error_response(request: Request, error: HTTPException, endpoint: str) -> JSONResponse:
+    """OpenAI's error object for a path or method that the API does not have; `endpoint` is what it is there for."""
+    path = request.url.path
+    reason, message = Reason.BAD_ARGUMENT, f"{path}: {error.detail}"
+    if error.status_code == 404:
+        reason, message = Reason.NOT_FOUND, f"there is no {path}; answers come from {endpoint}"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        message = f"{path} does not take {request.method}; use {allowed}"
+    return JSONResponse(
+        error_body(OpenbookError(message, reason=reason), error.status_code),
+        status_code=error.status_code,
+        headers=error.headers,
+    )
+
+
+def error_response(error: OpenbookError) -> JSONResponse:
+    """OpenAI's error object, with Retry-After where the error says when to come back."""
+    headers = {"retry-after": str(max(1, round(error.retry_after_s)))} if error.retry_after_s is not None else None
+    return JSONResponse(error_body(error, error.http_status), status_code=error.http_status, headers=headers)
+
+
+def error_body(error: OpenbookError, status: int) -> dict[str, Any]:
+    """OpenAI's error object."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    kind = "rate_limit_error" if status == 429 else kind
+    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": str(error.reason)}}
+
+
+class Observe:
+    """Takes over or makes `x-request-id`, sends it back, and tells `count` the route and status of each reply.
+
+    Plain ASGI: Starlette's function middleware would hide from the routes that a client has left.
+    """
+
+    def __init__(self, app: ASGIApp, count: Callable[[str, int], None]) -> None:
+        self._app, self._count = app, count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        identity = bind_request_id(given or None)
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self._count(route, message["status"])
+                message["headers"] = [*message["headers"], (b"x-request-id", identity.encode("latin-1"))]
+            await send(message)
+
+        await self._app(scope, receive, observed)
+
+
+def listen(host: str, port: int, field: str = "port") -> socket.socket:
+    """A listening socket; raises UnavailableError with reason PORT_IN_USE naming the setting `field`."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise UnavailableError(
+            f"cannot listen on {host}:{port}: {error.strerror}; stop what uses it or choose another {field}",
+            field=field,
+            reason=Reason.PORT_IN_USE,
+        ) from error
+    return listener

@@ -1,0 +1,77 @@
+"""What waits for the encoder, and which of it makes the next batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from openbook_embedder.ticket import Ticket
+
+_WINDOW = 1024
+
+
+class Item:
+    """Texts at `places` of a ticket that go into one batch: one text, or `alone` a batch that nothing else may join."""
+
+    __slots__ = ("alone", "ids", "places", "ticket", "tokens", "width")
+
+    def __init__(self, ticket: Ticket, places: Sequence[int], *, alone: bool = False) -> None:
+        self.ticket, self.places, self.alone = ticket, places, alone
+        self.ids = [ticket.ids[place] for place in places]
+        self.width = max(map(len, self.ids))
+        self.tokens = sum(map(len, self.ids))
+
+
+class Lane:
+    """One queue, first come first served. It has no lock: the Batcher's owns it."""
+
+    def __init__(self) -> None:
+        self.items: list[Item] = []
+        self.texts = self.tokens = 0
+
+    def add(self, items: Sequence[Item]) -> None:
+        self.items += items
+        self._count(items, 1)
+
+    def take(self, batch_tokens: int) -> list[Item]:
+        """Remove and return the next batch of a lane that is not empty."""
+        batch = choose_batch(self.items, batch_tokens)
+        taken = set(map(id, batch))
+        self.items = [item for item in self.items if id(item) not in taken]
+        self._count(batch, -1)
+        return batch
+
+    def drop_closed(self) -> None:
+        """Fail what is too late; forget what nobody waits for."""
+        now = time.monotonic()
+        for item in self.items:
+            ticket = item.ticket
+            if ticket.deadline is not None and ticket.deadline <= now:
+                ticket.fail(ticket.late())
+        closed = [item for item in self.items if item.ticket.closed]
+        if closed:
+            self.items = [item for item in self.items if not item.ticket.closed]
+            self._count(closed, -1)
+
+    def _count(self, items: Sequence[Item], sign: int) -> None:
+        self.texts += sign * sum(len(item.places) for item in items)
+        self.tokens += sign * sum(item.tokens for item in items)
+
+
+def choose_batch(queue: Sequence[Item], batch_tokens: int) -> list[Item]:
+    """The oldest item of a queue that is not empty, and those nearest in length that fit the padded budget.
+
+    Mates are looked for among the next _WINDOW items, so that a long queue costs no more than its batches.
+    """
+    oldest = queue[0]
+    if oldest.alone:
+        return [oldest]
+    batch, width = [oldest], oldest.width
+    mates = [item for item in queue[1:_WINDOW] if not item.alone]
+    for item in sorted(mates, key=lambda item: abs(item.width - oldest.width)):
+        wider = max(width, item.width)
+        if wider * (len(batch) + 1) > batch_tokens:
+            break
+        batch.append(item)
+        width = wider
+    return batch
