@@ -93,8 +93,8 @@ def decode_vectors(message: common_pb2.Vectors, field: str, *, dimension: int | 
 
 def _elements(message: common_pb2.Vectors, field: str) -> NDArray[Any]:
     if message.type == common_pb2.ELEMENT_TYPE_BFLOAT16:
-        bits: NDArray[np.uint32] = np.frombuffer(message.data, "<u2").astype("<u4") << 16
-        return bits.view("<f4")
+        halves = np.frombuffer(message.data, "<u2").astype("<u4")
+        return np.asarray(np.left_shift(halves, np.uint32(16)).view("<f4"))
     if message.type == common_pb2.ELEMENT_TYPE_INT8:
         _require_bytes(message.scales, 4 * message.rows, f"scales of {message.rows} rows", f"{field}.scales")
         whole_ND = np.frombuffer(message.data, "i1").reshape(message.rows, message.dimension)
