@@ -122,20 +122,18 @@ class EncoderEngine:
             vectors_ND = pool(hidden_NTD, mask_NT, self._folder.pooling, normalize=self._folder.normalize)
         return vectors_ND.numpy()
 
-    def check_ids(self, ids: Sequence[Sequence[int]], field: str = "ids") -> None:
-        """Raise ArgumentError for a row `field[place]` that is empty, too long, or holds ids the network lacks."""
-        vocab_size = self._folder.architecture.vocab_size
-        for place, row in enumerate(ids):
-            name = f"{field}[{place}]"
-            if not 1 <= len(row) <= self.max_tokens:
-                raise ArgumentError(
-                    f"{name}: {len(row)} token ids; give 1 to {self.max_tokens}, special tokens included", field=name
-                )
-            if not 0 <= min(row) <= max(row) < vocab_size:
-                wrong = next(token for token in row if not 0 <= token < vocab_size)
-                raise ArgumentError(
-                    f"{name}: holds the token id {wrong}; this encoder's are 0 to {vocab_size - 1}", field=name
-                )
+    def check_ids(self, ids: Sequence[int], field: str) -> None:
+        """Raise ArgumentError for a text's token ids that are none, too many, or not all the network's."""
+        if not 1 <= len(ids) <= self.max_tokens:
+            raise ArgumentError(
+                f"{field}: {len(ids)} token ids, the encoder reads 1 to {self.max_tokens}; they are not cut",
+                field=field,
+            )
+        if not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            wrong = next(token for token in ids if not 0 <= token < self.vocab_size)
+            raise ArgumentError(
+                f"{field}: token id {wrong} is out of range, this encoder's are 0 to {self.vocab_size - 1}", field=field
+            )
 
     def _encode_sorted(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(ids), self.dimension), dtype=np.float32)

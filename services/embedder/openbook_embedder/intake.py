@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from openbook_core.errors import ArgumentError, MismatchError, OpenbookError, OverloadedError
 from openbook_core.fingerprint import Fingerprint
 from openbook_embedder.batching import Batcher
@@ -147,19 +145,7 @@ class Intake:
                 field="tokenizer",
             )
         for place, ids in enumerate(call.token_ids):
-            field = _place(call.ids_field, place)
-            if not 0 < len(ids) <= self.engine.max_tokens:
-                raise ArgumentError(
-                    f"{field}: {len(ids)} token ids, the encoder reads 1 to {self.engine.max_tokens}; they are not cut",
-                    field=field,
-                )
-            ids_T = np.asarray(ids, dtype=np.int64)
-            if ids_T.min() < 0 or ids_T.max() >= self.engine.vocab_size:
-                wrong = next(each for each in ids if not 0 <= each < self.engine.vocab_size)
-                raise ArgumentError(
-                    f"{field}: token id {wrong} is out of range, the vocabulary ends at {self.engine.vocab_size - 1}",
-                    field=field,
-                )
+            self.engine.check_ids(ids, _place(call.ids_field, place))
         return TokenizedTexts([list(ids) for ids in call.token_ids], [False] * len(call.token_ids))
 
     def _require_count(self, count: int, field: str) -> None:

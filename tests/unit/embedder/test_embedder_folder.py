@@ -228,7 +228,7 @@ def test_options_against_the_folder(original: Path, tmp_path: Path) -> None:
 )
 def test_token_ids_that_the_encoder_lacks(original: Path, row: list[int], message: str) -> None:
     engine = load(original)
-    engine.check_ids([[1, 2, 3]])
+    engine.check_ids([1, 2, 3], field="token_ids[0]")
     with pytest.raises(ArgumentError, match=message) as refused:
-        engine.check_ids([[1], row], field="token_ids")
+        engine.check_ids(row, field="token_ids[1]")
     assert refused.value.field == "token_ids[1]"
