@@ -20,6 +20,7 @@ from openbook_trainer.eval.tasks.passages import contains_answer
 from openbook_trainer.eval.tasks.questions import find_task, read_documents, read_questions
 from openbook_trainer.eval.tasks.records import Records, settle
 from openbook_trainer.eval.tasks.table import plot, table_lines
+from openbook_trainer.sft.readers import READERS
 
 SHIPPED = Path(__file__).parents[3] / "examples"
 
@@ -89,6 +90,20 @@ def test_countries_are_those_of_tuning() -> None:
     assert not train & test
 
 
+def test_articles_are_those_of_tuning(tmp_path: Path) -> None:
+    def article(number: int) -> dict[str, Any]:
+        asked = {"id": f"q{number}", "question": f"Who {number}?", "answers": [{"text": "Ann"}]}
+        return {"title": f"Some_Place_{number}", "paragraphs": [{"context": f"Ann, {number}.", "qas": [asked]}]}
+
+    write(tmp_path / "squad/dev-v1.1.json.zst", {"version": "1.1", "data": [article(number) for number in range(9)]})
+    for part in ("train", "test", "all"):
+        asked = {each.text for each in read_questions(find_task("squad", part), tmp_path, None)}
+        tuned = READERS["squad"](str(tmp_path / "squad/dev-v1.1.json.zst"), {"part": part})
+        assert asked == {each.question for each in tuned}
+        assert len(read_documents(find_task("squad", part), tmp_path)) == 9
+    assert 0 < len(read_questions(find_task("squad", "test"), tmp_path, None)) < 9
+
+
 def test_fields_leave_the_people_out(tmp_path: Path) -> None:
     row = {"country": "Aruba", "question": "?", "old_answer": "a", "new_answer": "b", "old_aliases": ["a", "A"]}
     row |= {"new_aliases": [], "old_doc": "1", "new_doc": "2"}
@@ -104,10 +119,10 @@ def test_fields_leave_the_people_out(tmp_path: Path) -> None:
 def test_an_edition_or_part_that_is_none() -> None:
     with pytest.raises(NotFoundError, match="no edition '2020-01-01'; there are 2015-11-18, 2021-02-15, 2026-02-19"):
         find_task("factbook@2020-01-01")
-    with pytest.raises(ArgumentError, match="countries 'some': expected all, train, test"):
+    with pytest.raises(ArgumentError, match="part 'some': expected all, train, test"):
         find_task("factbook", "some")
-    with pytest.raises(ArgumentError, match="task squad cannot be divided by countries"):
-        find_task("squad", "test")
+    with pytest.raises(ArgumentError, match="task nq-open is in no parts.* without --part"):
+        find_task("nq-open", "test")
     with pytest.raises(NotFoundError, match="no task 'squad@1.1'"):
         find_task("squad@1.1")
 

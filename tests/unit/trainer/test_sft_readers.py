@@ -11,7 +11,8 @@ import pytest
 from zstandard import ZstdCompressor
 
 from openbook_core.errors import ConfigError, InputError, NotFoundError
-from openbook_trainer.sft.readers import READERS, Example, is_training_country
+from openbook_trainer.parts import is_of_part
+from openbook_trainer.sft.readers import READERS, Example
 
 
 @pytest.fixture
@@ -108,7 +109,7 @@ def test_the_factbook_reader_keeps_the_test_countries_out(read):
     ]
     parts = {part: {each.question for each in read("factbook", rows, part=part)} for part in ("train", "test", "all")}
     assert parts["train"] | parts["test"] == parts["all"] and not parts["train"] & parts["test"]
-    assert parts["train"] == {f"{row['country']}?" for row in rows if is_training_country(row["country"])}
+    assert parts["train"] == {f"{row['country']}?" for row in rows if is_of_part(row["country"], "train")}
     assert {each.answer for each in read("factbook", rows, edition="new")} == {"y"}
 
 

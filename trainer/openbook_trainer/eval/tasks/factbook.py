@@ -12,34 +12,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openbook_core.errors import ArgumentError, NotFoundError
+from openbook_core.errors import NotFoundError
 from openbook_trainer.eval.tasks.files import read_rows, require_answers, require_list, require_text
 from openbook_trainer.eval.tasks.task import Question, Task, TaskDocument
-from openbook_trainer.sft.readers import LEFT_OUT, PEOPLE, is_training_country
+from openbook_trainer.parts import LEFT_OUT, PEOPLE, is_of_part
 
 LAST = "2026-02-19"
 # Each edition with the one that its answers are compared with.
 EDITIONS = {"2015-11-18": LAST, "2021-02-15": LAST, LAST: "2015-11-18"}
-COUNTRIES = ("all", "train", "test")
 NAMES = ("factbook", "factbook-fields", "factbook-qa")
 _SIDE_KEYS = ("answer", "aliases", "doc")
 
 
-def factbook_task(name: str, countries: str) -> Task:
-    """Of `NAME` or `NAME@EDITION`; raises NotFoundError for another edition, ArgumentError for other countries.
-
-    `countries`: all, or those that instruction tuning may ("train") or may not ("test") train on.
-    """
+def factbook_task(name: str, part: str) -> Task:
+    """Of `NAME` or `NAME@EDITION`, about the countries of a part; raises NotFoundError for another edition."""
     kind, _, edition = name.partition("@")
     edition = edition or LAST
     if edition not in EDITIONS:
         raise NotFoundError(f"task {name}: no edition {edition!r}; there are {', '.join(EDITIONS)}", field="tasks")
-    if countries not in COUNTRIES:
-        raise ArgumentError(f"countries {countries!r}: expected {', '.join(COUNTRIES)}", field="countries")
     return Task(
         name,
         f"factbook-{edition}",
-        partial(_questions, kind=kind, served=edition, countries=countries),
+        partial(_questions, kind=kind, served=edition, part=part),
         partial(_documents, edition=edition),
     )
 
@@ -49,16 +43,14 @@ def _documents(data: Path, edition: str) -> Iterator[TaskDocument]:
         yield TaskDocument(row["id"], row["country"], require_text(row, "text", place))
 
 
-def _questions(data: Path, kind: str, served: str, countries: str) -> Iterator[Question]:
+def _questions(data: Path, kind: str, served: str, part: str) -> Iterator[Question]:
     other = EDITIONS[served]
     this, that = ("old", "new") if served < other else ("new", "old")
     keys = ["id", "country", "field", "question", *(f"{side}_{key}" for side in (this, that) for key in _SIDE_KEYS)]
     keys += ["clean"] if kind == "factbook" else []
     file = f"{'people' if kind == 'factbook' else 'qa'}_{min(served, other)}_{max(served, other)}.jsonl.zst"
     for place, row in read_rows(data / "factbook" / file, tuple(keys)):
-        if not _is_of_kind(row, kind):
-            continue
-        if countries != "all" and is_training_country(row["country"]) != (countries == "train"):
+        if not _is_of_kind(row, kind) or not is_of_part(row["country"], part):
             continue
         served_answers, other_answers = _answers(row, this, place), _answers(row, that, place)
         text = require_text(row, "question", place)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,21 +26,29 @@ from openbook_trainer.eval.tasks.files import (
     require_text,
 )
 from openbook_trainer.eval.tasks.task import Question, Task, TaskDocument
+from openbook_trainer.parts import PARTS, is_of_part
 
 _SQUAD, _QED, _OPEN = "squad/dev-v1.1.json.zst", "nq/qed-part-a.jsonl.zst", "nq/NQ-open.dev.jsonl.zst"
 
 
-def find_task(name: str, countries: str = "all") -> Task:
-    """Raises NotFoundError, which names the known ones, and ArgumentError for `countries` of a task that knows none."""
+def find_task(name: str, part: str = "all") -> Task:
+    """The task with the questions of a part (see `parts`); its database is the whole one.
+
+    Raises NotFoundError, which names the known ones, and ArgumentError for no part, or a task that has none.
+    """
+    if part not in PARTS:
+        raise ArgumentError(f"part {part!r}: expected {', '.join(PARTS)}", field="part")
     kind, _, edition = name.partition("@")
     if kind in factbook.NAMES:
-        return factbook.factbook_task(name, countries)
+        return factbook.factbook_task(name, part)
     if kind not in _TASKS or edition:
         known = ", ".join([*_TASKS, *factbook.NAMES])
         raise NotFoundError(f"no task {name!r}; known are {known} (these three with @EDITION, too)", field="tasks")
-    if countries != "all":
+    if name == "squad":
+        return replace(_TASKS[name], questions=partial(_squad_questions, part=part))
+    if part != "all":
         raise ArgumentError(
-            f"task {name} cannot be divided by countries; ask it in a run without --countries", field="countries"
+            f"task {name} is in no parts, as no tuning reads its files; ask it in a run without --part", field="part"
         )
     return _TASKS[name]
 
@@ -66,7 +76,7 @@ def read_questions(task: Task, data: Path, limit: int | None, documents: Iterabl
 
 
 def _squad(data: Path) -> Iterator[tuple[str, str, dict[str, Any], str]]:
-    """(document id, title, paragraph, place) of SQuAD 1.1's one JSON object."""
+    """(document id, article's title, paragraph, place) of SQuAD 1.1's one JSON object."""
     path = data / _SQUAD
     try:
         whole = json.loads(b"\n".join(read_lines(path)))
@@ -77,11 +87,13 @@ def _squad(data: Path) -> Iterator[tuple[str, str, dict[str, Any], str]]:
         place = f"{path}, {require_text(article, 'title', str(path))}"
         for number, paragraph in enumerate(require_rows(article["paragraphs"], ("context", "qas"), place)):
             place = f"{path}, {article['title']}, paragraph {number}"
-            yield f"{article['title']}/{number}", article["title"].replace("_", " "), paragraph, place
+            yield f"{article['title']}/{number}", article["title"], paragraph, place
 
 
-def _squad_questions(data: Path) -> Iterator[Question]:
-    for document, _, paragraph, place in _squad(data):
+def _squad_questions(data: Path, part: str = "all") -> Iterator[Question]:
+    for document, title, paragraph, place in _squad(data):
+        if not is_of_part(title, part):
+            continue
         for row in require_rows(paragraph["qas"], ("id", "question", "answers"), place):
             asked = f"{place}, question {row['id']}"
             answers = [answer["text"] for answer in require_rows(row["answers"], ("text",), asked)]
@@ -91,7 +103,7 @@ def _squad_questions(data: Path) -> Iterator[Question]:
 
 def _squad_documents(data: Path) -> Iterator[TaskDocument]:
     for document, title, paragraph, place in _squad(data):
-        yield TaskDocument(document, title, require_text(paragraph, "context", place))
+        yield TaskDocument(document, title.replace("_", " "), require_text(paragraph, "context", place))
 
 
 _QED_KEYS = ("example_id", "title_text", "question_text", "paragraph_text", "original_nq_answers")

@@ -1,7 +1,6 @@
 """Formats of questions that a passage answers.
 
-- `factbook`: questions about countries in two editions. Option `part` divides by the country's name. The field
-  "government type" is left out: extracted by rule, it is often only reworded.
+- `factbook`: questions about countries in two editions, without one field. `part` divides by the country's name.
 - `pairs`: any rows with a question and an answer; the options name the fields, dots lead into nested ones
   ("answers.text.0"). `input` is a text that belongs to the question, `passage` a passage of its own, where not blank.
 - `squad`: SQuAD's JSON; the paragraph is the passage, questions without an answer are left out. `part` divides by the
@@ -18,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from openbook_core.errors import InputError
+from openbook_trainer.parts import LEFT_OUT, PARTS, PEOPLE, is_of_part
 from openbook_trainer.sft.readers.rows import (
-    PARTS,
     Example,
     Reader,
     existing,
-    is_of_part,
     join,
     list_of,
     optional_text,
@@ -31,14 +29,6 @@ from openbook_trainer.sft.readers.rows import (
     read_whole,
     text_of,
 )
-
-PEOPLE = ("chief of state", "head of government")
-LEFT_OUT = "government type"
-
-
-def is_training_country(country: str) -> bool:
-    """Whether a country is of the two thirds that may be trained on."""
-    return is_of_part(country, "train")
 
 
 def _factbook(file: Path, options: Mapping[str, str]) -> Iterator[Example]:

@@ -6,14 +6,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from openbook_core.errors import ConfigError, InputError, NotFoundError
 from openbook_database.streams import read_lines
-
-PARTS = ("all", "train", "test")
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,3 @@ def list_of(row: Mapping[str, Any], name: str, place: str) -> list[Any]:
 def join(*parts: str) -> str:
     """Those that are not empty, as paragraphs."""
     return "\n\n".join(part for part in parts if part)
-
-
-def is_of_part(name: str, part: str) -> bool:
-    """Whether what is called `name` is of that part of `PARTS`: "train" has two thirds of all names, by their hash."""
-    return part == "all" or (int(sha256(name.encode()).hexdigest(), 16) % 3 != 0) == (part == "train")
