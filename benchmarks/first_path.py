@@ -177,9 +177,9 @@ def measure_search(
     from peer_index import PeerIndex
 
     from openbook_cli.demo.processes import Processes
-    from openbook_cli.demo.questions import read_rows
     from openbook_cli.swap import swap_to
     from openbook_core.clients import AdminClient, EmbedderClient, RetrieverClient
+    from openbook_trainer.rows import read_rows
 
     registry = work / "registry"
     registry.mkdir()
@@ -204,7 +204,7 @@ def measure_search(
         serve_snapshot(CONTROL, control)
         controlled = private()
         serve_snapshot(DATABASE, snapshot)
-        questions = [row["question"] for row in read_rows(PEOPLE) if row["clean"]]
+        questions = [row["question"] for _, row in read_rows(PEOPLE) if row["clean"]]
         embed = clients.enter_context(EmbedderClient(embedder)).embed
         queries_ND = np.concatenate([embed(questions[i : i + 16], "query").vectors for i in range(0, 128, 16)])
         client, peer = clients.enter_context(RetrieverClient(router)), PeerIndex(snapshot)

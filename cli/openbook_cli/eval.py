@@ -61,7 +61,9 @@ def tasks(
     limit_documents: Annotated[
         int | None, typer.Option(help="Only the first documents, and questions on them.")
     ] = None,
-    countries: Annotated[str, typer.Option(help="The factbook's: all, or a train or test part as in tuning.")] = "all",
+    part: Annotated[
+        str, typer.Option(help="all, or of squad and the factbook what tuning may read (train) or may not (test).")
+    ] = "all",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
     k: Annotated[int | None, typer.Option(help="Passages found for a question; as many as in serving.")] = None,
     closed_instruction: Annotated[
@@ -91,10 +93,10 @@ def tasks(
         raise ArgumentError(
             "--database and --retriever go together; without them databases are built", field="database"
         )
-    chosen = [find_task(name.strip(), countries) for name in names.split(",")]
+    chosen = [find_task(name.strip(), part) for name in names.split(",")]
     settings: dict[str, Any] = {"model": model, "adapter": adapter, "data": data, "out": out}
     settings |= {"tasks": tuple(task.name for task in chosen), "limit": limit, "limit_documents": limit_documents}
-    settings |= {"max_tokens": max_tokens, "batch": batch, "countries": countries}
+    settings |= {"max_tokens": max_tokens, "batch": batch, "part": part}
     optional = {"k": k, "closed_instruction": closed_instruction}
     settings |= {name: value for name, value in optional.items() if value is not None}
     config = TasksConfig.parse(settings, source="openbook eval tasks")

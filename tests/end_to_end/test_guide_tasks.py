@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SMALLER = {
     "--limit-documents 20": "--limit-documents 2",
     "--limit 8": "--limit 2 --max-tokens 4",
-    "--countries test": "--countries train --limit-documents 2 --limit 1 --max-tokens 16",
+    "--part test": "--part train --limit-documents 2 --limit 1 --max-tokens 16",
     "--data examples": f"--data {ROOT}/examples",
     "--adapter examples": f"--adapter {ROOT}/examples",
 }

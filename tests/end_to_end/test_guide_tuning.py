@@ -15,7 +15,7 @@ SMALLER = {
     "--out build/tuning/2021": "--out build/tuning/2021 --limit-documents 2 --dtype float32",
     "--set out=build/tuning/run": f"--set out=build/tuning/run --set passages.address=127.0.0.1:7000 --set blend={BLEND} "
     "--set steps=2 --set optimiser.warmup_steps=1 --set examples=2 --set only_answerable=false",
-    "--countries test": "--countries all",
+    "--part test": "--part all",
     "--limit 64": "--limit 2 --max-tokens 4 --limit-documents 2",
 }
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from openbook_trainer.eval.editions import judge
+from openbook_trainer.rows import read_rows
 
 
 @dataclass(frozen=True)
@@ -26,18 +25,11 @@ class Question:
     new_aliases: tuple[str, ...]
 
 
-def read_rows(path: Path, limit: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file; raises InputError for one that is missing or damaged."""
-    from openbook_database.streams import read_lines
-
-    return [json.loads(line) for line in islice(read_lines(path), limit)]
-
-
 def load_questions(people: Path, editions: Sequence[Path], count: int, documents: int | None) -> list[Question]:
     """Rows marked `clean` about countries that both editions hold, Canada's first, then by a hash of their ids."""
-    codes = [{row["id"].rsplit("/", 1)[-1] for row in read_rows(path, documents)} for path in editions]
+    codes = [{row["id"].rsplit("/", 1)[-1] for _, row in islice(read_rows(path), documents)} for path in editions]
     both = set.intersection(*codes)
-    rows = [row for row in read_rows(people) if row["clean"] and row["id"].split("/")[0] in both]
+    rows = [row for _, row in read_rows(people) if row["clean"] and row["id"].split("/")[0] in both]
     rows.sort(key=lambda row: (row["country"] != "Canada", sha256(row["id"].encode()).hexdigest()))
     return [
         Question(

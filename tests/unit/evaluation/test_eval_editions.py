@@ -23,6 +23,8 @@ from openbook_trainer.eval.editions import Verdict, judge, score_verdicts
         ("-0.12%", ["0.12%"], False),
         ("-0.12%", ["-0.12%"], True),
         ("King Willem-Alexander", ["Alexander"], True),
+        ("Mark\nCARNEY", ["Mark Carney"], True),
+        ("anything", ["", " "], False),
     ],
 )
 def test_an_alias_counts_as_whole_words(answer: str, aliases: list[str], found: bool) -> None:

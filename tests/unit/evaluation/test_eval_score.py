@@ -36,7 +36,7 @@ def test_figures_are_written_as_fractions(tmp_path: Path) -> None:
         ("\n \n", "holds no rows"),
         (f"{GOOD}\n{{", "line 2: is not JSON"),
         (f'{GOOD}\n["q2"]', "line 2: holds a JSON list"),
-        (f"{GOOD}\n\n{GOOD}", "line 3: the id 'q1' was on line 1"),
+        (f"{GOOD}\n\n{GOOD}", "line 3: the id 'q1' was in .*, line 1"),
         ('{"id": "q", "predictions": "x", "answers": ["y"]}', "line 1: .*'predictions'.*did you mean 'prediction'"),
         ('{"id": "q", "prediction": "x", "answer": ["y"]}', "did you mean 'answers'"),
         ('{"id": "q", "prediction": "x"}', "line 1: answers: Field required"),
@@ -95,3 +95,14 @@ def test_each_of_two_files_has_its_own_keys(tmp_path: Path) -> None:
         read_predictions(both, written(tmp_path / "answers", {"id": "a", "answers": ["x"]}))
     with pytest.raises(InputError, match="replies, line 1: .*'prediction'"):
         read_predictions(replies, replies)
+
+
+@pytest.mark.parametrize("row", ["[1]", "{", ""])
+def test_a_bad_row_names_the_argument_whose_file_it_is_in(tmp_path: Path, row: str) -> None:
+    replies = written(tmp_path / "replies", {"id": "a", "prediction": "x"})
+    bad = tmp_path / "bad"
+    bad.write_text(row, encoding="utf-8")
+    for files, field in (((replies, bad), "answers"), ((bad, replies), "predictions")):
+        with pytest.raises(InputError, match="bad") as raised:
+            read_predictions(*files)
+        assert raised.value.field == field

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from zstandard import ZstdCompressor
 from openbook_core.errors import ArgumentError, ConflictError, CorruptError, InputError, NotFoundError
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import Neighbors
+from openbook_trainer.eval.editions import judge
 from openbook_trainer.eval.tasks.decoding import Decoder
-from openbook_trainer.eval.tasks.passages import contains_answer
+from openbook_trainer.eval.tasks.passages import contains_answer, is_readable
 from openbook_trainer.eval.tasks.questions import find_task, read_documents, read_questions
 from openbook_trainer.eval.tasks.records import Records, settle
 from openbook_trainer.eval.tasks.table import plot, table_lines
+from openbook_trainer.eval.tasks.task import Question
+from openbook_trainer.sft.readers import READERS
 
 SHIPPED = Path(__file__).parents[3] / "examples"
 
@@ -89,6 +93,20 @@ def test_countries_are_those_of_tuning() -> None:
     assert not train & test
 
 
+def test_articles_are_those_of_tuning(tmp_path: Path) -> None:
+    def article(number: int) -> dict[str, Any]:
+        asked = {"id": f"q{number}", "question": f"Who {number}?", "answers": [{"text": "Ann"}]}
+        return {"title": f"Some_Place_{number}", "paragraphs": [{"context": f"Ann, {number}.", "qas": [asked]}]}
+
+    write(tmp_path / "squad/dev-v1.1.json.zst", {"version": "1.1", "data": [article(number) for number in range(9)]})
+    for part in ("train", "test", "all"):
+        asked = {each.text for each in read_questions(find_task("squad", part), tmp_path, None)}
+        tuned = READERS["squad"](str(tmp_path / "squad/dev-v1.1.json.zst"), {"part": part})
+        assert asked == {each.question for each in tuned}
+        assert len(read_documents(find_task("squad", part), tmp_path)) == 9
+    assert 0 < len(read_questions(find_task("squad", "test"), tmp_path, None)) < 9
+
+
 def test_fields_leave_the_people_out(tmp_path: Path) -> None:
     row = {"country": "Aruba", "question": "?", "old_answer": "a", "new_answer": "b", "old_aliases": ["a", "A"]}
     row |= {"new_aliases": [], "old_doc": "1", "new_doc": "2"}
@@ -104,10 +122,10 @@ def test_fields_leave_the_people_out(tmp_path: Path) -> None:
 def test_an_edition_or_part_that_is_none() -> None:
     with pytest.raises(NotFoundError, match="no edition '2020-01-01'; there are 2015-11-18, 2021-02-15, 2026-02-19"):
         find_task("factbook@2020-01-01")
-    with pytest.raises(ArgumentError, match="countries 'some': expected all, train, test"):
+    with pytest.raises(ArgumentError, match="part 'some': expected all, train, test"):
         find_task("factbook", "some")
-    with pytest.raises(ArgumentError, match="task squad cannot be divided by countries"):
-        find_task("squad", "test")
+    with pytest.raises(ArgumentError, match="task nq-open is in no parts.* without --part"):
+        find_task("nq-open", "test")
     with pytest.raises(NotFoundError, match="no task 'squad@1.1'"):
         find_task("squad@1.1")
 
@@ -115,11 +133,11 @@ def test_an_edition_or_part_that_is_none() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"query": "x", "answer": ["a"]}, r"line 1: without question; expected the keys question, answer, found query"),
+        ({"query": "x", "answer": ["a"]}, "line 1: has no field 'question'; its fields are query, answer"),
         ({"question": "x", "answer": []}, "line 1: has no answer"),
-        ([1], "line 1: holds a JSON list"),
-        ({"question": "x", "answer": "a"}, 'line 1: expected a list, found "a"'),
-        ({"question": None, "answer": ["a"]}, "line 1: expected text under 'question', found null"),
+        ([1], "row 1: holds a JSON int, expected an object"),
+        ({"question": "x", "answer": "a"}, "line 1: field 'answer' is a str, expected a list"),
+        ({"question": None, "answer": ["a"]}, "line 1: has no text in field 'question'"),
     ],
 )
 def test_rows_of_another_form(tmp_path: Path, row: Any, message: str) -> None:
@@ -131,11 +149,11 @@ def test_rows_of_another_form(tmp_path: Path, row: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answers": ["Ann"]}, "question q1: holds a JSON str, expected an object"),
-        ({"answers": [{"answer": "Ann"}]}, "question q1: without text"),
-        ({"answers": "Ann"}, "question q1: expected a list"),
+        ({"answers": ["Ann"]}, "question q1, answers 1: holds a JSON str, expected an object"),
+        ({"answers": [{"answer": "Ann"}]}, "question q1: has no field 'text'; its fields are answer"),
+        ({"answers": "Ann"}, "question q1: field 'answers' is a str, expected a list"),
         ({"answers": []}, "question q1: has no answer"),
-        ({"question": 3}, "question q1: expected text under 'question', found 3"),
+        ({"question": 3}, "question q1: field 'question' is a int, expected text"),
     ],
 )
 def test_squad_of_another_form(tmp_path: Path, changes: Any, message: str) -> None:
@@ -148,8 +166,27 @@ def test_squad_of_another_form(tmp_path: Path, changes: Any, message: str) -> No
 
 def test_qed_of_another_form(tmp_path: Path) -> None:
     write(tmp_path / "nq/qed-part-a.jsonl.zst", {**qed(1, "one"), "original_nq_answers": ["a"]})
-    with pytest.raises(InputError, match='line 1: expected a list, found "a"'):
+    with pytest.raises(InputError, match=r"line 1: field 'original_nq_answers\.0' is a str, expected a list"):
         read_questions(find_task("nq"), tmp_path, None)
+
+
+@pytest.mark.parametrize("name", ["id", "country", "field", "question", "new_doc", "new_answer", "old_aliases"])
+@pytest.mark.parametrize("value", [None, 3])
+def test_a_factbook_row_of_another_form(tmp_path: Path, name: str, value: Any) -> None:
+    row = {"id": "aa", "country": "Aruba", "field": "capital", "question": "?", "old_aliases": [], "new_aliases": []}
+    row |= {"old_answer": "a", "new_answer": "b", "old_doc": "1", "new_doc": "2", name: value}
+    write(tmp_path / "factbook/qa_2015-11-18_2026-02-19.jsonl.zst", row)
+    with pytest.raises(InputError, match=f"line 1: .*field '{name}'"):
+        read_questions(find_task("factbook-qa"), tmp_path, None)
+
+
+@pytest.mark.parametrize("name", ["id", "country", "text"])
+def test_a_factbook_document_of_another_form(tmp_path: Path, name: str) -> None:
+    write(
+        tmp_path / "factbook/2026-02-19.jsonl.zst", {"id": "aa", "country": "Aruba", "text": "An island.", name: None}
+    )
+    with pytest.raises(InputError, match=f"line 1: has no text in field '{name}'"):
+        read_documents(find_task("factbook"), tmp_path)
 
 
 def test_an_unknown_task_names_the_known() -> None:
@@ -182,6 +219,15 @@ def test_an_answer_is_found_as_whole_words() -> None:
     assert contains_answer("In 1901, the Röntgen-rays ...", ["of it", "1901"])
     assert contains_answer("led by King CHARLES III (since 2022)", ["Charles III"])
     assert not contains_answer("the nineteen men", ["nine", "the"])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"), [("King WILLEM-ALEXANDER", "Alexander"), ("5.6% (2020 est.)", "6"), ("Mark\nCARNEY", "Carney")]
+)
+def test_the_ceiling_of_an_edition_goes_by_the_rule_of_right(text: str, answer: str) -> None:
+    question = Question("1", "Who?", (answer,), other_answers=("nobody",))
+    assert is_readable(question, text) is judge(text, question.answers, ("nobody",)).right
+    assert is_readable(replace(question, other_answers=None), text) is contains_answer(text, question.answers)
 
 
 def fake_neighbors(texts: list[str], k: int, length: int) -> Neighbors:

@@ -11,7 +11,10 @@ import pytest
 from zstandard import ZstdCompressor
 
 from openbook_core.errors import ConfigError, InputError, NotFoundError
-from openbook_trainer.sft.readers import READERS, Example, is_training_country
+from openbook_trainer.parts import is_of_part
+from openbook_trainer.sft.readers import READERS, Example
+
+FACT = '{"country": "Chad", "field": "capital", "question": "a?", "old_answer": "b"'
 
 
 @pytest.fixture
@@ -55,32 +58,63 @@ def test_pairs_find_their_fields_and_passage(read):
         ),
         ("pairs", '\n{"question": "a?", "answer": 3}\n', "line 2: field 'answer' is a int, expected text"),
         ("pairs", "{]\n", "line 1: is not JSON"),
-        ("pairs", "[1]", "row 1: is a JSON int, expected an object"),
+        ("pairs", "[1]", "row 1: holds a JSON int, expected an object"),
         ("prompts", '{"prompt": "a", "completion": "<|endoftext|>"}', "line 1: has no text in field 'completion'"),
         ("flan", "a\tb\n", "line 1: has 2 columns, expected question, answer, chain of thought"),
         ("flan", "a\tb\tc\na\t \tc\n", "line 2: has no text in field 'answer'"),
         ("gsm8k", '{"question": "a", "answer": "72"}', "line 1: field 'answer' has no last line '#### RESULT'"),
-        ("self_instruct", '{"instruction": "a"}', "line 1: field 'instances' is a NoneType, expected a list"),
+        ("self_instruct", '{"instruction": "a"}', "line 1: field 'instances' is missing or null, expected a list"),
         (
             "self_instruct",
             '{"instruction": "a", "instances": [{"output": "b"}, {"output": ""}]}',
             "line 1, instance 2: has no text in field 'output'",
         ),
-        ("glossary", '{"term": "a"}', "line 1: has no text in field 'definition'"),
+        ("glossary", '{"term": "a"}', "line 1: has no field 'definition'; its fields are term"),
         ("nvidia", '{"question": "a", "answers": [" "]}', "line 1: has no text in field 'answers' or 'answer'"),
         ("nvidia", '{"question": "a", "answer": "b", "ctxs": [{"title": "c"}]}', "line 1: a passage is"),
-        ("squad", "[]", "is not SQuAD's JSON"),
-        ("squad", '{"data": [{"title": "a"}]}', "article 1: field 'paragraphs' is a NoneType, expected a list"),
+        ("squad", "[]", "field 'data' is missing or null, expected a list"),
+        ("squad", '{"data": [{"title": "a"}]}', "a: field 'paragraphs' is missing or null, expected a list"),
         (
             "squad",
-            '{"data": [{"title": "a", "paragraphs": [{"context": "b", "qas": [{"question": "c?", "answers": [{}]}]}]}]}',
-            r"article 1 \(a\), 'c\?': has no text in field 'text'",
+            '{"data": [{"title": "a", "paragraphs": [{"context": "b", "qas": '
+            '[{"id": "c", "question": "c?", "answers": [{}]}]}]}]}',
+            "a, paragraph 0, question c: has no field 'text'",
         ),
-        ("oasst", '{"prompt": {"lang": "en", "role": "assistant", "text": "a"}}', "'role' of message 1 is 'assistant'"),
+        (
+            "oasst",
+            '{"prompt": {"lang": "en", "role": "assistant", "text": "a"}}',
+            "message 1: field 'role' is 'assistant'",
+        ),
         (
             "oasst",
             '{"prompt": {"lang": "en", "role": "prompter", "text": ""}}',
             "message 1: has no text in field 'text'",
+        ),
+        *(
+            (
+                "oasst",
+                f'{{"prompt": {{"lang": "en", "role": "prompter", "text": "a", "replies": {replies}}}}}',
+                f"message 1.*{text}",
+            )
+            for replies, text in (
+                ('["x"]', "replies 1: holds a JSON str"),
+                ("3", "'replies' is a int, expected a list"),
+                ('[{"rank": "1"}, {"rank": 2}]', "'rank' of a reply is '1'"),
+            )
+        ),
+        ("soda", '{"narrative": "a", "dialogue": ["b", "c"], "speakers": [["d"], "e"]}', "'speakers.0' is a list"),
+        ("factbook", f'{FACT}, "old_aliases": "Ann"}}', "line 1: field 'old_aliases' is a str, expected a list"),
+        ("factbook", f'{FACT}, "old_aliases": [3]}}', r"line 1: field 'old_aliases\.0' is a int, expected text"),
+        (
+            "nvidia",
+            '{"question": "a", "answer": [["b"]]}',
+            "line 1: field 'answer' has ..b.., expected text or a number",
+        ),
+        ("nvidia", '{"question": "a", "answer": "b", "ctxs": 3}', "line 1: field 'ctxs' is a int, expected a list"),
+        (
+            "nvidia",
+            '{"question": "a", "answer": "b", "qa_type": "multi_choice_qa", "multichoice_options": 3}',
+            "line 1: field 'multichoice_options' is a int, expected a list",
         ),
         ("soda", '{"narrative": "a", "dialogue": ["b"], "speakers": ["c"]}', "have 1 and 1 entries of 1 speakers"),
     ],
@@ -108,15 +142,16 @@ def test_the_factbook_reader_keeps_the_test_countries_out(read):
     ]
     parts = {part: {each.question for each in read("factbook", rows, part=part)} for part in ("train", "test", "all")}
     assert parts["train"] | parts["test"] == parts["all"] and not parts["train"] & parts["test"]
-    assert parts["train"] == {f"{row['country']}?" for row in rows if is_training_country(row["country"])}
+    assert parts["train"] == {f"{row['country']}?" for row in rows if is_of_part(row["country"], "train")}
     assert {each.answer for each in read("factbook", rows, edition="new")} == {"y"}
+    assert read("factbook", f'{FACT}, "old_aliases": null}}') == [Example("a?", "b")]
 
 
 def test_squad_brings_its_paragraph_and_is_divided_by_article(read, tmp_path):
     def article(title):
         asked = [
-            {"question": f"{title}?", "answers": [{"text": "Ada"}, {"text": "Ada"}]},
-            {"question": "x", "answers": []},
+            {"id": "1", "question": f"{title}?", "answers": [{"text": "Ada"}, {"text": "Ada"}]},
+            {"id": "2", "question": "x", "answers": []},
         ]
         return {"title": title, "paragraphs": [{"context": "It was Ada.", "qas": asked}]}
 

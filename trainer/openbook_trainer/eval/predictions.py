@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,9 +10,9 @@ from pydantic import BeforeValidator, StrictInt, StrictStr
 
 from openbook_core.config import FrozenConfig
 from openbook_core.errors import ConfigError, InputError
-from openbook_database.streams import read_lines
 from openbook_trainer.eval import metrics
 from openbook_trainer.eval.intervals import BOOTSTRAP, figure
+from openbook_trainer.rows import read_rows
 
 
 def _answers(value: Any) -> Any:
@@ -55,8 +54,8 @@ def read_predictions(path: Path, answers: Path | None = None) -> list[Prediction
     that comes twice, or a file without rows; and where the two files are not about the same ids.
     """
     if answers is None:
-        return list(_read(path, Prediction).values())
-    replies, keys = _read(path, _Reply), _read(answers, _Key)
+        return list(_read(path, Prediction, "predictions").values())
+    replies, keys = _read(path, _Reply, "predictions"), _read(answers, _Key, "answers")
     missing, unknown = [id_ for id_ in keys if id_ not in replies], [id_ for id_ in replies if id_ not in keys]
     if missing or unknown:
         raise InputError(
@@ -74,23 +73,23 @@ def _named(ids: Sequence[str | int]) -> str:
     return f"{len(ids)} ({', '.join(repr(each) for each in ids[:_NAMED])}{more})"
 
 
-def _read(path: Path, kind: type[_RowKind]) -> dict[str | int, _RowKind]:
+def _read(path: Path, kind: type[_RowKind], field: str) -> dict[str | int, _RowKind]:
     rows: dict[str | int, _RowKind] = {}
-    lines: dict[str | int, int] = {}
-    for number, line in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        row = _parse(line, f"{path}, line {number}", kind)
-        if row.id in lines:
+    places: dict[str | int, str] = {}
+    for place, data in read_rows(path, field):
+        try:
+            row = kind.parse(data, source=place)
+        except ConfigError as error:
+            raise InputError(error.message, field=error.field) from None
+        if row.id in places:
             raise InputError(
-                f"{path}, line {number}: the id {row.id!r} was on line {lines[row.id]} already; give each question one row",
-                field="id",
+                f"{place}: the id {row.id!r} was in {places[row.id]} already; give each question one row", field="id"
             )
-        lines[row.id], rows[row.id] = number, row
+        places[row.id], rows[row.id] = place, row
     if not rows:
         raise InputError(
             f"{path} holds no rows; expected JSON Lines with the keys {', '.join(kind.model_fields)}",
-            field="predictions",
+            field=field,
         )
     return rows
 
@@ -118,16 +117,3 @@ def score(rows: Sequence[Prediction]) -> dict[str, Any]:
         },
         "intervals": BOOTSTRAP,
     }
-
-
-def _parse(line: bytes, place: str, kind: type[_RowKind]) -> _RowKind:
-    try:
-        data = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: is not JSON: {error}", field="predictions") from None
-    if not isinstance(data, dict):
-        raise InputError(f"{place}: holds a JSON {type(data).__name__}, expected an object", field="predictions")
-    try:
-        return kind.parse(data, source=place)
-    except ConfigError as error:
-        raise InputError(error.message, field=error.field) from None

@@ -12,64 +12,58 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openbook_core.errors import ArgumentError, NotFoundError
-from openbook_trainer.eval.tasks.files import read_rows, require_answers, require_list, require_text
+from openbook_core.errors import NotFoundError
 from openbook_trainer.eval.tasks.task import Question, Task, TaskDocument
-from openbook_trainer.sft.readers import LEFT_OUT, PEOPLE, is_training_country
+from openbook_trainer.parts import LEFT_OUT, PEOPLE, is_of_part
+from openbook_trainer.rows import distinct, flag_of, read_rows, text_of, texts_of, verbatim_of
 
 LAST = "2026-02-19"
 # Each edition with the one that its answers are compared with.
 EDITIONS = {"2015-11-18": LAST, "2021-02-15": LAST, LAST: "2015-11-18"}
-COUNTRIES = ("all", "train", "test")
 NAMES = ("factbook", "factbook-fields", "factbook-qa")
-_SIDE_KEYS = ("answer", "aliases", "doc")
 
 
-def factbook_task(name: str, countries: str) -> Task:
-    """Of `NAME` or `NAME@EDITION`; raises NotFoundError for another edition, ArgumentError for other countries.
-
-    `countries`: all, or those that instruction tuning may ("train") or may not ("test") train on.
-    """
+def factbook_task(name: str, part: str) -> Task:
+    """Of `NAME` or `NAME@EDITION`, about the countries of a part; raises NotFoundError for another edition."""
     kind, _, edition = name.partition("@")
     edition = edition or LAST
     if edition not in EDITIONS:
         raise NotFoundError(f"task {name}: no edition {edition!r}; there are {', '.join(EDITIONS)}", field="tasks")
-    if countries not in COUNTRIES:
-        raise ArgumentError(f"countries {countries!r}: expected {', '.join(COUNTRIES)}", field="countries")
     return Task(
         name,
         f"factbook-{edition}",
-        partial(_questions, kind=kind, served=edition, countries=countries),
+        partial(_questions, kind=kind, served=edition, part=part),
         partial(_documents, edition=edition),
     )
 
 
 def _documents(data: Path, edition: str) -> Iterator[TaskDocument]:
-    for place, row in read_rows(data / "factbook" / f"{edition}.jsonl.zst", ("id", "country", "text")):
-        yield TaskDocument(row["id"], row["country"], require_text(row, "text", place))
+    for place, row in read_rows(data / "factbook" / f"{edition}.jsonl.zst"):
+        yield TaskDocument(text_of(row, "id", place), text_of(row, "country", place), verbatim_of(row, "text", place))
 
 
-def _questions(data: Path, kind: str, served: str, countries: str) -> Iterator[Question]:
+def _questions(data: Path, kind: str, served: str, part: str) -> Iterator[Question]:
     other = EDITIONS[served]
     this, that = ("old", "new") if served < other else ("new", "old")
-    keys = ["id", "country", "field", "question", *(f"{side}_{key}" for side in (this, that) for key in _SIDE_KEYS)]
-    keys += ["clean"] if kind == "factbook" else []
     file = f"{'people' if kind == 'factbook' else 'qa'}_{min(served, other)}_{max(served, other)}.jsonl.zst"
-    for place, row in read_rows(data / "factbook" / file, tuple(keys)):
-        if not _is_of_kind(row, kind):
+    for place, row in read_rows(data / "factbook" / file):
+        if not _is_of_kind(row, kind, place) or not is_of_part(text_of(row, "country", place), part):
             continue
-        if countries != "all" and is_training_country(row["country"]) != (countries == "train"):
-            continue
-        served_answers, other_answers = _answers(row, this, place), _answers(row, that, place)
-        text = require_text(row, "question", place)
-        yield Question(row["id"], text, served_answers, row[f"{this}_doc"], other_answers)
+        yield Question(
+            text_of(row, "id", place),
+            text_of(row, "question", place),
+            _answers(row, this, place),
+            text_of(row, f"{this}_doc", place),
+            _answers(row, that, place),
+        )
 
 
-def _is_of_kind(row: dict[str, Any], kind: str) -> bool:
+def _is_of_kind(row: dict[str, Any], kind: str, place: str) -> bool:
     if kind == "factbook":
-        return bool(row["clean"])
-    return row["field"] != LEFT_OUT and not (kind == "factbook-fields" and row["field"] in PEOPLE)
+        return flag_of(row, "clean", place)
+    field = text_of(row, "field", place)
+    return field != LEFT_OUT and not (kind == "factbook-fields" and field in PEOPLE)
 
 
 def _answers(row: dict[str, Any], side: str, place: str) -> tuple[str, ...]:
-    return require_answers([row[f"{side}_answer"], *require_list(row[f"{side}_aliases"], place)], place)
+    return distinct([text_of(row, f"{side}_answer", place), *texts_of(row, f"{side}_aliases", place)], place)

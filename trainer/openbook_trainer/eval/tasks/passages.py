@@ -9,6 +9,7 @@ from openbook_core.clients import RetrieverClient
 from openbook_prompt.passage import Passage, find_passages
 from openbook_prompt.recipe import choose_shown
 from openbook_prompt.settings import PromptSettings
+from openbook_trainer.answers import names
 from openbook_trainer.eval.metrics import normalise
 from openbook_trainer.eval.tasks.task import Question
 
@@ -17,6 +18,13 @@ def contains_answer(text: str, answers: Sequence[str]) -> bool:
     """Whether an answer's words stand in `text` in a row, both after SQuAD's normalisation."""
     words = f" {normalise(text)} "
     return any(f" {normalise(answer)} " in words for answer in answers if normalise(answer))
+
+
+def is_readable(question: Question, text: str) -> bool:
+    """Whether an answer can be read in `text`: where there are editions as `judge` finds it in a reply, else by words."""
+    if question.other_answers is not None:
+        return names(text, question.answers)
+    return contains_answer(text, question.answers)
 
 
 def passage_rows(
@@ -42,7 +50,7 @@ def _row(question: Question, passages: Sequence[Passage], prompt: PromptSettings
     return {
         "id": question.id,
         "shown": shown,
-        "in_passages": any(contains_answer(each.text + each.continuation, question.answers) for each in passages),
-        "in_shown": any(contains_answer(text, question.answers) for text in shown),
+        "in_passages": any(is_readable(question, each.text + each.continuation) for each in passages),
+        "in_shown": any(is_readable(question, text) for text in shown),
         "evidence": None if question.document is None else question.document in documents,
     }

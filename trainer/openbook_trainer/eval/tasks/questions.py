@@ -6,39 +6,41 @@ Files lie under one folder, as published but packed: `squad/dev-v1.1.json` (Rajp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from openbook_core.errors import ArgumentError, InputError, NotFoundError
-from openbook_database.streams import read_lines
 from openbook_trainer.eval.tasks import factbook
-from openbook_trainer.eval.tasks.files import (
-    read_rows,
-    require,
-    require_answers,
-    require_list,
-    require_rows,
-    require_text,
-)
 from openbook_trainer.eval.tasks.task import Question, Task, TaskDocument
+from openbook_trainer.parts import PARTS
+from openbook_trainer.rows import distinct, id_of, list_of, objects_of, read_rows, text_of, texts_of
+from openbook_trainer.squad import Paragraph, read_paragraphs
 
 _SQUAD, _QED, _OPEN = "squad/dev-v1.1.json.zst", "nq/qed-part-a.jsonl.zst", "nq/NQ-open.dev.jsonl.zst"
 
 
-def find_task(name: str, countries: str = "all") -> Task:
-    """Raises NotFoundError, which names the known ones, and ArgumentError for `countries` of a task that knows none."""
+def find_task(name: str, part: str = "all") -> Task:
+    """The task with the questions of a part (see `parts`); its database is the whole one.
+
+    Raises NotFoundError, which names the known ones, and ArgumentError for no part, or a task that has none.
+    """
+    if part not in PARTS:
+        raise ArgumentError(f"part {part!r}: expected {', '.join(PARTS)}", field="part")
     kind, _, edition = name.partition("@")
     if kind in factbook.NAMES:
-        return factbook.factbook_task(name, countries)
+        return factbook.factbook_task(name, part)
     if kind not in _TASKS or edition:
         known = ", ".join([*_TASKS, *factbook.NAMES])
         raise NotFoundError(f"no task {name!r}; known are {known} (these three with @EDITION, too)", field="tasks")
-    if countries != "all":
+    if name == "squad":
+        return replace(_TASKS[name], questions=partial(_squad_questions, part=part))
+    if part != "all":
         raise ArgumentError(
-            f"task {name} cannot be divided by countries; ask it in a run without --countries", field="countries"
+            f"task {name} is in no parts, as no tuning reads its files; ask it in a run without --part", field="part"
         )
     return _TASKS[name]
 
@@ -65,65 +67,49 @@ def read_questions(task: Task, data: Path, limit: int | None, documents: Iterabl
     return found[:limit]
 
 
-def _squad(data: Path) -> Iterator[tuple[str, str, dict[str, Any], str]]:
-    """(document id, title, paragraph, place) of SQuAD 1.1's one JSON object."""
-    path = data / _SQUAD
-    try:
-        whole = json.loads(b"\n".join(read_lines(path)))
-    except ValueError as error:
-        raise InputError(f"{path}: is not JSON: {error}", field="data") from None
-    require(whole, ("data",), str(path))
-    for article in require_rows(whole["data"], ("title", "paragraphs"), str(path)):
-        place = f"{path}, {require_text(article, 'title', str(path))}"
-        for number, paragraph in enumerate(require_rows(article["paragraphs"], ("context", "qas"), place)):
-            place = f"{path}, {article['title']}, paragraph {number}"
-            yield f"{article['title']}/{number}", article["title"].replace("_", " "), paragraph, place
-
-
-def _squad_questions(data: Path) -> Iterator[Question]:
-    for document, _, paragraph, place in _squad(data):
-        for row in require_rows(paragraph["qas"], ("id", "question", "answers"), place):
-            asked = f"{place}, question {row['id']}"
-            answers = [answer["text"] for answer in require_rows(row["answers"], ("text",), asked)]
-            text = require_text(row, "question", asked).strip()
-            yield Question(str(row["id"]), text, require_answers(answers, asked), document)
+def _squad_questions(data: Path, part: str = "all") -> Iterator[Question]:
+    for paragraph in read_paragraphs(data / _SQUAD, part):
+        for asked in paragraph.asked:
+            answers = distinct(asked.answers, asked.place)
+            yield Question(asked.id, asked.question, answers, _squad_id(paragraph))
 
 
 def _squad_documents(data: Path) -> Iterator[TaskDocument]:
-    for document, title, paragraph, place in _squad(data):
-        yield TaskDocument(document, title, require_text(paragraph, "context", place))
+    for paragraph in read_paragraphs(data / _SQUAD):
+        yield TaskDocument(_squad_id(paragraph), paragraph.title.replace("_", " "), paragraph.text)
 
 
-_QED_KEYS = ("example_id", "title_text", "question_text", "paragraph_text", "original_nq_answers")
+def _squad_id(paragraph: Paragraph) -> str:
+    return f"{paragraph.title}/{paragraph.number}"
 
 
 def _qed_questions(data: Path) -> Iterator[Question]:
-    for place, row in read_rows(data / _QED, _QED_KEYS):
-        spans = [
-            span["string"]
-            for answer in require_list(row["original_nq_answers"], place)
-            for span in require_rows(answer, ("string",), place)
-        ]
-        text = require_text(row, "question_text", place)
-        yield Question(str(row["example_id"]), text, require_answers(spans, place), _qed_id(row, place))
+    for place, row in read_rows(data / _QED):
+        groups = range(len(list_of(row, "original_nq_answers", place)))
+        spans = [span for number in groups for span in objects_of(row, f"original_nq_answers.{number}", place)]
+        answers = distinct((text_of(span, "string", place) for span in spans), place)
+        yield Question(
+            id_of(row, "example_id", place), text_of(row, "question_text", place), answers, _qed_id(row, place)
+        )
 
 
 def _qed_documents(data: Path) -> Iterator[TaskDocument]:
     known: set[str] = set()
-    for place, row in read_rows(data / _QED, _QED_KEYS):
+    for place, row in read_rows(data / _QED):
         if (id_ := _qed_id(row, place)) not in known:
             known.add(id_)
-            yield TaskDocument(id_, require_text(row, "title_text", place), row["paragraph_text"])
+            yield TaskDocument(id_, text_of(row, "title_text", place), text_of(row, "paragraph_text", place))
 
 
 def _qed_id(row: dict[str, Any], place: str) -> str:
-    return "qed/" + sha256(require_text(row, "paragraph_text", place).encode()).hexdigest()[:16]
+    return "qed/" + sha256(text_of(row, "paragraph_text", place).encode()).hexdigest()[:16]
 
 
 def _open_questions(data: Path) -> Iterator[Question]:
-    for place, row in read_rows(data / _OPEN, ("question", "answer")):
-        text = require_text(row, "question", place)
-        yield Question(sha256(text.encode()).hexdigest()[:16], text, require_answers(row["answer"], place))
+    for place, row in read_rows(data / _OPEN):
+        text = text_of(row, "question", place)
+        answers = distinct(texts_of(row, "answer", place), place)
+        yield Question(sha256(text.encode()).hexdigest()[:16], text, answers)
 
 
 _TASKS = {

@@ -34,7 +34,7 @@ from openbook_trainer.finder import FindNeighbors, NeighborFinder
 Progress = Callable[[str, int, int], None]
 SIDES = ("closed-book", "off", "on")
 _QUERIES_PER_CALL = 32
-_SETTLED = {"limit", "countries", "k", "max_tokens", "max_context", "prompt", "closed_instruction", "dtype"}
+_SETTLED = {"limit", "part", "k", "max_tokens", "max_context", "prompt", "closed_instruction", "dtype"}
 
 
 def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total
     What is in `config.out` already is not made again. Raises OpenbookError: an unknown task, a file of another form,
     a retriever that does not answer, settings that differ from those of the run in `config.out`.
     """
-    tasks = [find_task(name, config.countries) for name in config.tasks]
+    tasks = [find_task(name, config.part) for name in config.tasks]
     folder = resolve_folder(config.model)
     model = load_adapted(folder, getattr(torch, config.dtype), config.adapter)
     source = config.adapter or folder
@@ -56,7 +56,7 @@ def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total
         "cross_attention": run.state,
         "k": config.k,
         "max_tokens": config.max_tokens,
-        "countries": config.countries,
+        "part": config.part,
         "prompt": config.prompt.model_dump(mode="json"),
         "closed_instruction": config.closed_instruction,
         "tasks": {task.name: run.task(task) for task in tasks},

@@ -15,7 +15,7 @@ class TasksConfig(FrozenConfig):
     """`databases`: for each task with a database its name at `retriever`. `limit`: a sample of so many questions a task.
 
     `limit_documents`: each task's database was built from its first documents only; only questions about these are
-    asked. `countries`: the part of them that the factbook's tasks ask about. `adapter` is merged into the model, and
+    asked. `part`: of the questions, "test" being what tuning leaves out. `adapter` is merged into the model, and
     the prompt's settings that it was trained with replace `prompt`, save for those that `prompt` sets. `k` passages
     are found for a question; what of them is shown is for `prompt` to say. `closed_instruction` follows the closed-book
     question, which then has the prompt's lead-in as well; empty leaves the question alone, as serving sends it.
@@ -30,7 +30,7 @@ class TasksConfig(FrozenConfig):
     databases: dict[str, str] = Field(default_factory=dict)
     limit: PositiveInt | None = None
     limit_documents: PositiveInt | None = None
-    countries: str = "all"
+    part: str = "all"
     k: PositiveInt = DEFAULT_PASSAGES
     max_tokens: PositiveInt = 32
     batch: PositiveInt = 8

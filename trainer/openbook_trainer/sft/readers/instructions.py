@@ -16,7 +16,8 @@ from pathlib import Path
 
 from openbook_core.errors import InputError
 from openbook_database.streams import read_lines
-from openbook_trainer.sft.readers.rows import Example, Reader, filled, join, list_of, optional_text, read_rows, text_of
+from openbook_trainer.rows import filled, list_of, optional_text, read_rows, text_of
+from openbook_trainer.sft.readers.rows import Example, Reader, join
 
 _PROMPT_END, _END = "\n\nOutput:", "<|endoftext|>"
 _CALCULATION = re.compile(r"<<[^<>]*>>")
@@ -43,9 +44,9 @@ def _flan(file: Path, options: Mapping[str, str]) -> Iterator[Example]:
         try:
             columns = line.decode().replace("\\n", "\n").split("\t")
         except UnicodeDecodeError as error:
-            raise InputError(f"{place}: is not UTF-8 ({error})", field="blend") from error
+            raise InputError(f"{place}: is not UTF-8 ({error})", field="data") from error
         if len(columns) != len(names):
-            raise InputError(f"{place}: has {len(columns)} columns, expected {', '.join(names)}", field="blend")
+            raise InputError(f"{place}: has {len(columns)} columns, expected {', '.join(names)}", field="data")
         question, answer, chain = (filled(*column, place) for column in zip(columns, names, strict=True))
         yield Example(question, f"{chain}\n{answer}" if options["steps"] == "with" else answer, passages=())
 
@@ -54,7 +55,7 @@ def _gsm8k(file: Path, options: Mapping[str, str]) -> Iterator[Example]:
     for place, row in read_rows(file):
         chain, mark, result = _CALCULATION.sub("", text_of(row, "answer", place)).rpartition(_RESULT)
         if not mark:
-            raise InputError(f"{place}: field 'answer' has no last line '#### RESULT'", field="blend")
+            raise InputError(f"{place}: field 'answer' has no last line '#### RESULT'", field="data")
         answer = f"{chain}\n{result}" if options["steps"] == "with" else result
         yield Example(text_of(row, "question", place), answer, passages=())
 

@@ -1,7 +1,6 @@
 """Formats of questions that a passage answers.
 
-- `factbook`: questions about countries in two editions. Option `part` divides by the country's name. The field
-  "government type" is left out: extracted by rule, it is often only reworded.
+- `factbook`: questions about countries in two editions, without one field. `part` divides by the country's name.
 - `pairs`: any rows with a question and an answer; the options name the fields, dots lead into nested ones
   ("answers.text.0"). `input` is a text that belongs to the question, `passage` a passage of its own, where not blank.
 - `squad`: SQuAD's JSON; the paragraph is the passage, questions without an answer are left out. `part` divides by the
@@ -18,37 +17,22 @@ from pathlib import Path
 from typing import Any
 
 from openbook_core.errors import InputError
-from openbook_trainer.sft.readers.rows import (
-    PARTS,
-    Example,
-    Reader,
-    existing,
-    is_of_part,
-    join,
-    list_of,
-    optional_text,
-    read_rows,
-    read_whole,
-    text_of,
-)
-
-PEOPLE = ("chief of state", "head of government")
-LEFT_OUT = "government type"
-
-
-def is_training_country(country: str) -> bool:
-    """Whether a country is of the two thirds that may be trained on."""
-    return is_of_part(country, "train")
+from openbook_trainer.parts import LEFT_OUT, PARTS, PEOPLE, is_of_part
+from openbook_trainer.rows import objects_of, optional_text, read_rows, text_of, texts_of
+from openbook_trainer.sft.readers.rows import Example, Reader, existing, join
+from openbook_trainer.squad import read_paragraphs
 
 
 def _factbook(file: Path, options: Mapping[str, str]) -> Iterator[Example]:
     edition, kind = options["edition"], options["kind"]
     for place, row in read_rows(file):
-        if row.get("field") == LEFT_OUT or not is_of_part(text_of(row, "country", place), options["part"]):
+        field, aliases = text_of(row, "field", place), f"{edition}_aliases"
+        if field == LEFT_OUT or not is_of_part(text_of(row, "country", place), options["part"]):
             continue
-        if kind == "all" or (row.get("field") in PEOPLE) == (kind == "people"):
+        if kind == "all" or (field in PEOPLE) == (kind == "people"):
             answer = text_of(row, f"{edition}_answer", place)
-            yield Example(text_of(row, "question", place), answer, tuple(row.get(f"{edition}_aliases", ())))
+            others = texts_of(row, aliases, place) if row.get(aliases) is not None else ()
+            yield Example(text_of(row, "question", place), answer, tuple(others))
 
 
 def _pairs(file: Path, options: Mapping[str, str]) -> Iterator[Example]:
@@ -60,19 +44,10 @@ def _pairs(file: Path, options: Mapping[str, str]) -> Iterator[Example]:
 
 
 def _squad(file: Path, options: Mapping[str, str]) -> Iterator[Example]:
-    for number, article in enumerate(list_of(_object(read_whole(file), str(file)), "data", str(file)), start=1):
-        place = f"{file}, article {number}"
-        title = text_of(article, "title", place)
-        if not is_of_part(title, options["part"]):
-            continue
-        for paragraph in list_of(article, "paragraphs", place):
-            passage = text_of(paragraph, "context", f"{place} ({title})")
-            for asked in list_of(paragraph, "qas", f"{place} ({title})"):
-                question = text_of(asked, "question", f"{place} ({title})")
-                at = f"{place} ({title}), {question!r}"
-                answers = tuple(dict.fromkeys(text_of(each, "text", at) for each in list_of(asked, "answers", at)))
-                if answers:
-                    yield Example(question, answers[0], answers, (passage,))
+    for paragraph in read_paragraphs(file, options["part"]):
+        for asked in paragraph.asked:
+            if asked.answers:
+                yield Example(asked.question, asked.answers[0], asked.answers, (paragraph.text.strip(),))
 
 
 def _glossary(file: Path, options: Mapping[str, str]) -> Iterator[Example]:
@@ -101,43 +76,39 @@ def _glossary(file: Path, options: Mapping[str, str]) -> Iterator[Example]:
 def _nvidia(file: Path, _: Mapping[str, str]) -> Iterator[Example]:
     for place, row in read_rows(file):
         question = text_of(row, "question", place)
-        choices = row.get("multichoice_options") if row.get("qa_type") == "multi_choice_qa" else None
-        for letter, choice in zip("ABCDEFGHIJ", choices or (), strict=False):
-            question += f"\n({letter}) {choice}"
+        if row.get("qa_type") == "multi_choice_qa" and row.get("multichoice_options") is not None:
+            for letter, choice in zip("ABCDEFGHIJ", texts_of(row, "multichoice_options", place), strict=False):
+                question += f"\n({letter}) {choice}"
         answers = _nvidia_answers(row, place)
         passages = [_with_title(row[name], place) for name in ("sub-paragraphs", "sub_paragraph") if row.get(name)]
-        for context in row.get("ctxs") or ():
+        for context in objects_of(row, "ctxs", place) if row.get("ctxs") is not None else ():
             passages.append(_with_title([optional_text(context, n, place) for n in ("title", "text")], place))
         yield Example(question, answers[0], answers, tuple(dict.fromkeys(passages)) or None)
 
 
 def _nvidia_answers(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """Those of the first field that has any: text, a list of texts, or of objects with a text."""
+    """Those of the first field that has any: text or a number, a list of these, or of objects with a text."""
     for name in ("answers", "answer", "longform_answer"):
         given = row.get(name)
         values = [each.get("text") if isinstance(each, dict) else each for each in _as_list(given)]
+        if wrong := [value for value in values if not isinstance(value, str | int | float | None)]:
+            raise InputError(f"{place}: field {name!r} has {wrong[0]!r}, expected text or a number", field="data")
         texts = tuple(dict.fromkeys(str(value).strip() for value in values if value is not None and str(value).strip()))
         if texts:
             return texts
-    raise InputError(f"{place}: has no text in field 'answers' or 'answer'; mend or leave out the row", field="blend")
+    raise InputError(f"{place}: has no text in field 'answers' or 'answer'; mend or leave out the row", field="data")
 
 
 def _with_title(passage: Any, place: str) -> str:
     """`title: text` of a text or of [title, text]."""
     title, text = passage if isinstance(passage, list) and len(passage) == 2 else ("", passage)
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{place}: a passage is {passage!r}, expected a text or [title, text]", field="blend")
+    if not isinstance(title, str) or not isinstance(text, str) or not text.strip():
+        raise InputError(f"{place}: a passage is {passage!r}, expected a text or [title, text]", field="data")
     return f"{title}: {text.strip()}" if title else text.strip()
 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _object(value: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{place}: is not SQuAD's JSON: a {type(value).__name__}, expected an object", field="blend")
-    return value
 
 
 READERS = {
