@@ -220,9 +220,9 @@ def test_options_against_the_folder(original: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ([], "0 token ids; give 1 to 64"),
+        ([], "0 token ids, the encoder reads 1 to 64"),
         ([1] * 65, "65 token ids"),
-        ([1, -1], "token id -1; this encoder's are 0 to"),
+        ([1, -1], "token id -1 is out of range, this encoder's are 0 to"),
         ([1, 10**6, 2], "token id 1000000"),
     ],
 )

@@ -33,3 +33,17 @@ def test_the_adapter_s_table_is_that_of_its_run(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     missing = [row for row in rows(figures) if row not in text]
     assert not missing
+
+
+def test_the_tasks_table_is_that_of_its_runs() -> None:
+    figures = json.loads((ROOT / "docs" / "results" / "tasks.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "guides" / "tasks.md").read_text(encoding="utf-8")
+    for name, task in figures["bare"]["tasks"].items():
+        cells = [name, str(task["questions"])]
+        for run in ("bare", "adapter"):
+            for side in ("closed-book", "off"):
+                found = figures[run]["tasks"][name]["sides"][side]
+                cells.append(f"{found['exact_match']:.3f} / {found['f1']:.3f}" if found else "")
+        ceiling = figures["adapter"]["tasks"][name]["ceiling"]
+        cells.append(f"{ceiling['in_passages']:.3f} / {ceiling['in_shown']:.3f}" if ceiling else "")
+        assert "|".join(f" {cell} " if cell else " " for cell in cells).strip() in text, cells
