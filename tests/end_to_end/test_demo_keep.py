@@ -1,4 +1,4 @@
-"""`openbook demo --keep`: the services stay up where it says, and answer."""
+"""`openbook demo --registry redis --keep`: the services and Redis stay up where it says, and answer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_services_stay_up_and_answer(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "openbook_cli", "demo", "--keep", "--documents", "2", "--questions", "1"]
-    command += ["--train-seconds", "0", "--workdir", str(tmp_path / "work"), "--json", str(tmp_path / "figures.json")]
+    command += [
+        "--registry",
+        "redis",
+        "--train-seconds",
+        "0",
+        "--workdir",
+        str(tmp_path / "work"),
+        "--json",
+        str(tmp_path / "figures.json"),
+    ]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=400)
     kept = {
@@ -29,7 +38,7 @@ def test_the_services_stay_up_and_answer(tmp_path: Path) -> None:
     }
     try:
         assert done.returncode == 0
-        assert set(kept) == {"embedder", "shard-0", "shard-1", "router", "generator"}
+        assert set(kept) == {"redis", "embedder", "shard-0", "shard-1", "router", "generator"}
         figures = json.loads((tmp_path / "figures.json").read_text())
         asked = {"messages": [{"role": "user", "content": "What is the capital of Canada?"}], "max_tokens": 4}
         reply = (
