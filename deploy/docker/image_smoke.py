@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 import psutil
 from dockerfile import FORBIDDEN, INSTALLED, SOURCE, Copy, Env, Image, forbidden, read_dockerfile
 
-from openbook_database.registry.local_redis import LocalRedis
+from openbook_database.registry.local_redis import LocalRedis, free_port
 
 ROOT = Path(__file__).parents[2]
 # The longest first.
@@ -96,7 +96,7 @@ def start(image: Image, name: str, folder: Path, redis_port: int) -> None:
     writable.mkdir()
     swaps = {INSTALLED: str(folder / "openbook"), "/etc/openbook/train.yaml": "examples/train/tiny.yaml"}
     swaps |= {"redis:6379": f"127.0.0.1:{redis_port}", "router:7000": "127.0.0.1:9", "0.0.0.0": "127.0.0.1"}
-    ports = {port: _free_port() for port in ("7000", "7001", "8000", "9100")}
+    ports = {port: str(free_port()) for port in ("7000", "7001", "8000", "9100")}
 
     def adapt(word: str) -> str:
         for written, here in swaps.items():
@@ -154,12 +154,6 @@ def until_healthy(
             why = checked.stderr.strip()
         time.sleep(0.5 + 2 * (time.monotonic() - began))
     raise SystemExit(f"not healthy: {why if process.poll() is None else f'ended with {process.returncode}'}")
-
-
-def _free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
 
 
 def _may_change_user() -> bool:

@@ -48,7 +48,7 @@ class LocalRedis:
         options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes" if keep else "no"]
         options += ["--dir", str(folder), "--requirepass", password]
         for _ in range(_ATTEMPTS if port == 0 else 1):
-            self.port = port or _free_port()
+            self.port = port or free_port()
             with self._log.open("ab") as log:
                 self._popen = subprocess.Popen(
                     [find_redis_server(), *options, "--port", str(self.port)],
@@ -110,7 +110,8 @@ class LocalRedis:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listened a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
