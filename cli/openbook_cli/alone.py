@@ -19,7 +19,7 @@ def alone_in(folder: Path, run: str, option: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConflictError(f"another {run} works in {folder}; give another {option}") from None
+        raise ConflictError(f"another {run} works in {folder}; wait for its end, or give another {option}") from None
     try:
         yield
     finally:

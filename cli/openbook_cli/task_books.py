@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from openbook_cli.demo.processes import Processes
+from openbook_cli.alone import alone_in
+from openbook_cli.demo.processes import Processes, leave_on_signals
 from openbook_cli.swap import swap_to
 from openbook_core.clients import AdminClient
+from openbook_database.files import write_bytes_atomically
 from openbook_trainer.eval.tasks.questions import read_documents
 from openbook_trainer.eval.tasks.task import Task
 
@@ -23,17 +24,18 @@ def task_books(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The address of a router, and the database of each task that has one, built into `books` unless it is there.
 
-    Errors as of the builds and processes.
+    Runs may share `books`, in which one builds at a time: raises ConflictError while another one does. Other errors as of
+    the builds and processes.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # leave through what stops the services
+    leave_on_signals()
     corpora = {task.corpus: task for task in tasks if task.corpus is not None}
     with Processes(out / "logs") as processes:
         folders: dict[str, Path] = {}
-        for corpus, task in corpora.items():
-            name = corpus if limit_documents is None else f"{corpus}-first-{limit_documents}"
-            folders[corpus] = books / name
-            _build(processes, task, data, folders[corpus], corpus, model, limit_documents)
+        with alone_in(books, "build", "--books"):
+            for corpus, task in corpora.items():
+                name = corpus if limit_documents is None else f"{corpus}-first-{limit_documents}"
+                folders[corpus] = books / name
+                _build(processes, task, data, folders[corpus], corpus, model, limit_documents)
         registry = str(out / "registry")
         embedder = processes.start("embedder", ["serve", "embedder", "--port", "0"])
         processes.start("shard", ["serve", "retriever", "--role", "shard", "--registry", registry])
@@ -49,9 +51,10 @@ def _build(
     processes: Processes, task: Task, data: Path, folder: Path, corpus: str, model: str, limit: int | None
 ) -> None:
     source = folder.with_suffix(".jsonl")
-    source.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.dumps(asdict(each), ensure_ascii=False) for each in read_documents(task, data, limit)]
-    source.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    content = "".join(f"{row}\n" for row in rows).encode()
+    if not source.is_file() or source.read_bytes() != content:
+        write_bytes_atomically(source, content)
     arguments = ["db", "build", str(source), "--out", str(folder), "--database", corpus, "--tokenizer", model]
     for line in processes.run(f"db build {corpus}", arguments):
         print(line, file=sys.stderr)

@@ -21,12 +21,13 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
 from dockerfile import FORBIDDEN, INSTALLED, SOURCE, Copy, Env, Image, forbidden, read_dockerfile
 
-from openbook_database.registry.local_redis import LocalRedis
+from openbook_database.registry.local_redis import LocalRedis, free_port
 
 ROOT = Path(__file__).parents[2]
 # The longest first.
@@ -34,6 +35,7 @@ IMAGES = ("cli", "generator", "trainer", "embedder", "retriever")
 PASSED_ON = ("PIP_CONFIG_FILE", "PIP_FIND_LINKS", "PIP_CERT", "PIP_INDEX_URL", "HTTPS_PROXY", "https_proxy")
 STEP_WITHIN_S = 900.0
 HEALTHY_WITHIN_S = 600.0  # for a busy machine
+TRAINS_WITH = "import openbook_trainer.sft.run, openbook_trainer.app"
 
 
 def build(image: Image, name: str, folder: Path, root: Path = ROOT) -> None:
@@ -47,8 +49,8 @@ def build(image: Image, name: str, folder: Path, root: Path = ROOT) -> None:
         "PIP_QUIET": "2",
         "PIP_NO_COMPILE": "1",
         "PIP_REQUIRE_VIRTUALENV": "1",
-        # The development set-up's own index holds the pinned torch.
-        **{key: os.environ.get(key, "") for key in image.arguments},
+        # As --build-arg would; where TORCH_INDEX is not set, the index that pip is set up with has the pinned torch.
+        **{key: os.environ.get(key, "" if key == "TORCH_INDEX" else value) for key, value in image.arguments.items()},
     }
     began = time.monotonic()
     for step in image.steps:
@@ -94,7 +96,7 @@ def start(image: Image, name: str, folder: Path, redis_port: int) -> None:
     writable.mkdir()
     swaps = {INSTALLED: str(folder / "openbook"), "/etc/openbook/train.yaml": "examples/train/tiny.yaml"}
     swaps |= {"redis:6379": f"127.0.0.1:{redis_port}", "router:7000": "127.0.0.1:9", "0.0.0.0": "127.0.0.1"}
-    ports = {port: _free_port() for port in ("7000", "7001", "7002", "8000", "9100")}
+    ports = {port: str(free_port()) for port in ("7000", "7001", "7002", "8000", "9100")}
 
     def adapt(word: str) -> str:
         for written, here in swaps.items():
@@ -105,21 +107,25 @@ def start(image: Image, name: str, folder: Path, redis_port: int) -> None:
     environment["PATH"] = environment["PATH"].replace("$PATH", "/usr/bin:/bin")
     environment |= {key: str(writable) for key in ("HOME", "OPENBOOK_CACHE") if key in environment}
     words, health = [adapt(word) for word in image.entrypoint + image.command], [adapt(word) for word in image.health]
-    if name == "trainer":
+    if name == "trainer":  # it would train: its configuration is resolved, and what it trains with is imported
         words.append("--print-config")
-    user = {"user": 10001, "group": 10001, "extra_groups": []} if _may_change_user() else {}
+    user: dict[str, Any] = {"user": 10001, "group": 10001, "extra_groups": []} if _may_change_user() else {}
     if user:
         os.chown(writable, 10001, 10001)
     for command in filter(None, (words, health)):
         command[0] = shutil.which(command[0], path=environment["PATH"]) or command[0]
     print(" ".join(words), flush=True)
     began = time.monotonic()
-    process = subprocess.Popen(words, env=environment, cwd=ROOT if name == "trainer" else writable, **user)  # type: ignore[call-overload]
+    process = subprocess.Popen(words, env=environment, cwd=ROOT if name == "trainer" else writable, **user)
     try:
         if health:
-            _until_healthy(process, health, environment, writable)
+            until_healthy(process, health, environment, writable, user)
         elif status := process.wait(HEALTHY_WITHIN_S):
             raise SystemExit(f"ended with {status}")
+        if name == "trainer":
+            words = [f"{swaps[INSTALLED]}/bin/python", "-c", TRAINS_WITH]
+            if subprocess.run(words, env=environment, cwd=writable, timeout=STEP_WITHIN_S, **user).returncode:
+                raise SystemExit(f"cannot {TRAINS_WITH}")
     finally:
         process.terminate()
         try:
@@ -129,7 +135,9 @@ def start(image: Image, name: str, folder: Path, redis_port: int) -> None:
     print(f"{'healthy' if health else 'ran'} after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _until_healthy(process: subprocess.Popen[bytes], health: list[str], environment: dict[str, str], cwd: Path) -> None:
+def until_healthy(
+    process: subprocess.Popen[bytes], health: list[str], environment: dict[str, str], cwd: Path, user: dict[str, Any]
+) -> None:
     """A check costs seconds of computing, so there is none before something listens, and pauses are longer than checks."""
     place, deadline = urlsplit(health[-1]), time.monotonic() + HEALTHY_WITHIN_S
     why = "nothing listens"
@@ -138,18 +146,14 @@ def _until_healthy(process: subprocess.Popen[bytes], health: list[str], environm
             listens = probe.connect_ex((place.hostname, place.port)) == 0
         began = time.monotonic()
         if listens:
-            checked = subprocess.run(health, env=environment, cwd=cwd, stderr=subprocess.PIPE, text=True, timeout=120)
+            checked = subprocess.run(
+                health, env=environment, cwd=cwd, stderr=subprocess.PIPE, text=True, timeout=120, **user
+            )
             if checked.returncode == 0:
                 return
             why = checked.stderr.strip()
         time.sleep(0.5 + 2 * (time.monotonic() - began))
     raise SystemExit(f"not healthy: {why if process.poll() is None else f'ended with {process.returncode}'}")
-
-
-def _free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
 
 
 def _may_change_user() -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
+
+from openbook_database.registry.local_redis import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +29,7 @@ class Guide:
         self._smaller = {**smaller, "examples/": f"{ROOT}/examples/"}
         for written in smaller:
             assert any(written in block for block in self.blocks), f"{name}.md no longer says {written!r}"
-        self._ports = {port: _free_port() for port in ("7000", "7001")}
+        self._ports = {port: str(free_port()) for port in ("7000", "7001")}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PATH": path}
 
@@ -38,18 +41,21 @@ class Guide:
             env=self._environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=400,
         )
         assert done.returncode == 0, f"{done.stderr}\n{self._log.read_text() if self._log.exists() else ''}"
         return done.stdout
 
     @contextmanager
     def services(self, block: str) -> Iterator[None]:
-        """The services that the block starts in the background, from when all are ready until they have ended."""
+        """The services that the block starts in the background, from when all are ready until they have ended.
+
+        One that ends by itself, as the block when a command fails, fails the test.
+        """
         output = self._folder / "output"
         with output.open("w") as stdout, self._log.open("w") as stderr:
-            started = subprocess.Popen(
-                ["bash", "-ec", self._adapt(block) + "wait\n"],
+            shell = subprocess.Popen(
+                ["bash", "-ec", self._adapt(block) + "wait -n\n"],
                 cwd=self._folder,
                 env=self._environment,
                 stdout=stdout,
@@ -59,12 +65,13 @@ class Guide:
             try:
                 deadline = time.monotonic() + 240
                 while output.read_text().count('"address"') < block.count("serve "):
+                    assert shell.poll() is None, f"ended early:\n{self._log.read_text()}"
                     assert time.monotonic() < deadline, self._log.read_text()
                     time.sleep(0.2)
                 yield
+                assert shell.poll() is None, f"ended early:\n{self._log.read_text()}"
             finally:
-                os.killpg(started.pid, signal.SIGTERM)
-                started.wait(30)
+                _end_group(shell)
 
     def _adapt(self, block: str) -> str:
         for written, smaller in self._smaller.items():
@@ -74,7 +81,21 @@ class Guide:
         return block
 
 
-def _free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
+def _end_group(shell: subprocess.Popen[bytes]) -> None:
+    """End the shell and all that it started; SIGKILL for what has not ended after 30 s."""
+    for sign, patience_s in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, sign)
+        deadline = time.monotonic() + patience_s
+        while _lives(shell.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    shell.wait(10)
+
+
+def _lives(group: int) -> bool:
+    """Whether a process of the group runs; one that has ended and was not waited for does not."""
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                return True
+    return False

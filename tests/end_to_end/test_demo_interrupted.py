@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def start(workdir: Path) -> subprocess.Popen[str]:
+def start(workdir: Path, registry: str = "directory") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "openbook_cli", "demo", "--documents", "2", "--questions", "1"]
-    command += ["--train-seconds", "0", "--workdir", str(workdir)]
+    command += ["--train-seconds", "0", "--workdir", str(workdir), "--registry", registry]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
@@ -48,17 +48,20 @@ def left_behind(workdir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "moment"),
+    ("number", "moment", "registry"),
     [
-        (signal.SIGINT, "building"),
-        (signal.SIGTERM, "starting the embedder"),
-        (signal.SIGHUP, "starting the generation server"),
-        (signal.SIGKILL, "starting the generation server"),
+        (signal.SIGINT, "building", "directory"),
+        (signal.SIGKILL, "building", "directory"),
+        (signal.SIGTERM, "starting the embedder", "redis"),
+        (signal.SIGHUP, "starting the generation server", "directory"),
+        (signal.SIGKILL, "starting the generation server", "redis"),
     ],
 )
-def test_nothing_is_left_and_the_next_run_goes_on(number: signal.Signals, moment: str, tmp_path: Path) -> None:
+def test_nothing_is_left_and_the_next_run_goes_on(
+    number: signal.Signals, moment: str, registry: str, tmp_path: Path
+) -> None:
     workdir = tmp_path / "work"
-    process = start(workdir)
+    process = start(workdir, registry)
     read_until(process, moment)
     time.sleep(1.0)
     process.send_signal(number)
@@ -67,6 +70,8 @@ def test_nothing_is_left_and_the_next_run_goes_on(number: signal.Signals, moment
     while left_behind(workdir) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left_behind(workdir) == []
+    # A build that had gone on would have come to its end.
+    assert (workdir / "snapshots" / "factbook-2015-11-18-first-2").exists() == (moment != "building")
     again = start(workdir)
     try:
         read_until(again, "live: 2015-11-18")

@@ -5,19 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from openbook_database.registry.local_redis import free_port
+
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
 
 
 def blocks() -> list[str]:
@@ -35,7 +30,7 @@ def wait_for_lines(path: Path, number: int) -> None:
 
 
 def test_the_commands_by_hand(tmp_path: Path) -> None:
-    ports = {port: free_port() for port in ("7000", "7001", "8000")}
+    ports = {port: str(free_port()) for port in ("7000", "7001", "8000")}
     start, live, ask = blocks()
 
     def adapt(block: str) -> str:

@@ -12,19 +12,19 @@ from zstandard import ZstdCompressor
 from openbook_model import RetroConfig, RetroModel, initialise, save
 
 
-def write_task(data: Path, lands: dict[str, str]) -> None:
+def write_task(data: Path, lands: dict[str, str], question: str = "the river {} flows through which land") -> None:
     """The task `nq` asks through which land each river flows."""
     rows = [
         {
             "example_id": number,
             "title_text": river,
-            "question_text": f"the river {river} flows through which land",
+            "question_text": question.format(river),
             "paragraph_text": f"The river {river} flows through {land}.",
             "original_nq_answers": [[{"string": land}]],
         }
         for number, (river, land) in enumerate(lands.items())
     ]
-    (data / "nq").mkdir()
+    (data / "nq").mkdir(exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows).encode()
     (data / "nq" / "qed-part-a.jsonl.zst").write_bytes(ZstdCompressor().compress(text))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +15,8 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "deploy" / "docker"))
-from dockerfile import read_dockerfile
-from image_smoke import build
+from dockerfile import Image, read_dockerfile
+from image_smoke import TRAINS_WITH, build, start, until_healthy
 
 DOCKER = Path(__file__).parents[2] / "deploy" / "docker"
 
@@ -63,6 +64,50 @@ def test_steps_are_taken_in_order_and_pip_keeps_to_the_environment(
     with pytest.raises(SystemExit, match="ended with 2"):
         build(read_dockerfile(path), "cli", tmp_path / "second", tmp_path)
     assert "Could not find an activated virtualenv" in capfd.readouterr().err
+
+
+def test_a_build_argument_has_its_default_unless_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.Dockerfile"
+    path.write_text(DOCKERFILE.replace("RUN python", 'ARG KIND=one\nRUN test "$KIND" = one\nRUN python', 1))
+    (tmp_path / "wheels").mkdir()
+    write_wheel(tmp_path / "wheels" / "x", "x")
+    monkeypatch.setenv("KIND", "two")
+    with pytest.raises(SystemExit, match="ended with 1"):
+        build(read_dockerfile(path), "cli", tmp_path / "first", tmp_path)
+    monkeypatch.delenv("KIND")
+    path.write_text(path.read_text().replace("./wheels/*.whl", "./wheels/x/*.whl"))
+    build(read_dockerfile(path), "cli", tmp_path / "second", tmp_path)
+
+
+def test_the_health_check_runs_as_the_images_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    users: list[object] = []
+
+    def run(words: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        users.append(options.get("user"))
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr("image_smoke.subprocess.run", run)
+    with socket.create_server(("127.0.0.1", 0)) as listening, subprocess.Popen(["sleep", "60"]) as process:
+        health = ["check", f"http://127.0.0.1:{listening.getsockname()[1]}/healthz"]
+        until_healthy(process, health, {}, tmp_path, {"user": 10001})
+        process.terminate()
+    assert users == [10001]
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_the_trainer_trains_with_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setattr("image_smoke._may_change_user", lambda: False)
+    python = tmp_path / "openbook" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\necho "$2" > imported\nexit {status}\n')
+    python.chmod(0o755)
+    image = Image(user="10001:10001", environment={"PATH": "/opt/openbook/bin:$PATH"}, entrypoint=["true"])
+    if status:
+        with pytest.raises(SystemExit, match="cannot import openbook_trainer"):
+            start(image, "trainer", tmp_path, 0)
+    else:
+        start(image, "trainer", tmp_path, 0)
+    assert (tmp_path / "writable" / "imported").read_text().strip() == TRAINS_WITH
 
 
 def begin(folder: Path, **more: str) -> subprocess.Popen[str]:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from manifest_checks import K8S, OVERLAYS, ROOT, Container, containers, environment, render, train_config
 
 from openbook_core.health import why_unhealthy
-from openbook_database.registry.local_redis import find_redis_server
+from openbook_database.registry.local_redis import find_redis_server, free_port
 
 PASSWORD = "not-a-secret"
 # Without the timing of two dtypes at the start.
@@ -55,12 +55,6 @@ class Running:
             time.sleep(0.2)
 
 
-def free_port() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return str(taken.getsockname()[1])
-
-
 class Cluster:
     """Runs containers on this machine: paths, hosts and ports are replaced, everything else is as rendered."""
 
@@ -74,8 +68,8 @@ class Cluster:
             if not each.sidecar  # test_manifests starts it
         }
         self.not_started = {tuple(each.words) for each in self.containers.values()}
-        self._ports = {name: free_port() for name in ("redis", "router", "embedder", "generator")}
-        self._rendezvous = {overlay: free_port() for overlay in OVERLAYS}
+        self._ports = {name: str(free_port()) for name in ("redis", "router", "embedder", "generator")}
+        self._rendezvous = {overlay: str(free_port()) for overlay in OVERLAYS}
         for name in ("files", "snapshots", "data", "etc", "bin"):
             (folder / name).mkdir()
         for name, module in (("openbook", "openbook_cli"), ("torchrun", "torch.distributed.run")):
@@ -111,7 +105,7 @@ class Cluster:
     def begin(self, workload: str, *more: str, overlay: str = "production", index: int = 0) -> Running:
         container = self.containers[overlay, workload]
         self.not_started.discard(tuple(container.words))
-        own = {"port": self._ports.get(workload, free_port()), "metrics": free_port()}
+        own = {"port": self._ports.get(workload, str(free_port())), "metrics": str(free_port())}
         own["rendezvous"] = self._rendezvous[overlay]
         words = [self.words_here(word, **own) for word in container.words]
         words = [re.sub(r"(--member-index|--node-rank)=0", rf"\g<1>={index}", word) for word in words]

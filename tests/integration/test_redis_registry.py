@@ -164,6 +164,37 @@ def test_a_server_of_the_demos_own_goes_with_it(tmp_path: Path) -> None:
         check_registry(place)
 
 
+_OWNER = """
+import sys, time
+from pathlib import Path
+from openbook_database.registry.local_redis import LocalRedis
+server = LocalRedis(Path(sys.argv[1]))
+if sys.argv[2] == "release":
+    server.release()
+print(server.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["follow", "release"])
+def test_a_server_ends_with_a_killed_owner_unless_released(tmp_path: Path, kind: str) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", _OWNER, str(tmp_path), kind], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    pid = int(owner.stdout.readline())
+    owner.kill()
+    owner.communicate()
+
+    def lives() -> bool:
+        status = Path(f"/proc/{pid}/stat")
+        return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+    if kind == "release":
+        time.sleep(1)
+        assert lives()
+        os.kill(pid, signal.SIGTERM)
+    support.wait_for(lambda: not lives(), "the server has ended")
+
+
 # --- gone ---
 
 

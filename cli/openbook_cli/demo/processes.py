@@ -16,8 +16,13 @@ from typing import IO, Any, Self
 
 from openbook_core.errors import OpenbookError, UnavailableError
 
-OPENBOOK = [sys.executable, "-m", "openbook_cli"]
 _CHILD = [sys.executable, "-m", "openbook_cli.demo.child"]
+
+
+def leave_on_signals() -> None:
+    """SIGTERM and SIGHUP end this process through what stops its children, with the exit code of a shell."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def child_environment() -> dict[str, str]:

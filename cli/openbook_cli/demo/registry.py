@@ -42,6 +42,7 @@ def new_registry(kind: str, workdir: Path, *, keep: bool) -> Iterator[str]:
             yield kind if "?" in kind else f"{kind}?prefix=openbook-demo-{folder.name}:"
         kept = keep
         if kept and server is not None:
+            server.release()
             print(f"{'redis':<12} 127.0.0.1:{server.port}  (pid {server.pid})")
     finally:
         if not kept:

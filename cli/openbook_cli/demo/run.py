@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -18,13 +16,13 @@ import httpx
 from openbook_cli.alone import alone_in
 from openbook_cli.demo.checker import Checker
 from openbook_cli.demo.load import Call, Load, attempt, complete, latency, search
-from openbook_cli.demo.processes import OPENBOOK, Processes, child_environment
+from openbook_cli.demo.processes import Processes, leave_on_signals
 from openbook_cli.demo.questions import Question, grade, load_questions
 from openbook_cli.demo.registry import check_registry, new_registry
 from openbook_cli.demo.report import print_figures, print_table, print_training
 from openbook_cli.swap import swap_to, wait_for_routers
 from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.errors import ArgumentError, UnavailableError
+from openbook_core.errors import ArgumentError, OpenbookError, UnavailableError
 
 DATABASE = "factbook"
 OLD, NEW = "2015-11-18", "2026-02-19"
@@ -53,8 +51,7 @@ class DemoOptions:
 
 def run(options: DemoOptions) -> int:
     """Returns the exit code: 0 only if nothing failed, nothing was mixed and no weight changed."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # leave through what stops the services
+    leave_on_signals()
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
     if options.train_seconds and not options.train_config.is_file():
@@ -83,7 +80,8 @@ def _run(options: DemoOptions) -> int:
             f"no question is about the first {options.documents} documents; take more", field="documents"
         )
     _say(f"{len(questions)} questions about {DATABASE}")
-    folders = {edition: _build(edition, path, options) for edition, path in sources.items()}
+    with Processes(options.workdir / "logs") as builds:
+        folders = {edition: _build(builds, edition, path, options) for edition, path in sources.items()}
     built = time.monotonic()
     with (
         new_registry(options.registry, options.workdir, keep=options.keep) as registry,
@@ -136,20 +134,22 @@ def _write(figures: dict[str, Any], path: Path | None) -> None:
         _say(f"figures written to {path}")
 
 
-def _build(edition: str, source: Path, options: DemoOptions) -> Path:
+def _build(processes: Processes, edition: str, source: Path, options: DemoOptions) -> Path:
     suffix = f"-first-{options.documents}" if options.documents else ""
     out = options.workdir / "snapshots" / f"{DATABASE}-{edition}{suffix}"
     _say(f"building {out} (left alone if it is there)")
-    command = [*OPENBOOK, "db", "build", str(source), "--out", str(out), "--database", DATABASE]
-    command += ["--shards", str(SHARDS), "--metadata", "region"]
+    arguments = ["db", "build", str(source), "--out", str(out), "--database", DATABASE]
+    arguments += ["--shards", str(SHARDS), "--metadata", "region"]
     if options.documents:
-        command += ["--limit-documents", str(options.documents)]
+        arguments += ["--limit-documents", str(options.documents)]
     out.parent.mkdir(parents=True, exist_ok=True)
-    if subprocess.run(command, env=child_environment(), stdout=sys.stderr).returncode:
+    try:
+        lines = processes.run(f"db build {edition}", arguments)
+    except OpenbookError as error:
         raise UnavailableError(
-            f"building {out} failed, for the reason above; run it again to go on from where it stopped, or delete "
-            f"{out.parent} to begin anew"
-        )
+            f"{error.message}; run it again to go on from where it stopped, or delete {out.parent} to begin anew"
+        ) from None
+    print("\n".join(lines), file=sys.stderr, flush=True)
     return out
 
 

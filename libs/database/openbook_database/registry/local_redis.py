@@ -1,4 +1,8 @@
-"""A redis-server of one's own, for the demo and the tests: on 127.0.0.1, its data in a given folder, ended by pid."""
+"""A redis-server of one's own, for the demo and the tests: on 127.0.0.1, its data in a given folder, ended by pid.
+
+It does not outlive the process that started it, even by SIGKILL: a guard's standard input is a pipe that only this process
+holds, and where it ends before a line came the guard ends the server.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from urllib.parse import quote
 from openbook_core.errors import UnavailableError
 
 _ATTEMPTS = 5
+_GUARD = 'read -r _ || kill "$0"'
 
 
 def find_redis_server() -> str:
@@ -43,7 +48,7 @@ class LocalRedis:
         options = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "yes" if keep else "no"]
         options += ["--dir", str(folder), "--requirepass", password]
         for _ in range(_ATTEMPTS if port == 0 else 1):
-            self.port = port or _free_port()
+            self.port = port or free_port()
             with self._log.open("ab") as log:
                 self._popen = subprocess.Popen(
                     [find_redis_server(), *options, "--port", str(self.port)],
@@ -52,6 +57,9 @@ class LocalRedis:
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
+            self._guard = subprocess.Popen(
+                ["sh", "-c", _GUARD, str(self.pid)], stdin=subprocess.PIPE, start_new_session=True, text=True
+            )
             if self._answers(deadline_s=10.0):
                 break
             self.stop()
@@ -75,6 +83,12 @@ class LocalRedis:
         """End it as a power cut would."""
         self._popen.kill()
         self._popen.wait()
+        self.release()
+
+    def release(self) -> None:
+        """Let it outlive this process; may be called again."""
+        if self._guard.poll() is None:
+            self._guard.communicate("\n")
 
     def stop(self) -> None:
         """End it; may be called again."""
@@ -83,6 +97,7 @@ class LocalRedis:
             self._popen.wait(10)
         except subprocess.TimeoutExpired:
             self.kill()
+        self.release()
 
     def _answers(self, deadline_s: float) -> bool:
         """Whether it takes connections before it ends and before the deadline."""
@@ -95,7 +110,8 @@ class LocalRedis:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listened a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
