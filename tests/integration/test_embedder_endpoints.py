@@ -31,6 +31,7 @@ from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.remote_encoder import RemoteEncoder
 from openbook_database.testing import tiny_rows, tiny_tokenizer, write_rows
+from openbook_embedder.config import EncoderOptions
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.stream import MAX_STREAM_MESSAGES
 from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
@@ -46,7 +47,10 @@ Embed = Callable[[RunningEmbedder, dict[str, Any]], None]
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EncoderEngine]:
     threads = torch.get_num_threads()
     yield EncoderEngine.load(
-        write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "tiny"), dtype="float32", threads=1
+        write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "tiny"),
+        dtype="float32",
+        threads=1,
+        options=EncoderOptions(pooling="mean"),
     )
     torch.set_num_threads(threads)
 
