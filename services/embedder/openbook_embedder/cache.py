@@ -175,14 +175,14 @@ class _Breaker:
         self._what = what
         self._lock = threading.Lock()
         self._failing = False
-        self._again = 0.0
+        self._tried = 0.0
 
     def allows(self) -> bool:
         with self._lock:
             now = time.monotonic()
-            if self._failing and now < self._again:
+            if self._failing and now < self._tried + _PAUSE_S:
                 return False
-            self._again = now + _PAUSE_S
+            self._tried = now
             return True
 
     def worked(self) -> None:
@@ -193,7 +193,9 @@ class _Breaker:
 
     def failed(self, error: BaseException) -> None:
         with self._lock:
-            self._again = time.monotonic() + _PAUSE_S
+            self._tried = time.monotonic()
             if not self._failing:
-                _log.warning(f"{self._what} fails, so the cache is not used until it works again: {error!r}")
+                _log.warning(
+                    f"{self._what} fails, one call in {_PAUSE_S:g} s tries on: {type(error).__name__}: {error}"
+                )
             self._failing = True

@@ -175,7 +175,8 @@ class Intake:
         if not call.tokenizer:
             raise ArgumentError(
                 f"tokenizer: token ids need the digest of the tokenizer that made them, here {self.tokenizer.digest}; give "
-                "it, or send text",
+                "it, or send text (a client that makes OpenAI's ids must be told to: LangChain by "
+                "check_embedding_ctx_length=False)",
                 field="tokenizer",
             )
         if call.tokenizer != self.tokenizer.digest:
