@@ -8,8 +8,9 @@ all little-endian; anything else counts as damaged and as a miss.
 A vector that is found was computed among other batch mates, and maybe on another replica: it is the one that would be
 computed now within the tolerance that batch mates have, not to the last bit. So a build neither asks nor fills the cache.
 
-Redis never holds up a call for more than _TIMEOUT_S: looking up is another thread's work, whatever it is that hangs, and
-writing too. After a failure nobody asks for _PAUSE_S, then one call tries.
+Redis never holds up a call for more than _TIMEOUT_S and _TIMEOUT_PER_TEXT_S, which is about what encoding the text takes:
+looking up is another thread's work, whatever it is that hangs, and writing too. After a failure nobody asks for _PAUSE_S,
+then one call tries.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.metrics import EmbedderMetrics
 
-_TIMEOUT_S = 0.05
+# A healthy Redis answers in a millisecond, but the thread that reads it may wait for a core.
+_TIMEOUT_S = 0.1
+_TIMEOUT_PER_TEXT_S = 0.0005
 _PAUSE_S = 5.0
 # Texts whose vectors wait to be written; more are dropped.
 _MAX_UNWRITTEN = 4096
@@ -76,7 +79,9 @@ class VectorCache:
         if not self._reads.allows():
             return self.bypass(ids)
         keys = [self._key(row) for row in ids]
-        patience = _TIMEOUT_S if deadline is None else max(0.0, min(_TIMEOUT_S, deadline - time.monotonic()))
+        limit = patience = _TIMEOUT_S + len(ids) * _TIMEOUT_PER_TEXT_S
+        if deadline is not None:
+            patience = min(limit, max(0.0, deadline - time.monotonic()))
         reading = self._readers.submit(self._client.mget, keys)
         try:
             values = reading.result(patience)
@@ -85,7 +90,7 @@ class VectorCache:
         except Exception as error:  # noqa: BLE001  a cache that fails is no reason to fail
             reading.cancel()
             # Redis is not to blame for a caller's deadline.
-            if patience == _TIMEOUT_S or not isinstance(error, TimeoutError):
+            if patience == limit or not isinstance(error, TimeoutError):
                 self._reads.failed(error)
             return self._count(ids, "error")
         self._reads.worked()
@@ -132,15 +137,15 @@ class VectorCache:
             self._unwritten -= len(ids)
 
     def _key(self, ids: Sequence[int]) -> bytes:
-        return self._prefix + hashlib.sha256(np.array(ids, dtype="<u4").tobytes()).hexdigest().encode()
+        return self._prefix + hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest().encode()
 
     def _decode(self, value: bytes | str | None) -> NDArray[np.float32] | None:
         if value is None:
             return None
         if isinstance(value, bytes) and len(value) == _HEADER.size + 4 * self._dimension:
-            data = value[_HEADER.size :]
-            if _HEADER.unpack_from(value) == (_MARK, self._dimension, zlib.crc32(data)):
-                return np.frombuffer(data, "<f4")
+            checksum = zlib.crc32(memoryview(value)[_HEADER.size :])
+            if _HEADER.unpack_from(value) == (_MARK, self._dimension, checksum):
+                return np.frombuffer(value, "<f4", offset=_HEADER.size)
         self._metrics.cache_damaged.inc()
         return None
 
