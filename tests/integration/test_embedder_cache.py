@@ -27,7 +27,7 @@ from prometheus_client import CollectorRegistry
 
 from openbook_core.clients import EmbedderClient
 from openbook_core.clients.embedder import EmbedResult
-from openbook_core.errors import ArgumentError, OverloadedError
+from openbook_core.errors import ArgumentError, OverloadedError, UnavailableError
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.registry.local_redis import LocalRedis, free_port
@@ -395,7 +395,7 @@ def test_a_build_neither_asks_nor_fills_it(
     assert (writes(running), len(store.keys())) == (7, 7)
 
 
-def test_cached_texts_take_no_room_in_the_queue(
+def test_cached_texts_need_neither_room_nor_encoder(
     engine: EncoderEngine, server: LocalRedis, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known, waiting = ["land " * 200] * 5, ["water " * 200] * 5
@@ -410,7 +410,7 @@ def test_cached_texts_take_no_room_in_the_queue(
     with (
         running_embedder(engine, **settings) as running,
         EmbedderClient(running.address) as client,
-        ThreadPoolExecutor(2) as pool,
+        ThreadPoolExecutor(3) as pool,
     ):
         client.embed(known, "query")
         wait_for(lambda: writes(running) == 5)
@@ -421,11 +421,17 @@ def test_cached_texts_take_no_room_in_the_queue(
         wait_for(lambda: running.value("openbook_embedder_queue_texts") == 5)
         try:
             assert client.embed(known, "query").cached == 5
+            calls.append(pool.submit(client.embed, [*known, "land"], "query"))
+            wait_for(lambda: running.value("openbook_embedder_queue_texts") == 6)
             with pytest.raises(OverloadedError):
                 client.embed([*known[:1], "land and water " * 40], "query")
+            running.batcher.ready = False
+            assert client.embed(known, "query").cached == 5
+            with pytest.raises(UnavailableError):
+                client.embed([*known, "sea"], "query")
         finally:
             gate.set()
-        assert [each.result(60).cached for each in calls] == [0, 0]
+        assert [each.result(60).cached for each in calls] == [0, 0, 5]
 
 
 # --- settings ---
