@@ -28,7 +28,7 @@ class EmbedderMetrics:
         )
         self.stage_seconds = Histogram(
             "openbook_embedder_stage_seconds",
-            "Seconds of each stage: tokenize and queue of a call or message, encode of a batch",
+            "Seconds of each stage: tokenize, cache and queue of a call or message, encode of a batch",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
