@@ -66,6 +66,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRedis]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine is no outage; the tests of outages shorten it."""
+    monkeypatch.setattr(cache_module, "_TIMEOUT_S", 10.0)
+
+
 @pytest.fixture
 def store(server: LocalRedis) -> redis.Redis:
     """A second client on the server, emptied."""
@@ -269,6 +275,7 @@ def test_nobody_waits_for_what_hangs_and_one_call_tries_after_a_pause(
     engine: EncoderEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(cache_module, "_PAUSE_S", 1000.0)
+    monkeypatch.setattr(cache_module, "_TIMEOUT_S", 1.0)
     caplog.set_level(logging.INFO, "openbook_embedder.cache")
     with (
         LocalRedis(tmp_path / "redis") as server,
@@ -309,6 +316,7 @@ def test_a_lookup_that_never_returns_holds_up_no_call(server: LocalRedis, monkey
     """As where the name of Redis' host cannot be resolved, which no timeout of a socket ends."""
     cache, registry = direct(server.url)
     released = threading.Event()
+    monkeypatch.setattr(cache_module, "_TIMEOUT_S", 0.05)
     monkeypatch.setattr(cache._client, "mget", lambda keys: released.wait(30))
     try:
         # A caller that is in more of a hurry says nothing about Redis.
