@@ -5,9 +5,11 @@ Needs starlette and pydantic, which those services depend on; nothing else of op
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +20,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openbook_core.errors import ArgumentError, OpenbookError, Reason, UnavailableError
 from openbook_core.telemetry import bind_request_id
+
+# Of a refused request's body, the most that is read and dropped, and the longest that this may take.
+_DRAIN_BYTES = 64 * 1024 * 1024
+_DRAIN_S = 10.0
 
 
 class StrictBody(BaseModel):
@@ -136,6 +142,45 @@ class Observe:
             await send(message)
 
         await self._app(scope, receive, observed)
+
+
+class DrainBody:
+    """Before an answer leaves, reads and drops what the service left unread of the request's body, within bounds.
+
+    A connection that closes with unread bytes is reset, and the client may never see why it was refused. Beyond the
+    bounds it is closed all the same, and so is that of a client that asked before it sent (`expect: 100-continue`).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        asks = headers.get(b"expect", b"").lower() == b"100-continue"
+
+        async def received() -> Message:
+            nonlocal unread, asks
+            asks = False
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drained(message: Message) -> None:
+            if message["type"] == "http.response.start" and unread:
+                size = 0
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_DRAIN_S):
+                        while unread and not asks and size < _DRAIN_BYTES:
+                            size += len((await received()).get("body", b""))
+                if unread:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, received, drained)
 
 
 def listen(host: str, port: int, field: str = "port") -> socket.socket:

@@ -17,7 +17,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from openbook_core.errors import OpenbookError
-from openbook_core.http import Observe, error_body, error_response, parse_body, read_body, route_error_response
+from openbook_core.http import (
+    DrainBody,
+    Observe,
+    error_body,
+    error_response,
+    parse_body,
+    read_body,
+    route_error_response,
+)
 from openbook_core.telemetry import get_logger
 from openbook_generator.job import Piece
 from openbook_generator.schemas import ChatRequest, CompletionRequest
@@ -34,6 +42,7 @@ def create_app(generator: Generator) -> FastAPI:
     app = FastAPI(title="Openbook generator", docs_url=None, redoc_url=None, openapi_url=None)
     created = int(time.time())
 
+    app.add_middleware(DrainBody)
     app.add_middleware(Observe, count=lambda path, status: generator.metrics.requests.labels(path, status).inc())
 
     @app.exception_handler(OpenbookError)
