@@ -19,7 +19,7 @@ Texts = Annotated[
 ]
 DEFAULT_TEXTS = Path("examples/factbook/2026-02-19.jsonl.zst")
 # Chunks of 64 tokens that two encoders are compared on.
-_CHUNKS = 2000
+_CHUNKS = 1000
 
 
 @app.command()
@@ -58,9 +58,9 @@ def _require(field: str, given: str, known: tuple[str, ...]) -> None:
 
 def _passages(path: Path) -> list[str]:
     """The first chunks of the documents in `path`, as a build embeds them."""
-    if path == DEFAULT_TEXTS and not path.exists():
+    if not path.exists():
         raise ConfigError(
-            f"texts: {path} is not here; give documents like those to be searched: --texts FILE.jsonl", field="texts"
+            f"texts: there is no {path}; give documents like those to be searched: --texts FILE.jsonl", field="texts"
         )
     from openbook_core.tokenizer import Tokenizer
     from openbook_database.build.settings import DEFAULT_TEMPLATE

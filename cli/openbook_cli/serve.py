@@ -26,7 +26,7 @@ def embedder(
     ] = "auto",
     device: Annotated[str, typer.Option(help="Of torch: auto, cpu or cuda.")] = "auto",
     compile_: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; by default on a GPU only.")
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile, and CUDA graphs; on a GPU only.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the encoder.")] = None,
     pooling: Pooling = None,

@@ -23,11 +23,17 @@ def free_port() -> str:
 
 def test_the_guide(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "guides" / "embedder.md").read_text(encoding="utf-8")
-    start, ask, build = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    start, ask, build, export = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    few = tmp_path / "few.jsonl"
+    rows = ({"id": str(number), "text": f"Country {number} has {number * 7919} inhabitants."} for number in range(100))
+    few.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert "--texts examples/factbook/2026-02-19.jsonl.zst" in export
     ports = {port: free_port() for port in ("7001", "7002")}
 
     def adapt(block: str) -> str:
-        block = block.replace("--limit-documents 20", "--limit-documents 2").replace("examples/", f"{ROOT}/examples/")
+        block = block.replace("--limit-documents 20", "--limit-documents 2")
+        block = block.replace("--texts examples/factbook/2026-02-19.jsonl.zst", f"--texts {few}")
+        block = block.replace("examples/", f"{ROOT}/examples/")
         return re.sub("7001|7002", lambda found: ports[found[0]], block)
 
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -60,6 +66,7 @@ def test_the_guide(tmp_path: Path) -> None:
             assert said["http"].endswith(ports["7002"])
             assert '"embedding"' in run(ask)
             assert "2 documents" in run(build)
+            assert "exported to build/embedder/onnx: " in run(export)
         finally:
             os.killpg(service.pid, signal.SIGTERM)
             service.wait(30)

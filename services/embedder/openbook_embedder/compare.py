@@ -17,7 +17,7 @@ from openbook_embedder.config import Device, EncoderOptions
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.exported import ExportRecord
 from openbook_embedder.folder import EncoderFolder
-from openbook_embedder.recall import measure_effect
+from openbook_embedder.recall import effect_against
 
 _LIBRARIES = ("torch", "transformers", "onnxruntime", "openvino")
 
@@ -29,7 +29,7 @@ def compare_backends(
     *,
     device: Device = "auto",
     rounds: int = 5,
-    timed: int = 256,
+    timed: int = 64,
     options: EncoderOptions | None = None,
 ) -> dict[str, Any]:
     """JSON values: for `model` in torch (float32 and bfloat16) and each of its `exports`, chunks/s from text over
@@ -60,13 +60,15 @@ def compare_backends(
             engine.encode(sample)
             if turn:  # the first turn warms up
                 seconds[name].append(time.perf_counter() - start)
+    exact_ND = exact.encode(texts)
+    effects = {name: effect_against(exact, exact_ND, engine, texts) for name, engine in engines.items()}
     return {
         "model": str(model),
         "threads": torch.get_num_threads(),
         "versions": _versions(),
         "tokens_per_text": round(sum(exact.tokenize(sample).counts) / len(sample), 1),
         "chunks_per_s": {name: round(len(sample) / median(taken), 1) for name, taken in seconds.items()},
-        "effect": {name: measure_effect(exact, engine, texts).model_dump() for name, engine in engines.items()},
+        "effect": {name: effect.model_dump() for name, effect in effects.items()},
         "raw": {"texts_per_turn": len(sample), "seconds": seconds},
     }
 

@@ -38,7 +38,7 @@ class EmbedderConfig(EncoderOptions):
     dtype: Dtype = Field(default="auto", description="auto times bfloat16 against float32 at start")
     backend: Backend = Field(default="auto", description="what computes; auto takes what the folder holds")
     device: Device = Field(default="auto", description="of torch: cpu or cuda; auto takes a GPU where there is one")
-    compile: bool | None = Field(default=None, description="torch.compile; by default on a GPU only")
+    compile: bool | None = Field(default=None, description="torch.compile, and CUDA graphs; by default on a GPU only")
     threads: int | None = Field(default=None, ge=1, description="threads of the encoder; by default one per core")
     max_texts: int = Field(default=1024, ge=1, description="most texts in one call")
     max_calls: int = Field(default=128, ge=1, le=4096, description="most calls and streams at one time")

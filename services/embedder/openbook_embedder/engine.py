@@ -5,6 +5,7 @@ Axes: N texts, T tokens of the longest text in a batch, D elements of a vector.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -77,8 +78,9 @@ class EncoderEngine:
         """A folder, with the files of sentence-transformers or without, or a name (see `openbook_core.weights`).
 
         `backend` "auto" takes an exported network where the folder holds one (see `backends`). In torch, `dtype` "auto"
-        times bfloat16 against float32 and logs what it chose, `device` "auto" takes a GPU where there is one, and
-        `compile` None compiles there only. `threads` sets torch's threads for the whole process.
+        times bfloat16 against float32 and logs what it chose, `device` "auto" takes a GPU where there is one, and there
+        `compile` None means CUDA graphs, and torch.compile where a C compiler is found; True means torch.compile on any
+        device, False neither. `threads` sets torch's threads for the whole process.
         Raises NotFoundError for an unknown model, InputError for a folder that is not a served encoder's, ConfigError
         for options against it or against what is installed, CorruptError for a file that was changed, ArgumentError for
         an unknown dtype, backend or device.
@@ -165,27 +167,31 @@ class EncoderEngine:
             network = network.to_bfloat16()
             self._use(network)
         on_gpu = network.device != "cpu"
-        compile = on_gpu if compile is None else compile
-        if not (on_gpu or compile):
+        if compile is False or not (on_gpu or compile):
             return
+        compiled = compile or _has_compiler()
         start, plain_ND = time.perf_counter(), self.probe_vectors
         try:
-            if compile:
+            if compiled:
                 network.compile()
             if on_gpu:
                 network.fix_shapes(self.max_tokens, self._folder.architecture.pad_id, cuda_graph())
             self._use(network)
         except Exception as error:
-            hint = "; start without it: --no-compile" if compile else ""
-            raise OpenbookError(f"the network does not compile on {network.device}{hint}: {error}") from error
+            raise OpenbookError(
+                f"the network does not compile for {network.device}; start with --no-compile: {error}", field="compile"
+            ) from error
         cosine = lowest_cosine(plain_ND, self.probe_vectors)
         if not cosine >= MIN_PROBE_COSINE:
             raise OpenbookError(
                 f"compiling changed the vectors: lowest cosine on the probe texts {cosine:.5f}, at least "
-                f"{MIN_PROBE_COSINE} is right; start without it: --no-compile",
+                f"{MIN_PROBE_COSINE} is right; start with --no-compile",
                 field="compile",
             )
-        _log.info(f"prepared for {network.device} in {time.perf_counter() - start:.1f} s (compiled: {compile})")
+        _log.info(
+            f"prepared for {network.device} in {time.perf_counter() - start:.1f} s: torch.compile "
+            f"{'on' if compiled else 'off, there is no C compiler'}, CUDA graphs {'on' if on_gpu else 'off'}"
+        )
 
     def _use(self, network: Network) -> None:
         self._network = network
@@ -219,6 +225,11 @@ class EncoderEngine:
                 network.vectors(ids_NT, mask_NT)
                 taken.append(time.perf_counter() - start)
         return [min(taken[1:]) for taken in seconds]
+
+
+def _has_compiler() -> bool:
+    """What torch.compile needs, and slim images lack."""
+    return any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 def lowest_cosine(left_ND: NDArray[np.float32], right_ND: NDArray[np.float32]) -> float:

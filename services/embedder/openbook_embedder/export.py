@@ -182,9 +182,11 @@ def _write_onnx(module: torch.nn.Module, path: Path) -> None:
 def _quantise(plain: Path, path: Path) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    # Unsigned weights: without VNNI the products of signed ones overflow.
+    kind = QuantType.QUInt8
     logging.disable(logging.WARNING)  # it says on the root logger what preparation might gain
     try:
-        quantize_dynamic(plain, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(plain, path, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=kind)
     finally:
         logging.disable(logging.NOTSET)
 

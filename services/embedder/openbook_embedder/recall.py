@@ -15,10 +15,16 @@ TOP = 10
 
 def measure_effect(exact: EncoderEngine, other: EncoderEngine, texts: Sequence[str]) -> Effect:
     """`texts` are distinct passages, each of them searched for among all others, as `exact` and as `other` embed them."""
-    exact_ND, other_ND = exact.encode(texts), other.encode(texts)
+    return effect_against(exact, exact.encode(texts), other, texts)
+
+
+def effect_against(
+    exact: EncoderEngine, exact_ND: NDArray[np.float32], other: EncoderEngine, texts: Sequence[str]
+) -> Effect:
+    """`measure_effect` where the vectors of `exact` are there already."""
     return Effect(
         texts=len(texts),
-        overlap=top_overlap(exact_ND, other_ND, TOP),
+        overlap=top_overlap(exact_ND, other.encode(texts), TOP),
         probe_cosine=lowest_cosine(exact.probe_vectors, other.probe_vectors),
     )
 

@@ -125,7 +125,7 @@ def test_what_does_not_compile_or_compiles_to_something_else(
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(OpenbookError, match="does not compile on cpu; start without it: --no-compile: no compiler"):
+    with pytest.raises(OpenbookError, match="does not compile for cpu; start with --no-compile: no compiler"):
         EncoderEngine.load(encoder_of("bert"), dtype="float32", compile=True)
     monkeypatch.setattr(torch, "compile", lambda run, **options: lambda *inputs: run(*inputs).flip(-1))
     with pytest.raises(OpenbookError, match="changed the vectors"):
