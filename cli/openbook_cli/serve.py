@@ -21,6 +21,13 @@ def embedder(
     port: Port = 7001,
     model: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="auto, torch, onnx or openvino; auto takes what the folder holds.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(help="Of torch: auto, cpu or cuda.")] = "auto",
+    compile_: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile, and CUDA graphs; on a GPU only.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the encoder.")] = None,
     pooling: Pooling = None,
     normalize: Normalize = None,
@@ -40,6 +47,7 @@ def embedder(
     from openbook_embedder.config import EmbedderConfig
 
     settings: dict[str, Any] = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
+    settings |= {"backend": backend, "device": device, "compile": compile_}
     settings |= {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
     settings |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     settings |= {"metrics_port": metrics_port, "http_port": http_port, "http_role": http_role}

@@ -28,7 +28,7 @@ class Encoder(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Compute type, "float32" or "bfloat16"."""
+        """Compute type, "float32" or "bfloat16", with the backend before it where that is not torch: "onnx-float32"."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [n, d] of n passages, in order."""

@@ -39,7 +39,15 @@ def serve(config: EmbedderConfig) -> None:
     """
     setup_logging("embedder")
     require_free(config.host, config.port)
-    engine = EncoderEngine.load(config.model, dtype=config.dtype, threads=config.threads, options=config)
+    engine = EncoderEngine.load(
+        config.model,
+        dtype=config.dtype,
+        backend=config.backend,
+        device=config.device,
+        compile=config.compile,
+        threads=config.threads,
+        options=config,
+    )
     if config.batch_tokens < engine.max_tokens:
         raise ConfigError(
             f"batch_tokens: {config.batch_tokens} is less than one text of {engine.max_tokens} tokens, which "

@@ -11,6 +11,8 @@ from openbook_core.weights import DEFAULT_EMBEDDER
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Pooling = Literal["mean", "cls", "last"]
+Backend = Literal["auto", "torch", "onnx", "openvino"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class EncoderOptions(FrozenConfig):
@@ -34,6 +36,9 @@ class EmbedderConfig(EncoderOptions):
     port: int = Field(default=7001, ge=0, le=65535, description="0 takes a free port")
     model: str = Field(default=DEFAULT_EMBEDDER, min_length=1, description="folder, or name of a model")
     dtype: Dtype = Field(default="auto", description="auto times bfloat16 against float32 at start")
+    backend: Backend = Field(default="auto", description="what computes; auto takes what the folder holds")
+    device: Device = Field(default="auto", description="of torch: cpu or cuda; auto takes a GPU where there is one")
+    compile: bool | None = Field(default=None, description="torch.compile, and CUDA graphs; by default on a GPU only")
     threads: int | None = Field(default=None, ge=1, description="threads of the encoder; by default one per core")
     max_texts: int = Field(default=1024, ge=1, description="most texts in one call")
     max_calls: int = Field(default=128, ge=1, le=4096, description="most calls and streams at one time")

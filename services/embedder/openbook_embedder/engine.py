@@ -5,31 +5,35 @@ Axes: N texts, T tokens of the longest text in a batch, D elements of a vector.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Self, get_args
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openbook_core.errors import ArgumentError
+from openbook_core.errors import ArgumentError, ConfigError, OpenbookError
 from openbook_core.fingerprint import Fingerprint
 from openbook_core.probes import PROBE_TEXTS
 from openbook_core.telemetry import get_logger
 from openbook_core.weights import resolve_model
-from openbook_embedder.config import Dtype, EncoderOptions
+from openbook_embedder.backends import open_network
+from openbook_embedder.config import Backend, Device, Dtype, EncoderOptions
+from openbook_embedder.exported import MIN_PROBE_COSINE
 from openbook_embedder.folder import EncoderFolder
-from openbook_embedder.network import TorchNetwork
+from openbook_embedder.network import Network, TorchNetwork
 from openbook_embedder.pooling import pool
+from openbook_embedder.shapes import cuda_graph
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
 # Padded tokens of the sub-batches of `encode`: part of what makes a build's bytes repeatable, so not a setting.
 _SUB_BATCH_TOKENS = 4096
 # bfloat16 is chosen only where it is clearly faster, so that noise in the timing does not change the choice.
 _WORTHWHILE_SPEEDUP = 1.3
-_MIN_PROBE_COSINE = 0.999
 
 _log = get_logger(__name__)
 
@@ -37,8 +41,8 @@ _log = get_logger(__name__)
 class EncoderEngine:
     """An encoder held in memory. Safe to call from several threads, but made to be called from one."""
 
-    def __init__(self, folder: EncoderFolder, tokenizer: EncoderTokenizer, network: TorchNetwork) -> None:
-        """`network` is in float32; use `load`."""
+    def __init__(self, folder: EncoderFolder, tokenizer: EncoderTokenizer, network: Network) -> None:
+        """Use `load`."""
         self._folder = folder
         self._tokenizer = tokenizer
         self._network = network
@@ -65,36 +69,43 @@ class EncoderEngine:
         name_or_path: str | Path,
         *,
         dtype: Dtype = "auto",
+        backend: Backend = "auto",
+        device: Device = "auto",
+        compile: bool | None = None,
         threads: int | None = None,
         options: EncoderOptions | None = None,
     ) -> Self:
         """A folder, with the files of sentence-transformers or without, or a name (see `openbook_core.weights`).
 
-        `dtype` "auto" times bfloat16 against float32 and logs what it chose. `threads` sets torch's threads for the
-        whole process. Raises NotFoundError for an unknown model, InputError for a folder that is not a served
-        encoder's, ConfigError for options against it, ArgumentError for an unknown dtype.
+        `backend` "auto" takes an exported network where the folder holds one (see `backends`). In torch, `dtype` "auto"
+        times bfloat16 against float32 and logs what it chose, `device` "auto" takes a GPU where there is one, and there
+        `compile` None means CUDA graphs, and torch.compile where a C compiler is found; True means torch.compile on any
+        device, False neither. `threads` sets torch's threads for the whole process.
+        Raises NotFoundError for an unknown model, InputError for a folder that is not a served encoder's, ConfigError
+        for options against it or against what is installed, CorruptError for a file that was changed, ArgumentError for
+        an unknown dtype, backend or device.
         """
-        if dtype not in get_args(Dtype):
-            raise ArgumentError(f"dtype: given {dtype!r}; known: {', '.join(get_args(Dtype))}", field="dtype")
         if threads is not None:
             torch.set_num_threads(threads)
         folder = EncoderFolder.read(resolve_model(str(name_or_path)), options or EncoderOptions())
         tokenizer = EncoderTokenizer(folder)
-        engine = cls(folder, tokenizer, TorchNetwork.load(folder.path))
+        head = partial(pool, pooling=folder.pooling, normalize=folder.normalize)
+        network = open_network(folder, head, backend=backend, device=device, dtype=dtype)
+        engine = cls(folder, tokenizer, network)
         if not folder.normalize:
             _log.warning(
                 f"{name_or_path}: its vectors are not scaled to length one, and databases compare by inner product; "
                 "set normalize if the model is meant for cosine"
             )
-        if dtype == "auto":
-            engine._choose_dtype()
-        elif dtype == "bfloat16":
-            engine._use(engine._network.to_bfloat16())
+        if isinstance(network, TorchNetwork):
+            engine._prepare(network, dtype, compile)
+        elif compile:
+            raise ConfigError("compile: only torch compiles, this network was exported; leave it out", field="compile")
         return engine
 
     @property
     def dtype(self) -> str:
-        """Compute type, "float32" or "bfloat16"."""
+        """Compute type, "float32" or "bfloat16"; with the backend before it where that is not torch: "onnx-int8"."""
         return self._network.dtype
 
     def tokenize(self, texts: Sequence[str], role: str = "passage") -> TokenizedTexts:
@@ -112,15 +123,12 @@ class EncoderEngine:
     def encode_batch(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Vectors [n, d] of token ids that pass `check_ids`, as one padded batch."""
         width = max(len(row) for row in ids)
-        ids_NT = torch.full((len(ids), width), self._folder.architecture.pad_id, dtype=torch.long)
-        mask_NT = torch.zeros(len(ids), width, dtype=torch.long)
+        ids_NT = np.full((len(ids), width), self._folder.architecture.pad_id, dtype=np.int64)
+        mask_NT = np.zeros((len(ids), width), dtype=np.int64)
         for row, tokens in enumerate(ids):
-            ids_NT[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            ids_NT[row, : len(tokens)] = tokens
             mask_NT[row, : len(tokens)] = 1
-        with torch.inference_mode():
-            hidden_NTD = self._network.hidden(ids_NT, mask_NT)
-            vectors_ND = pool(hidden_NTD, mask_NT, self._folder.pooling, normalize=self._folder.normalize)
-        return vectors_ND.numpy()
+        return self._network.vectors(ids_NT, mask_NT)
 
     def check_ids(self, ids: Sequence[int], field: str) -> None:
         """Raise ArgumentError for a text's token ids that are none, too many, or not all the network's."""
@@ -151,39 +159,80 @@ class EncoderEngine:
             order = order[rows:]
         return batches
 
-    def _use(self, network: TorchNetwork) -> None:
+    def _prepare(self, network: TorchNetwork, dtype: Dtype, compile: bool | None) -> None:
+        """The compute type; compiled and with graphs where that is wanted."""
+        if dtype == "auto":
+            network = self._choose_dtype(network)
+        elif dtype == "bfloat16":
+            network = network.to_bfloat16()
+            self._use(network)
+        on_gpu = network.device != "cpu"
+        if compile is False or not (on_gpu or compile):
+            return
+        compiled = compile or _has_compiler()
+        start, plain_ND = time.perf_counter(), self.probe_vectors
+        try:
+            if compiled:
+                network.compile()
+            if on_gpu:
+                network.fix_shapes(self.max_tokens, self._folder.architecture.pad_id, cuda_graph())
+            self._use(network)
+        except Exception as error:
+            raise OpenbookError(
+                f"the network does not compile for {network.device}; start with --no-compile: {error}", field="compile"
+            ) from error
+        cosine = lowest_cosine(plain_ND, self.probe_vectors)
+        if not cosine >= MIN_PROBE_COSINE:
+            raise OpenbookError(
+                f"compiling changed the vectors: lowest cosine on the probe texts {cosine:.5f}, at least "
+                f"{MIN_PROBE_COSINE} is right; start with --no-compile",
+                field="compile",
+            )
+        _log.info(
+            f"prepared for {network.device} in {time.perf_counter() - start:.1f} s: torch.compile "
+            f"{'on' if compiled else 'off, there is no C compiler'}, CUDA graphs {'on' if on_gpu else 'off'}"
+        )
+
+    def _use(self, network: Network) -> None:
         self._network = network
         self.probe_vectors = self.encode(PROBE_TEXTS)
 
-    def _choose_dtype(self) -> None:
-        exact, exact_vectors_ND = self._network, self.probe_vectors
+    def _choose_dtype(self, exact: TorchNetwork) -> TorchNetwork:
+        exact_vectors_ND = self.probe_vectors
         reduced = exact.to_bfloat16()
-        exact_s, reduced_s = self._fastest_s(exact, reduced)
+        # A GPU needs more work at once before the type shows.
+        rows, width = 16 if exact.device == "cpu" else 512, min(64, self.max_tokens)
+        exact_s, reduced_s = self._fastest_s(rows, width, exact, reduced)
         self._use(reduced)
-        cosine = _lowest_cosine(exact_vectors_ND, self.probe_vectors)
-        if exact_s < _WORTHWHILE_SPEEDUP * reduced_s or cosine < _MIN_PROBE_COSINE:
+        cosine = lowest_cosine(exact_vectors_ND, self.probe_vectors)
+        faster = exact_s >= _WORTHWHILE_SPEEDUP * reduced_s and cosine >= MIN_PROBE_COSINE
+        if not faster:
             self._network, self.probe_vectors = exact, exact_vectors_ND
         _log.info(
-            f"dtype auto: {self.dtype} (16 texts of 64 tokens: float32 {exact_s * 1000:.1f} ms, bfloat16 "
-            f"{reduced_s * 1000:.1f} ms; lowest cosine between them on the probe texts {cosine:.5f})"
+            f"dtype auto: {self.dtype} on {exact.device} ({rows} texts of {width} tokens: float32 {exact_s * 1000:.1f} ms, "
+            f"bfloat16 {reduced_s * 1000:.1f} ms; lowest cosine between them on the probe texts {cosine:.5f})"
         )
+        return reduced if faster else exact
 
-    def _fastest_s(self, *networks: TorchNetwork) -> list[float]:
+    def _fastest_s(self, rows: int, width: int, *networks: Network) -> list[float]:
         """Shortest of three runs of each, taken in turns: other work on the machine disturbs them alike."""
-        shape = (16, min(64, self.max_tokens))
-        generator = torch.Generator().manual_seed(0)
-        ids_NT = torch.randint(0, self.vocab_size, shape, generator=generator)
-        mask_NT = torch.ones_like(ids_NT)
+        ids_NT = np.random.default_rng(0).integers(0, self.vocab_size, (rows, width))
+        mask_NT = np.ones_like(ids_NT)
         seconds: list[list[float]] = [[] for _ in networks]
-        with torch.inference_mode():
-            for _ in range(4):
-                for network, taken in zip(networks, seconds, strict=True):
-                    start = time.perf_counter()
-                    network.hidden(ids_NT, mask_NT)
-                    taken.append(time.perf_counter() - start)
+        for _ in range(4):
+            for network, taken in zip(networks, seconds, strict=True):
+                start = time.perf_counter()
+                network.vectors(ids_NT, mask_NT)
+                taken.append(time.perf_counter() - start)
         return [min(taken[1:]) for taken in seconds]
 
 
-def _lowest_cosine(left_ND: NDArray[np.float32], right_ND: NDArray[np.float32]) -> float:
+def _has_compiler() -> bool:
+    """What torch.compile needs, and slim images lack."""
+    return any(map(shutil.which, ("cc", "gcc", "clang")))
+
+
+def lowest_cosine(left_ND: NDArray[np.float32], right_ND: NDArray[np.float32]) -> float:
+    """Of the pairs of rows."""
     lengths_N = np.linalg.norm(left_ND, axis=1) * np.linalg.norm(right_ND, axis=1)
     return float(((left_ND * right_ND).sum(axis=1) / lengths_N).min())

@@ -24,6 +24,8 @@ ODD_TEXTS = (
     "\u202eright to left\u202c שלום",
     "a" * 300,
 )
+# Enough distinct ones to compare the 10 nearest.
+EFFECT_TEXTS = tuple(f"{text} ({edition})" for edition in range(1999, 2003) for text in PROBE_TEXTS)
 TEXTS = (*PROBE_TEXTS, *ODD_TEXTS, "government of the people " * 60)
 _SIZES = {
     "hidden_size": DIMENSION,

@@ -1,0 +1,132 @@
+"""Batches padded up to fixed shapes: on the CPU without graphs, against the network as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tiny_encoders import POSITIONS, write_encoder
+from torch import Tensor
+
+from openbook_core.errors import ArgumentError, ConfigError, OpenbookError
+from openbook_embedder.architecture import ARCHITECTURES
+from openbook_embedder.engine import EncoderEngine
+from openbook_embedder.network import TorchNetwork, resolve_device
+from openbook_embedder.pooling import pool
+from openbook_embedder.shapes import FixedShapes, rerun, usual_shapes
+
+PAD = 1
+
+
+def batch(lengths: list[int], seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    random = np.random.default_rng(seed)
+    ids_NT = np.full((len(lengths), max(lengths)), PAD)
+    mask_NT = np.zeros_like(ids_NT)
+    for row, length in enumerate(lengths):
+        ids_NT[row, :length] = random.integers(5, 200, length)
+        mask_NT[row, :length] = 1
+    return ids_NT, mask_NT
+
+
+@pytest.mark.parametrize(("kind", "pooling"), zip(sorted(ARCHITECTURES), ["mean", "cls", "last"] * 2, strict=True))
+def test_padding_up_to_a_shape_changes_nothing(
+    encoder_of: Callable[[str], Path], kind: str, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = partial(pool, pooling=pooling, normalize=True)
+    plain, fixed = (TorchNetwork.load(encoder_of(kind), head) for _ in range(2))
+    monkeypatch.setattr("openbook_embedder.network.usual_shapes", lambda tokens: [(2, 8), (8, 8), (4, 32), (8, 32)])
+    seen = []
+    monkeypatch.setattr(
+        fixed, "_run", lambda ids_NT, mask_NT: (seen.append(ids_NT.shape), plain._run(ids_NT, mask_NT))[1]
+    )
+    fixed.fix_shapes(POSITIONS, PAD, rerun)
+    for lengths, shape in (
+        ([3], (2, 8)),
+        ([8, 1, 5], (8, 8)),
+        ([9], (4, 32)),
+        ([32] * 8, (8, 32)),
+        ([5, 2], (2, 8)),
+        ([2] * 9, (9, 2)),  # more rows than any shape has: as it is
+        ([33, 4], (2, 33)),
+    ):
+        ids_NT, mask_NT = batch(lengths)
+        seen.clear()
+        assert np.abs(fixed.vectors(ids_NT, mask_NT) - plain.vectors(ids_NT, mask_NT)).max() <= 1e-5
+        assert seen == [shape]
+
+
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_nothing_is_left_of_the_batch_before(lengths: list[int], seed: int) -> None:
+    """The oracle needs no network: each row's sum over its tokens, and the row that fills up counts nowhere."""
+    ids_NT, mask_NT = batch(lengths, seed)
+    for tokens in (ids_NT, ids_NT[::-1, :1]):
+        found_N = SUMS(np.ascontiguousarray(tokens), np.ascontiguousarray(mask_NT[: len(tokens), : tokens.shape[1]]))
+        assert found_N is not None
+        assert found_N.numpy().tolist() == (tokens * mask_NT[:, : tokens.shape[1]]).sum(1).tolist()
+
+
+def sums(ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    assert mask_NT.sum(1).min() >= 1
+    return (ids_NT * mask_NT).sum(1)
+
+
+SUMS = FixedShapes(sums, [(2, 4), (8, 4), (8, 16)], pad_id=PAD, device="cpu", record=rerun)
+
+
+def test_the_usual_shapes_hold_whole_chunks_and_stay_bounded() -> None:
+    for limit in (1, 40, 256, 512, 8192):
+        shapes = usual_shapes(limit)
+        assert len(shapes) == len(set(shapes)) <= 90
+        assert max(tokens for _, tokens in shapes) == min(limit, 512)
+        assert all(rows * tokens <= 8192 for rows, tokens in shapes)
+    fixed = FixedShapes(sums, usual_shapes(256), pad_id=PAD, device="cpu", record=rerun)
+    # 64 tokens of a language model are about 75 of the encoder's: padding stays below a third.
+    for rows, tokens in ((1, 75), (16, 70), (61, 66), (1, 9)):
+        shape = fixed.shape_for(rows, tokens)
+        assert shape is not None and shape[0] >= rows and shape[1] >= tokens
+    assert fixed.shape_for(60, 75) == (64, 80)
+    assert fixed.shape_for(1, 257) is None and fixed.shape_for(200, 64) is None
+
+
+def test_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (resolve_device("auto"), resolve_device("cpu")) == ("cpu", "cpu")
+    with pytest.raises(ConfigError, match=r"given 'cuda', and torch .* take cpu") as refused:
+        EncoderEngine.load(write_encoder(tmp_path / "model", "bert"), device="cuda")
+    assert refused.value.field == "device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (resolve_device("auto"), resolve_device("cuda"), resolve_device("cpu")) == ("cuda", "cuda", "cpu")
+    with pytest.raises(ArgumentError, match="device: given 'tpu'; known: auto, cpu, cuda"):
+        EncoderEngine.load(tmp_path / "model", device="tpu")  # type: ignore[arg-type]
+
+
+def test_compiled_for_all_lengths(encoder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the compiler's front; the code that it writes is torch's affair, and takes a minute."""
+    plain = EncoderEngine.load(encoder_of("bert"), dtype="float32")
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda run, **options: compile_(run, backend="eager", **options))
+    compiled = EncoderEngine.load(encoder_of("bert"), dtype="float32", compile=True)
+    assert np.abs(compiled.probe_vectors - plain.probe_vectors).max() <= 1e-5
+    assert np.abs(compiled.encode_batch([[7, 8, 9]]) - plain.encode_batch([[7, 8, 9]])).max() <= 1e-5
+
+
+def test_what_does_not_compile_or_compiles_to_something_else(
+    encoder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(run: object, **options: object) -> object:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(OpenbookError, match="does not compile for cpu; start with --no-compile: no compiler"):
+        EncoderEngine.load(encoder_of("bert"), dtype="float32", compile=True)
+    monkeypatch.setattr(torch, "compile", lambda run, **options: lambda *inputs: run(*inputs).flip(-1))
+    with pytest.raises(OpenbookError, match="changed the vectors"):
+        EncoderEngine.load(encoder_of("bert"), dtype="float32", compile=True)
