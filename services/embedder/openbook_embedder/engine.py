@@ -23,6 +23,7 @@ from openbook_embedder.config import Dtype, EncoderOptions
 from openbook_embedder.folder import EncoderFolder
 from openbook_embedder.network import TorchNetwork
 from openbook_embedder.pooling import pool
+from openbook_embedder.queueing import BATCH_COST_TOKENS
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
 # Padded tokens of the sub-batches of `encode`: part of what makes a build's bytes repeatable, so not a setting.
@@ -143,12 +144,15 @@ class EncoderEngine:
 
     def sub_batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """Places in `ids` that `encode` puts into one batch, a function of `ids` alone."""
-        order = sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True)
-        batches = []
-        while order:
-            rows = max(1, _SUB_BATCH_TOKENS // len(ids[order[0]]))
-            batches.append(order[:rows])
-            order = order[rows:]
+        batches: list[list[int]] = []
+        width = padding = 0
+        for place in sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True):
+            padding += width - len(ids[place])
+            full = not batches or width * (len(batches[-1]) + 1) > _SUB_BATCH_TOKENS
+            if full or padding > BATCH_COST_TOKENS:
+                batches.append([])
+                width, padding = len(ids[place]), 0
+            batches[-1].append(place)
         return batches
 
     def _use(self, network: TorchNetwork) -> None:
