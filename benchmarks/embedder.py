@@ -53,8 +53,8 @@ class Size:
 
 
 QUICK = Size(
-    chunks=256,
-    mixed=128,
+    chunks=128,
+    mixed=64,
     calibration=64,
     singles=64,
     rounds=3,
@@ -66,13 +66,13 @@ QUICK = Size(
     limit_s=300,
 )
 FULL = Size(
-    chunks=1024,
-    mixed=512,
-    calibration=256,
-    singles=512,
+    chunks=256,
+    mixed=128,
+    calibration=64,
+    singles=128,
     rounds=7,
     least=3,
-    part_seconds=240,
+    part_seconds=100,
     open_seconds=30,
     starts=3,
     soak_minutes=20,

@@ -24,6 +24,7 @@ from openbook_embedder.folder import EncoderFolder
 from openbook_embedder.network import TorchNetwork
 from openbook_embedder.pooling import pool
 from openbook_embedder.queueing import BATCH_COST_TOKENS
+from openbook_embedder.rows import RowThreads
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
 # Padded tokens of the sub-batches of `encode`: part of what makes a build's bytes repeatable, so not a setting.
@@ -43,6 +44,7 @@ class EncoderEngine:
         self._folder = folder
         self._tokenizer = tokenizer
         self._network = network
+        self._rows = RowThreads(self._encode_rows)
         self.dimension = folder.architecture.dimension
         self.max_tokens = folder.max_tokens
         self.vocab_size = folder.architecture.vocab_size
@@ -111,7 +113,10 @@ class EncoderEngine:
         return self._encode_sorted(self.tokenize(texts, "query").ids)
 
     def encode_batch(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        """Vectors [n, d] of token ids that pass `check_ids`, as one padded batch."""
+        """Vectors [n, d] of token ids that pass `check_ids`, as one batch: padded, and divided between cores."""
+        return self._rows.encode(ids)
+
+    def _encode_rows(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         width = max(len(row) for row in ids)
         ids_NT = torch.full((len(ids), width), self._folder.architecture.pad_id, dtype=torch.long)
         mask_NT = torch.zeros(len(ids), width, dtype=torch.long)
@@ -138,8 +143,10 @@ class EncoderEngine:
 
     def _encode_sorted(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(ids), self.dimension), dtype=np.float32)
-        for places in self.sub_batches(ids):
-            vectors_ND[places] = self.encode_batch([ids[place] for place in places])
+        batches = self.sub_batches(ids)
+        encoded = self._rows.encode_all([[ids[place] for place in places] for places in batches])
+        for places, rows_ND in zip(batches, encoded, strict=True):
+            vectors_ND[places] = rows_ND
         return vectors_ND
 
     def sub_batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
