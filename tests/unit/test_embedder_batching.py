@@ -24,7 +24,7 @@ from openbook_core.errors import (
 from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.metrics import EmbedderMetrics
-from openbook_embedder.queueing import Item, choose_batch
+from openbook_embedder.queueing import BATCH_COST_TOKENS, Item, choose_batch
 from openbook_embedder.ticket import Ticket
 
 
@@ -167,7 +167,7 @@ def test_closing_finishes_what_waits_and_refuses_what_comes() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(40, 200))
-def test_a_batch_holds_the_oldest_fits_the_budget_and_leaves_no_room_for_the_nearest(
+def test_a_batch_holds_the_oldest_and_the_nearest_up_to_its_budget_and_its_share_of_padding(
     lengths: list[int], budget: int
 ) -> None:
     ticket = Ticket([[0] * length for length in lengths], None)
@@ -175,15 +175,17 @@ def test_a_batch_holds_the_oldest_fits_the_budget_and_leaves_no_room_for_the_nea
     batch = choose_batch(queue, budget)
     assert batch[0] is queue[0]
     assert len({item.places[0] for item in batch}) == len(batch)
-    width = max(item.width for item in batch)
+    width, read = max(item.width for item in batch), sum(item.width for item in batch)
     assert width * len(batch) <= budget
+    assert width * len(batch) - read <= BATCH_COST_TOKENS
     left = [item for item in queue if item not in batch]
     distance = [abs(item.width - lengths[0]) for item in batch]
     assert all(abs(item.width - lengths[0]) >= max(distance) for item in left)
     if left:
         nearest = min(abs(item.width - lengths[0]) for item in left)
         candidates = [item.width for item in left if abs(item.width - lengths[0]) == nearest]
-        assert any(max(width, length) * (len(batch) + 1) > budget for length in candidates)
+        padded = {length: max(width, length) * (len(batch) + 1) for length in candidates}
+        assert any(size > budget or size - read - length > BATCH_COST_TOKENS for length, size in padded.items())
 
 
 def test_a_queue_smaller_than_one_batch_is_refused() -> None:

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from openbook_core.errors import ArgumentError, OpenbookError, Reason, UnavailableError
+from openbook_core.errors import ArgumentError, DeadlineError, OpenbookError, Reason, UnavailableError
 from openbook_core.telemetry import bind_request_id
 
 # Of a refused request's body, the most that is read and dropped, and the longest that this may take.
@@ -42,15 +42,19 @@ class BodyTooLargeError(ArgumentError):
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole body; raises BodyTooLargeError as soon as it is known to be over `limit` bytes."""
+    """The whole body; raises BodyTooLargeError as soon as it is known to be over `limit` bytes, DeadlineError where the
+    client leaves before its end."""
     size, parts = 0, []
     declared = request.headers.get("content-length", "")
     if declared.isdecimal():
         _require_size(int(declared), limit)
-    async for part in request.stream():
-        size += len(part)
-        _require_size(size, limit)
-        parts.append(part)
+    try:
+        async for part in request.stream():
+            size += len(part)
+            _require_size(size, limit)
+            parts.append(part)
+    except ClientDisconnect:
+        raise DeadlineError("the caller went away before its body was read") from None
     return b"".join(parts)
 
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from openbook_embedder.ticket import Ticket
 
+# As much padding, in tokens, may be in a batch as one more batch would cost: that is what starting the network and
+# streaming its weights takes, about 60 tokens of MiniLM on a processor.
+BATCH_COST_TOKENS = 64
 _WINDOW = 1024
 
 
@@ -61,17 +64,19 @@ class Lane:
 def choose_batch(queue: Sequence[Item], batch_tokens: int) -> list[Item]:
     """The oldest item of a queue that is not empty, and those nearest in length that fit the padded budget.
 
-    Mates are looked for among the next _WINDOW items, so that a long queue costs no more than its batches.
+    Of the budget at most BATCH_COST_TOKENS are padding. Mates are looked for among the next _WINDOW items, so that a long
+    queue costs no more than its batches.
     """
     oldest = queue[0]
     if oldest.alone:
         return [oldest]
-    batch, width = [oldest], oldest.width
+    batch, width, read = [oldest], oldest.width, oldest.tokens
     mates = [item for item in queue[1:_WINDOW] if not item.alone]
     for item in sorted(mates, key=lambda item: abs(item.width - oldest.width)):
         wider = max(width, item.width)
-        if wider * (len(batch) + 1) > batch_tokens:
+        padded = wider * (len(batch) + 1)
+        if padded > batch_tokens or padded - read - item.tokens > BATCH_COST_TOKENS:
             break
         batch.append(item)
-        width = wider
+        width, read = wider, read + item.tokens
     return batch

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer
 
@@ -17,6 +19,7 @@ from openbook_core.probes import PROBE_TEXTS
 from openbook_core.weights import DEFAULT_EMBEDDER, resolve_model
 from openbook_database.encoder import Encoder
 from openbook_embedder.engine import EncoderEngine
+from openbook_embedder.queueing import BATCH_COST_TOKENS
 
 LONG = "government " * 400
 
@@ -56,6 +59,19 @@ def test_the_same_list_gives_the_same_bytes_in_order(engine: EncoderEngine) -> N
     turned_ND = engine.encode(texts[::-1])[::-1]
     assert np.abs(turned_ND - engine.encode(texts)).max() <= 1e-5
     assert engine.encode([]).shape == (0, 384)
+
+
+@given(st.lists(st.integers(1, 256), max_size=80))
+@settings(max_examples=100, deadline=None)
+def test_sub_batches_hold_every_text_once_with_little_padding(engine: EncoderEngine, lengths: list[int]) -> None:
+    batches = engine.sub_batches([[0] * length for length in lengths])
+    assert sorted(place for batch in batches for place in batch) == list(range(len(lengths)))
+    for batch in batches:
+        widths = [lengths[place] for place in batch]
+        assert widths == sorted(widths, reverse=True)
+        assert widths[0] * len(widths) <= 4096
+        assert widths[0] * len(widths) - sum(widths) <= BATCH_COST_TOKENS
+    assert len(engine.sub_batches([[0] * 64] * 64)) == 1
 
 
 def test_snapshots_refer_to_this_fingerprint(engine: EncoderEngine) -> None:

@@ -1,0 +1,156 @@
+"""From the trials of `embedder.py` to its figures, its printed lines and its picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Trials = Sequence[Mapping[str, float]]
+
+
+def texts_per_s(trials: Trials) -> float:
+    """Median over the trials."""
+    return median(trial["texts"] / trial["seconds"] for trial in trials)
+
+
+def summarise(raw: dict[str, Any]) -> dict[str, Any]:
+    """The figures, every one of them from `raw` alone; None where a peer was not measured.
+
+    A ratio is the median rate of one side over the median rate of the other, both in texts a second. `vs_infinity` is
+    ours over infinity's, both through HTTP with 32 texts a call.
+    """
+    offline, served, dtype = raw["offline"], raw["served"], raw["dtype"]
+    same, exact = f"sentence_transformers_{dtype}", "sentence_transformers_float32"
+    many, single = served["calls_of_32"], served["calls_of_1"]
+    cosines = raw["cosines"].values()
+    figures = {
+        "vs_sentence_transformers_same_dtype": _ratio(offline["chunks"], "ours", same),
+        "vs_sentence_transformers_same_dtype_mixed": _ratio(offline["mixed"], "ours", same),
+        "vs_sentence_transformers_fp32": _ratio(offline["chunks"], "ours", exact),
+        "vs_sentence_transformers_fp32_mixed": _ratio(offline["mixed"], "ours", exact),
+        "grpc_over_bare": _ratio(many, "grpc", "bare"),
+        "grpc_singles_over_bare": _ratio(single, "grpc", "bare"),
+        "http_over_bare": _ratio(many, "http", "bare"),
+        "http_singles_over_bare": _ratio(single, "http", "bare"),
+        "grpc_over_bare_mixed": _ratio(served["mixed_calls_of_32"], "grpc", "bare"),
+        "vs_infinity": _ratio(many, "http", "infinity"),
+        "vs_infinity_singles": _ratio(single, "http", "infinity"),
+        "vs_infinity_mixed": _ratio(served["mixed_calls_of_32"], "http", "infinity"),
+        "vs_infinity_grpc": _ratio(many, "grpc", "infinity"),
+        "cosine_min": min((each["min"] for each in cosines), default=None),
+        "offline_chunks_per_s": round(texts_per_s(offline["chunks"]["ours"]), 2),
+        "grpc_chunks_per_s": round(texts_per_s(many["grpc"]), 2),
+        "grpc_singles_per_s": round(texts_per_s(single["grpc"]), 2),
+        "padding_share": _padding_share(many["grpc"]),
+        "padding_share_mixed": _padding_share(served["mixed_calls_of_32"]["grpc"]),
+        "start_s": round(median(raw["start_s"]), 2),
+    }
+    for part in raw["open_loop"]:
+        name = f"at_{round(100 * part['share'])}_percent"
+        figures |= {f"p50_ms_{name}": round(part["p50_ms"], 1), f"p99_ms_{name}": round(part["p99_ms"], 1)}
+    return figures | (memory_figures(raw["soak"]["samples"]) if "soak" in raw else {})
+
+
+def memory_figures(samples: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Of [seconds, resident bytes] after the first quarter of the time: what it was, and the slope of least squares."""
+    kept = [(second, size) for second, size, *_ in samples if second >= samples[-1][0] / 4]
+    middle_s, middle = (sum(values) / len(kept) for values in zip(*kept, strict=True))
+    spread = sum((second - middle_s) ** 2 for second, _ in kept)
+    slope = sum((second - middle_s) * (size - middle) for second, size in kept) / spread if spread else 0.0
+    return {
+        "resident_mb": round(middle / 1e6, 1),
+        "resident_slope_mb_per_hour": round(slope * 3600 / 1e6, 2),
+        "resident_range_mb": round((max(size for _, size in kept) - min(size for _, size in kept)) / 1e6, 2),
+    }
+
+
+def _ratio(trials: Mapping[str, Trials], ours: str, theirs: str) -> float | None:
+    if theirs not in trials:
+        return None
+    return round(texts_per_s(trials[ours]) / texts_per_s(trials[theirs]), 4)
+
+
+def _padding_share(trials: Trials) -> float:
+    """Of all tokens that the network read."""
+    padded = sum(trial["padded_tokens"] for trial in trials)
+    return round(1 - sum(trial["tokens"] for trial in trials) / padded, 4)
+
+
+def report(result: dict[str, Any]) -> list[str]:
+    """The lines that are printed."""
+    raw = result["raw"]
+    if "geometry" in raw:
+        return [f"{name:<24} {value}" for name, value in result.items() if name != "raw"]
+    lines = [
+        f"{raw['cores']} cores of {raw['cpu']}; load {raw['load_1m_before']} before, {raw['load_1m_after']} after",
+        f"{raw['model']} in {raw['dtype']}; seconds of 16 x 64 tokens: {raw['dtype_probe']['seconds']}",
+    ]
+    parts = {**raw["offline"], **raw["served"]}
+    for part, sides in parts.items():
+        where = "offline" if part in raw["offline"] else "served"
+        lines += [
+            f"{where} {part:<18} {side:<32} {texts_per_s(trials):8.1f} texts/s (median of {len(trials)})"
+            for side, trials in sides.items()
+        ]
+    return lines + [f"{name:<42} {value}" for name, value in result.items() if name != "raw"]
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Throughput of every side with all its trials, latency over time, and memory where there was a soak."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    raw = result["raw"]
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2)
+    _draw_rates(axes[0, 0], raw["offline"], f"Offline, texts to vectors ({raw['dtype']})")
+    _draw_rates(axes[0, 1], raw["served"], "Served, 16 callers at once")
+    _draw_latency(axes[1, 0], raw["open_loop"])
+    _draw_memory(axes[1, 1], raw.get("soak"))
+    figure.suptitle(f"{raw['model']} on {raw['cores']} cores of {raw['cpu']}", fontsize=10)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_rates(axis: Any, parts: Mapping[str, Mapping[str, Trials]], title: str) -> None:
+    sides = sorted({side for part in parts.values() for side in part})
+    height = 0.8 / len(sides)
+    for row, side in enumerate(sides):
+        for place, part in enumerate(parts.values()):
+            if side not in part:
+                continue
+            y, rate = place + (row - len(sides) / 2 + 0.5) * height, texts_per_s(part[side])
+            axis.barh(y, rate, height * 0.9, color=f"C{row}", alpha=0.75, label=side if place == 0 else None)
+            rates = [trial["texts"] / trial["seconds"] for trial in part[side]]
+            axis.plot(rates, [y] * len(rates), "k|", markersize=6)
+            axis.text(rate * 0.02, y, f"{rate:.0f}", va="center", fontsize=8, color="white")
+    axis.set_yticks(range(len(parts)), [part.replace("_", " ") for part in parts])
+    axis.invert_yaxis()
+    axis.set_xlabel("texts/s: median, and each trial")
+    axis.set_title(title, fontsize=10)
+    axis.legend(fontsize=8)
+
+
+def _draw_latency(axis: Any, parts: Sequence[Mapping[str, Any]]) -> None:
+    for part in parts:
+        ordered = sorted(part["latencies_ms"])
+        shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
+        label = f"{part['share']:.0%}: {part['rate']:.0f}/s, p50 {part['p50_ms']:.0f} ms, p99 {part['p99_ms']:.0f} ms"
+        axis.step(ordered, shares, where="post", label=label)
+    axis.axhline(0.99, color="grey", linewidth=0.5)
+    axis.set(xscale="log", xlabel="ms from the moment a call was due", ylabel="share of calls answered")
+    axis.set_title("Calls of one text, Poisson arrivals at shares of capacity", fontsize=10)
+    axis.legend(fontsize=8)
+
+
+def _draw_memory(axis: Any, soak: Mapping[str, Any] | None) -> None:
+    if soak is None:
+        axis.set_axis_off()
+        return
+    seconds, sizes = zip(*(sample[:2] for sample in soak["samples"]), strict=True)
+    axis.plot([second / 60 for second in seconds], [size / 1e6 for size in sizes])
+    axis.set(xlabel="minutes", ylabel="resident MB", ylim=(0, None))
+    slope = memory_figures(soak["samples"])["resident_slope_mb_per_hour"]
+    axis.set_title(f"Mixed load, {soak['texts_per_s']:.0f} texts/s: {slope:+.1f} MB an hour", fontsize=10)

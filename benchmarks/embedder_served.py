@@ -1,0 +1,119 @@
+"""The embedder as a service under its callers, beside infinity's server and the bare loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from embedder_loads import Caller, GrpcCaller, HttpCaller, closed_loop, open_loop
+from embedder_offline import BareLoop
+from embedder_process import EmbedderProcess
+from embedder_sides import Infinity
+from measure import in_turns
+
+from openbook_database.registry.local_redis import free_port
+
+CALLERS = 16
+SHARES = (0.3, 0.6, 0.9)
+_INFINITY_BATCHES = (32, 64)
+
+
+@contextmanager
+def start_embedder(work: Path, starts: int, options: Sequence[str]) -> Iterator[tuple[EmbedderProcess, list[float]]]:
+    """Start it `starts` times, one after another; the last runs on. Also the seconds of each start."""
+    seconds = []
+    for number in range(starts - 1):
+        with EmbedderProcess(work / f"embedder-{number}.log", options) as server:
+            seconds.append(server.start_s)
+    with EmbedderProcess(work / "embedder.log", options) as server:
+        yield server, [*seconds, server.start_s]
+
+
+@contextmanager
+def start_infinity(folder: Path, dtype: str, texts: Sequence[str], work: Path) -> Iterator[tuple[Infinity, Any]]:
+    """Its server with the quicker of _INFINITY_BATCHES (32 is its default), and what each took for `texts`."""
+    with ExitStack() as stack:
+        servers = {
+            batch: stack.enter_context(
+                Infinity(folder, free_port(), dtype=dtype, batch=batch, log=work / f"infinity-{batch}.log")
+            )
+            for batch in _INFINITY_BATCHES
+        }
+        tries = {batch: partial(_infinity_trial, server, texts, 32) for batch, server in servers.items()}
+        for call in tries.values():
+            call()  # warm
+        trials = in_turns(tries, 2, budget_s=60)
+        best = min(trials, key=lambda batch: min(trial["seconds"] for trial in trials[batch]))
+        yield servers[best], {"best": best, "trials": trials}
+
+
+def measure_served(
+    server: EmbedderProcess,
+    infinity: Infinity | None,
+    bare: BareLoop,
+    bare_batch: int,
+    texts: Sequence[str],
+    per_call: int,
+    model: str,
+    **limits: Any,
+) -> dict[str, list[dict[str, float]]]:
+    """Trials of all sides in turns at `per_call` texts a call, CALLERS at once; `limits` as of `in_turns`.
+
+    A trial is texts and seconds; ours also has their tokens, and the padded tokens and batches that it made of them.
+    """
+
+    tokens = sum(bare.engine.tokenize(texts).counts)
+
+    def bare_trial() -> dict[str, float]:
+        return {"texts": len(texts), "seconds": bare.run(texts, bare_batch)}
+
+    def ours(callers: Sequence[Caller]) -> dict[str, float]:
+        return _our_trial(server, callers, texts, per_call) | {"tokens": tokens}
+
+    with ExitStack() as stack:
+        grpc = [GrpcCaller(server.address) for _ in range(CALLERS)]
+        http = [HttpCaller(server.http, "/v1/embeddings", model) for _ in range(CALLERS)]
+        for caller in [*grpc, *http]:
+            stack.callback(caller.close)
+        sides: dict[str, Callable[[], dict[str, float]]] = {
+            "bare": bare_trial,
+            "grpc": partial(ours, grpc),
+            "http": partial(ours, http),
+        }
+        if infinity is not None:
+            sides["infinity"] = partial(_infinity_trial, infinity, texts, per_call)
+        for call in sides.values():
+            call()  # warm
+        return in_turns(sides, **limits)
+
+
+def measure_latency(
+    server: EmbedderProcess, texts: Sequence[str], capacity: float, seconds: float, seed: int
+) -> list[dict[str, Any]]:
+    """Calls of one text at SHARES of `capacity` calls a second."""
+    return [{"share": share, **open_loop(server.address, texts, share * capacity, seconds, seed)} for share in SHARES]
+
+
+def _our_trial(
+    server: EmbedderProcess, callers: Sequence[Caller], texts: Sequence[str], per_call: int
+) -> dict[str, float]:
+    names = {
+        "padded_tokens": "openbook_embedder_batch_tokens_sum",
+        "batches": "openbook_embedder_batch_tokens_count",
+    }
+    before = {key: server.metric(name) for key, name in names.items()}
+    trial = closed_loop(callers, texts, per_call)
+    return trial | {key: server.metric(name) - before[key] for key, name in names.items()}
+
+
+def _infinity_trial(infinity: Infinity, texts: Sequence[str], per_call: int) -> dict[str, float]:
+    callers = [HttpCaller(infinity.url, "/embeddings", infinity.model) for _ in range(CALLERS)]
+    with infinity.turn():
+        try:
+            return closed_loop(callers, texts, per_call)
+        finally:
+            for caller in callers:
+                caller.close()

@@ -1,0 +1,148 @@
+"""Mixed load at a steady rate for a while; the embedder's memory is sampled and every reply checked.
+
+python benchmarks/embedder_soak.py [--minutes 20] [--texts-per-s 40] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedder_figures import memory_figures
+from measure import environment, stop_after, write_result
+
+if TYPE_CHECKING:
+    from embedder_process import EmbedderProcess
+    from embedder_requests import Oracle
+
+CALLERS, SAMPLE_S, SEED = 4, 5.0, 4
+# Kind of request -> how often, and the texts it has on average.
+GRPC = {"texts": (10, 8.5), "token_ids": (4, 4.5), "stream": (2, 23.0), "refused": (1, 0.0), "cancelled": (1, 8.5)}
+HTTP = {"texts": (4, 4.5), "refused": (1, 0.0), "dropped": (1, 8.5)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--texts-per-s", type=float, default=40)
+    parser.add_argument("--model", help="folder or name; by default the one that is served by default")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from embedder_process import EmbedderProcess
+
+    from openbook_core.errors import OpenbookError
+    from openbook_core.weights import DEFAULT_EMBEDDER
+
+    stop_after(int(60 * options.minutes) + 300)
+    model, circumstances = options.model or DEFAULT_EMBEDDER, environment()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="openbook-soak-") as folder,
+            EmbedderProcess(Path(folder) / "embedder.log", ["--model", model]) as server,
+        ):
+            found = soak(server, model, minutes=options.minutes, texts_per_s=options.texts_per_s)
+    except (OpenbookError, TimeoutError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    command = f"python benchmarks/embedder_soak.py --minutes {options.minutes:g} --texts-per-s {options.texts_per_s:g}"
+    result = memory_figures(found["samples"]) | {
+        "requests": sum(found["outcomes"].values()),
+        "violations": len(found["violations"]),
+        "raw": {"command": command, **circumstances, **found},
+    }
+    for name, value in result.items():
+        if name != "raw":
+            print(f"{name:<28} {value}")
+    if options.json:
+        write_result(options.json, result)
+    return 1 if found["violations"] else 0
+
+
+def soak(server: EmbedderProcess, model: str, *, minutes: float, texts_per_s: float) -> dict[str, Any]:
+    """CALLERS that together offer `texts_per_s`; samples are [seconds, resident bytes, of them no file's]."""
+    from embedder_fuzz import fuzz_texts, settle
+    from embedder_requests import Oracle
+
+    from openbook_core.clients.embedder import EmbedderClient
+    from openbook_embedder.engine import EncoderEngine
+
+    with EmbedderClient(server.address) as client:
+        info = client.info()
+    engine = EncoderEngine.load(model, dtype="float32" if info.dtype == "float32" else "bfloat16")
+    oracle = Oracle(engine, fuzz_texts(engine, model), model=model, max_texts=info.max_texts)
+    end = time.monotonic() + 60 * minutes
+    outcomes: Counter[str] = Counter()
+    violations: list[str] = []
+    lock = threading.Lock()
+
+    def caller(number: int) -> None:
+        _call_until(end, number, server, oracle, CALLERS / texts_per_s, outcomes, violations, lock)
+
+    samples, begun = [], time.monotonic()
+    with ThreadPoolExecutor(CALLERS) as pool:
+        running = [pool.submit(caller, number) for number in range(CALLERS)]
+        while not all(each.done() for each in running):
+            samples.append([round(time.monotonic() - begun, 1), server.resident_bytes(), server.anonymous_bytes()])
+            time.sleep(min(SAMPLE_S, max(0.1, end - time.monotonic())))
+        for each in running:
+            each.result()
+    return {
+        "minutes": minutes,
+        "texts_per_s": texts_per_s,
+        "callers": CALLERS,
+        "seed": SEED,
+        "model": model,
+        "dtype": info.dtype,
+        "outcomes": dict(sorted(outcomes.items())),
+        "violations": violations[:10],
+        "after": settle(server),
+        "samples": samples,
+    }
+
+
+def _call_until(
+    end: float,
+    number: int,
+    server: EmbedderProcess,
+    oracle: Oracle,
+    seconds_per_text: float,
+    outcomes: Counter[str],
+    violations: list[str],
+    lock: threading.Lock,
+) -> None:
+    from embedder_requests import GrpcRequests, HttpRequests, Violation
+
+    rng = random.Random(f"{SEED}/{number}")
+    grpc_side, http_side = GrpcRequests(server.address, oracle), HttpRequests(server.http, oracle)
+    kinds = [(f"grpc {name}", getattr(grpc_side, name), *how) for name, how in GRPC.items()]
+    kinds += [(f"http {name}", getattr(http_side, name), *how) for name, how in HTTP.items()]
+    due = time.monotonic() + rng.random() * 8 * seconds_per_text
+    while due < end:
+        time.sleep(max(0.0, due - time.monotonic()))
+        name, make, _, texts = rng.choices(kinds, [weight for _, _, weight, _ in kinds])[0]
+        try:
+            outcome = make(rng)
+        except (Violation, OSError) as violation:
+            outcome = "VIOLATION"
+            with lock:
+                violations.append(f"{name}: {violation}")
+        with lock:
+            outcomes[f"{name}: {outcome}"] += 1
+        due += max(1.0, texts) * seconds_per_text
+    grpc_side.close()
+    http_side.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

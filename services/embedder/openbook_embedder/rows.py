@@ -1,0 +1,59 @@
+"""Batches divided between cores: each core encodes rows of its own, on one thread.
+
+torch divides every operation instead, and at the end of each all cores wait for the slowest. Where callers and other
+services work on the same cores, that adds up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+# Where there is less than this for each core, torch divides the operations: one core alone would take too long.
+_LEAST_TOKENS = 256
+
+Rows = Sequence[Sequence[int]]
+EncodeRows = Callable[[Rows], NDArray[np.float32]]
+
+
+class RowThreads:
+    """`count` single-threaded threads around `encode` of one batch; with 1 all is encoded on the caller's."""
+
+    def __init__(self, encode: EncodeRows, count: int) -> None:
+        self._encode = encode
+        self._count = count
+        self._pool = ThreadPoolExecutor(self._count, "embedder-rows", initializer=_use_one_thread)
+        if self._count > 1:
+            all_begun = threading.Barrier(self._count)
+            list(self._pool.map(lambda _: all_begun.wait(), range(self._count)))
+            # What a thread sets holds for itself and for those that begin later.
+            torch.set_num_threads(self._count)
+
+    def encode_all(self, batches: Sequence[Rows]) -> list[NDArray[np.float32]]:
+        """The vectors of each batch, which is encoded on one thread where there are enough of them."""
+        if self._count == 1 or len(batches) < self._count:
+            return [self.encode(batch) for batch in batches]
+        return list(self._pool.map(self._encode, batches))
+
+    def encode(self, ids: Rows) -> NDArray[np.float32]:
+        """The vectors of one batch, in equal parts on all threads where each is worth it.
+
+        The parts follow from the rows' lengths and the number of threads.
+        """
+        padded = len(ids) * max(map(len, ids))
+        if self._count == 1 or len(ids) < self._count or padded < _LEAST_TOKENS * self._count:
+            return self._encode(ids)
+        ends = [len(ids) * part // self._count for part in range(self._count + 1)]
+        parts = [ids[first:last] for first, last in pairwise(ends)]
+        return np.concatenate(list(self._pool.map(self._encode, parts)))
+
+
+def _use_one_thread() -> None:
+    torch.get_num_threads()  # or the first operation of the thread would set its number once more
+    torch.set_num_threads(1)

@@ -1,0 +1,137 @@
+"""The embedder's benchmark, fuzz and soak on a tiny random encoder: its figures follow from `raw`, its oracles hold."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from openbook_core.errors import ArgumentError
+from openbook_embedder.config import EncoderOptions
+from openbook_embedder.engine import EncoderEngine
+
+sys.path.insert(0, str(Path(__file__).parent))
+from embedder_support import MODEL, running_embedder, write_tiny_encoder
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PARTS = {"calls_of_32", "calls_of_1", "mixed_calls_of_32"}
+PEERS = {
+    "vs_sentence_transformers_same_dtype",
+    "vs_sentence_transformers_fp32",
+    "vs_infinity",
+    "cosine_min",
+}
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / script), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_tiny_encoder(tmp_path_factory.mktemp("benchmark") / "tiny")
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+                {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            ]
+        )
+    )
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    return folder
+
+
+def rate(trials: list[dict[str, float]]) -> float:
+    return median(trial["texts"] / trial["seconds"] for trial in trials)
+
+
+def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path) -> None:
+    file, picture = tmp_path / "result.json", tmp_path / "result.png"
+    done = run(
+        "embedder.py",
+        "--quick",
+        "--peers",
+        "none",
+        "--model",
+        str(encoder),
+        "--json",
+        str(file),
+        "--plot",
+        str(picture),
+    )
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(file.read_text())
+    raw = result["raw"]
+    assert {name: result[name] for name in PEERS} == dict.fromkeys(PEERS)
+    assert set(raw["served"]) == PARTS and set(raw["offline"]) == {"chunks", "mixed"}
+    assert {"model", "dtype", "batch", "cpu", "cores", "versions", "commit", "date"} <= set(raw)
+    served = raw["served"]
+    for figure, part, side in (
+        ("grpc_over_bare", "calls_of_32", "grpc"),
+        ("grpc_singles_over_bare", "calls_of_1", "grpc"),
+        ("http_over_bare", "calls_of_32", "http"),
+    ):
+        assert result[figure] == pytest.approx(rate(served[part][side]) / rate(served[part]["bare"]), abs=1e-4)
+    assert result["grpc_chunks_per_s"] == pytest.approx(rate(served["calls_of_32"]["grpc"]), abs=0.01)
+    assert raw["texts"]["chunks"] == {"texts": 128, "tokens": 128 * 64, "shortest": 64, "median": 64, "longest": 64}
+    assert all(trial["padded_tokens"] >= trial["tokens"] for sides in served.values() for trial in sides["grpc"])
+    assert result["padding_share"] == 0 < result["padding_share_mixed"] < 1
+    assert [part["share"] for part in raw["open_loop"]] == [0.3, 0.6, 0.9]
+    assert all(part["failures"] == 0 and len(part["latencies_ms"]) == part["calls"] for part in raw["open_loop"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_fuzz_finds_nothing_wrong(encoder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "fuzz.json"
+    done = run("embedder_fuzz.py", "--requests", "300", "--model", str(encoder), "--json", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr + file.read_text()
+    result = json.loads(file.read_text())
+    outcomes = result["raw"]["outcomes"]
+    assert result["requests"] == 300 == sum(outcomes.values())
+    assert {"grpc texts: OK", "http texts: OK", "grpc stream: OK", "grpc not_utf8: INVALID_ARGUMENT"} <= set(outcomes)
+
+
+def test_the_fuzz_notices_wrong_vectors_and_wrong_fields(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    requests = importlib.import_module("embedder_requests")
+    engine = EncoderEngine.load(encoder, dtype="float32", options=EncoderOptions(normalize=True))
+    oracle = requests.Oracle(engine, ["one", "two words", "three more words"], model=MODEL, max_texts=8)
+    with running_embedder(engine, max_texts=8) as running:
+        grpc_side, http_side = (
+            requests.GrpcRequests(running.address, oracle),
+            requests.HttpRequests(running.http, oracle),
+        )
+        kinds = [(side, name) for side in (grpc_side, http_side) for name in ("texts", "refused")]
+        for side, name in kinds:
+            getattr(side, name)(random.Random(1))
+        encode = engine.encode_batch
+        monkeypatch.setattr(engine, "encode_batch", lambda ids: encode(ids) + 0.02)
+        for side in (grpc_side, http_side):
+            with pytest.raises(requests.Violation, match="vectors differ"):
+                side.texts(random.Random(1))
+        monkeypatch.setattr(running.intake, "tokenize", lambda call: refuse())
+        for side, name in kinds:
+            with pytest.raises(requests.Violation, match="was due|a valid request met|for a valid request"):
+                getattr(side, name)(random.Random(1))
+        grpc_side.close()
+        http_side.close()
+
+
+def refuse() -> None:
+    raise ArgumentError("nothing: is right", field="nothing")
