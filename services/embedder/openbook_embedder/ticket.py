@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import DeadlineError, OpenbookError
+from openbook_core.tracing import record
 
 
 class Ticket:
@@ -22,6 +23,7 @@ class Ticket:
         self.deadline = deadline
         self.submitted = time.monotonic()
         self.started: float | None = None
+        self.finished = self.submitted
         self.vectors: Future[NDArray[np.float32]] = Future()
         self._rows: list[NDArray[np.float32] | None] = [None] * len(ids)
         self._left = len(ids)
@@ -51,8 +53,15 @@ class Ticket:
             self._rows[place] = vector_D
         self._left -= len(places)
         if self._left == 0:
+            self.finished = time.monotonic()
             with suppress(InvalidStateError):
                 self.vectors.set_result(np.stack([row for row in self._rows if row is not None]))
+
+    def trace(self) -> None:
+        """Add the waiting and the encoding of an answered ticket to the current trace."""
+        if self.started is not None:
+            record("queue", self.submitted, self.started, texts=len(self.ids), tokens=self.tokens)
+            record("network", self.started, self.finished, texts=len(self.ids), tokens=self.tokens)
 
     def fail(self, error: OpenbookError) -> None:
         """Close it with `error`, unless it is closed already."""
