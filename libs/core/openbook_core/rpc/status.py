@@ -67,7 +67,7 @@ def error_from_status(status: status_pb2.Status) -> OpenbookError:
 
 
 def _unreachable(peer: str, details: str) -> str:
-    if any(word in details.lower() for word in ("handshake", "ssl", "certificate", "tls")):
+    if any(word in details.lower() for word in ("handshake", "ssl", "certificate", "verification")):
         return (
             f"no TLS connection to {peer}; does it serve TLS, is --tls-ca the CA of its certificate and {peer} (or "
             "--tls-server-name) in it, and does it ask for a client's certificate?"
