@@ -28,6 +28,8 @@ def keepalive(every_s: float, *, idle: bool) -> list[tuple[str, int]]:
     return [
         ("grpc.keepalive_time_ms", int(1000 * every_s)),
         ("grpc.keepalive_timeout_ms", int(500 * every_s)),
+        # The ping that asks has a timeout of its own, 60 s unless it is set.
+        ("grpc.http2.ping_timeout_ms", int(500 * every_s)),
         ("grpc.keepalive_permit_without_calls", int(idle)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", int(1000 * _LEAST_PING_S)),
