@@ -29,7 +29,7 @@ class Guide:
         self._smaller = {**smaller, "examples/": f"{ROOT}/examples/"}
         for written in smaller:
             assert any(written in block for block in self.blocks), f"{name}.md no longer says {written!r}"
-        self._ports = {port: str(free_port()) for port in ("7000", "7001")}
+        self._ports = {port: str(free_port()) for port in ("7000", "7001", "7002")}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PATH": path}
 
@@ -77,7 +77,7 @@ class Guide:
         for written, smaller in self._smaller.items():
             block = re.sub(rf"(?<![\w/]){re.escape(written)}", lambda _, new=smaller: new, block)
         for port, free in self._ports.items():
-            block = re.sub(rf"(?<=:){port}|(?<=--port ){port}", free, block)
+            block = re.sub(rf"(?<=:){port}|(?<=port ){port}", free, block)
         return block
 
 

@@ -156,17 +156,6 @@ def test_spans_of_both_endpoints_belong_to_the_callers_trace(
     assert not [span for span in spans if span.parent == refused.id or "healthz" in span.name]
 
 
-def test_embedding_costs_no_span_where_traces_are_off(engine: EncoderEngine) -> None:
-    with (
-        collecting() as collector,
-        running_embedder(engine) as running,
-        EmbedderClient(running.address, Dial()) as client,
-    ):
-        client.embed(["a"], "query")
-        assert collector.spans == []
-    assert "opentelemetry.sdk.trace" not in vars(tracing)
-
-
 class VanishingProxy:
     """Forwards one TCP connection at a time until `vanish`: then nothing passes, and both sides stay open."""
 
