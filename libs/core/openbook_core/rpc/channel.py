@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import grpc
 
 from openbook_core.security.dial import Dial
 from openbook_core.security.options import DialOptions
 from openbook_core.tracing import outgoing
+
+Metadata = list[tuple[str, str]]
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 LIMITS = [
@@ -50,41 +52,54 @@ def open_channel(address: str, dial: Dial | None = None) -> grpc.Channel:
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.initial_reconnect_backoff_ms", 100),
     ]
-    return grpc.intercept_channel(dial.channel(address, options), _Outgoing(dial.token))
+    return _Channel(dial.channel(address, options), lambda: [*outgoing(), *dial.metadata()])
 
 
-class _Details(
-    namedtuple("_Details", ("method", "timeout", "metadata", "credentials", "wait_for_ready", "compression")),
-    grpc.ClientCallDetails,
-):
-    pass
+class _Channel(grpc.Channel):
+    """Adds metadata to every call; gRPC's interceptors would cost each call a tenth of a millisecond."""
+
+    def __init__(self, inner: grpc.Channel, metadata: Callable[[], Metadata]) -> None:
+        self._inner, self._metadata = inner, metadata
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> _Callable:
+        return _Callable(self._inner.unary_unary(*arguments, **options), self._metadata)
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> _Callable:
+        return _Callable(self._inner.unary_stream(*arguments, **options), self._metadata)
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> _Callable:
+        return _Callable(self._inner.stream_unary(*arguments, **options), self._metadata)
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> _Callable:
+        return _Callable(self._inner.stream_stream(*arguments, **options), self._metadata)
+
+    def subscribe(self, *arguments: Any, **options: Any) -> None:
+        self._inner.subscribe(*arguments, **options)
+
+    def unsubscribe(self, callback: Any) -> None:
+        self._inner.unsubscribe(callback)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
 
 
-class _Outgoing(
-    grpc.UnaryUnaryClientInterceptor,
-    grpc.UnaryStreamClientInterceptor,
-    grpc.StreamUnaryClientInterceptor,
-    grpc.StreamStreamClientInterceptor,
-):
-    """Adds what every call carries."""
+class _Callable:
+    """One method of a stub."""
 
-    def __init__(self, token: Callable[[], str]) -> None:
-        self._token = token
+    def __init__(self, inner: Any, metadata: Callable[[], Metadata]) -> None:
+        self._inner, self._metadata = inner, metadata
 
-    def _call(self, continuation: Callable[[Any, Any], Any], details: Any, request: Any) -> Any:
-        metadata = [*(details.metadata or ()), *outgoing()]
-        if token := self._token():
-            metadata.append(("authorization", f"Bearer {token}"))
-        return continuation(
-            _Details(
-                details.method,
-                details.timeout,
-                metadata,
-                details.credentials,
-                details.wait_for_ready,
-                details.compression,
-            ),
-            request,
-        )
+    def __call__(self, *arguments: Any, metadata: Any = None, **options: Any) -> Any:
+        return self._inner(*arguments, metadata=[*(metadata or ()), *self._metadata()], **options)
 
-    intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = intercept_stream_stream = _call
+    def with_call(self, *arguments: Any, metadata: Any = None, **options: Any) -> Any:
+        return self._inner.with_call(*arguments, metadata=[*(metadata or ()), *self._metadata()], **options)
+
+    def future(self, *arguments: Any, metadata: Any = None, **options: Any) -> Any:
+        return self._inner.future(*arguments, metadata=[*(metadata or ()), *self._metadata()], **options)

@@ -60,6 +60,11 @@ class Dial:
         """The token as its file holds it now; empty where there is none."""
         return self._token()
 
+    def metadata(self) -> list[tuple[str, str]]:
+        """What a call carries: the token, if there is one."""
+        token = self.token()
+        return [("authorization", f"Bearer {token}")] if token else []
+
     def channel(self, address: str, options: list[tuple[str, Any]]) -> grpc.Channel:
         """A channel to HOST:PORT. Raises ConfigError where the token would leave this host in plain text."""
         if self._credentials is None:
@@ -73,8 +78,7 @@ class Dial:
         parts = urlsplit(url)
         if parts.scheme != "https":
             self._require_private(url, parts.hostname or "")
-        headers = {"authorization": f"Bearer {self.token()}"} if self._has_token else {}
-        return {"verify": self.context or True, "headers": headers}
+        return {"verify": self.context or True, "headers": dict(self.metadata())}
 
     def _require_private(self, address: str, host: str) -> None:
         if self._has_token and not self._plaintext_token and not is_loopback(host):
