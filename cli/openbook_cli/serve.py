@@ -34,6 +34,8 @@ def embedder(
     http_role: Annotated[
         str | None, typer.Option(help="query or passage: the role of HTTP requests that state none.")
     ] = None,
+    cache: Annotated[str | None, typer.Option(help="Redis for vectors of texts seen before; off by default.")] = None,
+    cache_ttl_s: Annotated[float, typer.Option(help="Seconds that a vector is kept there.")] = 86_400.0,
     *,
     security: dict[str, Any],
 ) -> None:
@@ -45,6 +47,7 @@ def embedder(
     settings |= {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
     settings |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     settings |= {"metrics_port": metrics_port, "http_port": http_port, "http_role": http_role}
+    settings |= {"cache": cache, "cache_ttl_s": cache_ttl_s}
     serve(EmbedderConfig.parse(settings | security, source="openbook serve embedder"))
 
 

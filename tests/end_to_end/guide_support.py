@@ -20,16 +20,21 @@ ROOT = Path(__file__).parents[2]
 
 
 class Guide:
-    """The ```sh blocks of docs/guides/NAME.md. `smaller`: what is written, which must be there, and what is run."""
+    """The ```sh blocks of a page, or of one of its sections, by heading.
 
-    def __init__(self, name: str, folder: Path, smaller: Mapping[str, str]) -> None:
-        text = (ROOT / "docs" / "guides" / f"{name}.md").read_text(encoding="utf-8")
+    `smaller`: what is written, which must be there, and what is run.
+    """
+
+    def __init__(self, page: str, folder: Path, smaller: Mapping[str, str], section: str = "") -> None:
+        text = (ROOT / page).read_text(encoding="utf-8")
+        if section:
+            text = text.partition(f"## {section}\n")[2].partition("\n## ")[0]
         self._folder, self._log = folder, folder / "log"
         self.blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
         self._smaller = {**smaller, "examples/": f"{ROOT}/examples/"}
         for written in smaller:
-            assert any(written in block for block in self.blocks), f"{name}.md no longer says {written!r}"
-        self._ports = {port: str(free_port()) for port in ("7000", "7001", "7002")}
+            assert any(written in block for block in self.blocks), f"{page} no longer says {written!r}"
+        self.ports = {port: str(free_port()) for port in ("7000", "7001", "7002", "8000")}
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self._environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PATH": path}
 
@@ -47,13 +52,13 @@ class Guide:
         return done.stdout
 
     @contextmanager
-    def services(self, block: str) -> Iterator[None]:
+    def services(self, block: str) -> Iterator[Path]:
         """The services that the block starts in the background, from when all are ready until they have ended.
 
-        One that ends by itself, as the block when a command fails, fails the test.
+        Gives the file of what they print. One that ends by itself, as the block when a command fails, fails the test.
         """
-        output = self._folder / "output"
-        with output.open("w") as stdout, self._log.open("w") as stderr:
+        output = self._folder / f"output-{self.blocks.index(block)}"
+        with output.open("w") as stdout, self._log.open("a") as stderr:
             shell = subprocess.Popen(
                 ["bash", "-ec", self._adapt(block) + "wait -n\n"],
                 cwd=self._folder,
@@ -68,7 +73,7 @@ class Guide:
                     assert shell.poll() is None, f"ended early:\n{self._log.read_text()}"
                     assert time.monotonic() < deadline, self._log.read_text()
                     time.sleep(0.2)
-                yield
+                yield output
                 assert shell.poll() is None, f"ended early:\n{self._log.read_text()}"
             finally:
                 _end_group(shell)
@@ -76,7 +81,7 @@ class Guide:
     def _adapt(self, block: str) -> str:
         for written, smaller in self._smaller.items():
             block = re.sub(rf"(?<![\w/]){re.escape(written)}", lambda _, new=smaller: new, block)
-        for port, free in self._ports.items():
+        for port, free in self.ports.items():
             block = re.sub(rf"(?<=:){port}|(?<=port ){port}", free, block)
         return block
 

@@ -51,9 +51,7 @@ def left_behind(workdir: Path) -> list[str]:
     ("number", "moment", "registry"),
     [
         (signal.SIGINT, "building", "directory"),
-        (signal.SIGKILL, "building", "directory"),
-        (signal.SIGTERM, "starting the embedder", "redis"),
-        (signal.SIGHUP, "starting the generation server", "directory"),
+        (signal.SIGHUP, "starting the embedder", "redis"),
         (signal.SIGKILL, "starting the generation server", "redis"),
     ],
 )

@@ -19,7 +19,7 @@ SMALLER = {
 
 
 def test_the_guide(tmp_path: Path) -> None:
-    guide = Guide("perplexity", tmp_path, SMALLER)
+    guide = Guide("docs/guides/perplexity.md", tmp_path, SMALLER)
     off, start, on, score = guide.blocks
     with guide.services(start):
         assert "off (gate 0)" in guide.run(off)

@@ -20,7 +20,7 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = make_files(tmp_path)
     files.path("tokens.jsonl").unlink()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    guide = Guide("security", tmp_path, {"serve embedder": "serve embedder --dtype float32 --threads 1"})
+    guide = Guide("docs/guides/security.md", tmp_path, {"serve embedder": "serve embedder --dtype float32 --threads 1"})
     start, ask, rest = guide.blocks
     with guide.services(start):
         allowed, refused = guide.run(ask).split("\n")[0].split("}{")

@@ -20,7 +20,7 @@ def guide_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         guides.mkdir(parents=True)
         (guides / "x.md").write_text(f"```sh\n{block}```\n")
         monkeypatch.setattr(guide_support, "ROOT", tmp_path)
-        return Guide("x", tmp_path, {})
+        return Guide("docs/guides/x.md", tmp_path, {})
 
     return write
 

@@ -16,7 +16,7 @@ SMALLER = {
 
 
 def test_the_guide(tmp_path: Path) -> None:
-    guide = Guide("tasks", tmp_path, SMALLER)
+    guide = Guide("docs/guides/tasks.md", tmp_path, SMALLER)
     bare, adapted = guide.blocks
 
     assert "off (gate 0)" in guide.run(bare)

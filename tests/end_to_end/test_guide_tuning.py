@@ -22,7 +22,7 @@ SMALLER = {
 
 @pytest.mark.skipif("OPENBOOK_DATA" not in os.environ, reason="OPENBOOK_DATA names no folder with the data sets")
 def test_the_guide(tmp_path: Path) -> None:
-    guide = Guide("instruction-tuning", tmp_path, SMALLER)
+    guide = Guide("docs/guides/instruction-tuning.md", tmp_path, SMALLER)
     build, start, train, measure = guide.blocks
     guide.run(build)
     with guide.services(start):

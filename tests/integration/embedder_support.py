@@ -19,6 +19,7 @@ from openbook_core.rpc.server import RunningServer, start_server
 from openbook_core.security.options import Protection
 from openbook_core.weights import DEFAULT_EMBEDDER, resolve_model
 from openbook_embedder.batching import Batcher
+from openbook_embedder.cache import open_cache
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.http import HttpServer, create_app
@@ -81,7 +82,8 @@ def running_embedder(
         probe=engine.tokenize(["probe"]).ids[0],
         on_ready=lambda ready: server.set_ready(ready),
     )
-    intake = Intake(engine, batcher, config, metrics)
+    cache = open_cache(config, engine, metrics)
+    intake = Intake(engine, batcher, config, metrics, cache)
     server = start_server(
         lambda each: embedder_pb2_grpc.add_EmbedderServicer_to_server(EmbedderService(intake), each),
         host="127.0.0.1",
@@ -99,3 +101,5 @@ def running_embedder(
         http.close()
         server.stop(0)
         batcher.close()
+        if cache is not None:
+            cache.close()

@@ -90,11 +90,12 @@ def test_http_refuses_in_openais_shape_and_leaves_probes_open(secured: RunningEm
             error = refused.json()["error"]
             assert (error["type"], error["code"]) == ("invalid_request_error", "UNAUTHENTICATED")
             assert "authorization: Bearer TOKEN" in error["message"]
+        assert client.post("/v1/embeddings", content=b"x" * 8_000_000).status_code == 401, "seen for a large body too"
         refused = client.get("/v1/models", headers={"authorization": f"Bearer {files.admin}"})
         assert refused.status_code == 403
         assert "insufficient_scope" in refused.headers["www-authenticate"]
         assert client.get("/v1/models", headers={"authorization": f"Bearer {files.read}"}).status_code == 200
-    assert secured.value("openbook_embedder_http_replies_total", path="other", status="401") == 4
+    assert secured.value("openbook_embedder_http_replies_total", path="other", status="401") == 5
     for context in (trusting(files, shown=False), ssl.create_default_context()):
         with pytest.raises(httpx.TransportError), httpx.Client(verify=context) as stranger:
             stranger.get(f"{secured.http}/healthz")

@@ -17,13 +17,13 @@ import redis
 from openbook_cli.demo.registry import check_registry, new_registry
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import ArgumentError, CorruptError, UnavailableError
+from openbook_core.redis import RedisUrl
 from openbook_database.manifest import Manifest
 from openbook_database.registry import open_registry
 from openbook_database.registry import redis as redis_registry
 from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.registry.records import AuditEntry, ReplicaReport
 from openbook_database.registry.redis import RedisRegistry
-from openbook_database.registry.redis_url import RedisUrl
 from openbook_database.snapshot import Snapshot
 from openbook_database.testing import build_tiny_snapshot
 
@@ -60,7 +60,7 @@ def test_the_password_comes_from_the_url_or_the_environment(
         assert "wrong-one" not in str(caught.value)
     monkeypatch.setenv("OPENBOOK_REDIS_PASSWORD", PASSWORD)
     assert open_registry(url(server, "")).list() == []
-    assert PASSWORD not in repr(RedisUrl.parse(url(server)))
+    assert PASSWORD not in repr(RedisUrl.parse(url(server), setting="registry"))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,6 @@ def test_databases_and_prefixes_are_apart(server: LocalRedis, tmp_path: Path) ->
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "openbook_database.registry.redis")
     with pytest.raises(ArgumentError, match=r"pip install 'openbook-database\[redis\]'"):
         open_registry("redis://localhost")
 

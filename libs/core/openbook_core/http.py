@@ -5,9 +5,11 @@ Needs starlette, uvicorn and pydantic, which those services depend on; nothing e
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import uvicorn
@@ -32,6 +34,10 @@ from openbook_core.tracing import annotate, serving
 
 # Answered without a token: the page, which asks for one, probes, and numbers without text for Prometheus.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/metrics")
+
+# Of a refused request's body, the most that is read and dropped, and the longest that this may take.
+_DRAIN_BYTES = 64 * 1024 * 1024
+_DRAIN_S = 10.0
 
 
 class StrictBody(BaseModel):
@@ -183,6 +189,45 @@ def http_server(app: ASGIApp, protection: Protection) -> uvicorn.Server:
             ssl_context_factory=None if tls is None else lambda *_: tls.context(),
         )
     )
+
+
+class DrainBody:
+    """Before an answer leaves, reads and drops what the service left unread of the request's body, within bounds.
+
+    A connection that closes with unread bytes is reset, and the client may never see why it was refused. Beyond the
+    bounds it is closed all the same, and so is that of a client that asked before it sent (`expect: 100-continue`).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        asks = headers.get(b"expect", b"").lower() == b"100-continue"
+
+        async def received() -> Message:
+            nonlocal unread, asks
+            asks = False
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def drained(message: Message) -> None:
+            if message["type"] == "http.response.start" and unread:
+                size = 0
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_DRAIN_S):
+                        while unread and not asks and size < _DRAIN_BYTES:
+                            size += len((await received()).get("body", b""))
+                if unread:
+                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, received, drained)
 
 
 def listen(host: str, port: int, field: str = "port") -> socket.socket:

@@ -23,6 +23,7 @@ from openbook_core.errors import (
 )
 from openbook_core.files import sync
 from openbook_model.config import RetroConfig
+from openbook_model.finite import is_finite
 from openbook_model.model import RetroModel
 
 FORMAT = "openbook-retro"
@@ -139,7 +140,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> RetroModel:
                         f"{list(parameter.shape)}",
                         field="model",
                     )
-                if not torch.isfinite(tensor).all():
+                if not is_finite(tensor):
                     raise InputError(f"{weights}: {name} holds NaN or infinite values", field="model")
                 parameter.copy_(tensor)
     except (SafetensorError, OSError) as error:

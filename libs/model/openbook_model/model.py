@@ -7,11 +7,12 @@ C = B*L chunk rows, S = K*R keys of a chunk, E encoder width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from openbook_core.errors import ArgumentError
 from openbook_model import decoding
@@ -47,7 +48,7 @@ class RetroModel(nn.Module):
         cls, config: RetroConfig, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> RetroModel:
         """A model with storage whose values are arbitrary, without the cost of torch's own initialisation."""
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutInitialisation():
             model = cls(config)
         return model.to(dtype).to_empty(device=device)
 
@@ -213,6 +214,18 @@ class RetroModel(nn.Module):
                 f"neighbor_lengths must be {list(ids_BLKR.shape[:3])}; given {list(lengths_BLK.shape)}",
                 field="neighbor_lengths",
             )
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves out the functions of `torch.nn.init`; on the meta device one alone brings in torch's compiler (seconds)."""
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def cross_attention_state(model: RetroModel) -> CrossAttentionState:

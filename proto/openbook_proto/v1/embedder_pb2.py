@@ -25,29 +25,29 @@ _sym_db = _symbol_database.Default()
 from openbook_proto.v1 import common_pb2 as openbook__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n openbook_proto/v1/embedder.proto\x12\x11openbook_proto.v1\x1a\x1eopenbook_proto/v1/common.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xcc\x01\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12*\n\x04role\x18\x02 \x01(\x0e\x32\x1c.openbook_proto.v1.EmbedRole\x12\x10\n\x08truncate\x18\x03 \x01(\x08\x12.\n\ttoken_ids\x18\x04 \x03(\x0b\x32\x1b.openbook_proto.v1.TokenIds\x12\x11\n\ttokenizer\x18\x05 \x01(\t\x12,\n\x04type\x18\x06 \x01(\x0e\x32\x1e.openbook_proto.v1.ElementType\"\xb3\x01\n\nEmbedReply\x12+\n\x07vectors\x18\x01 \x01(\x0b\x32\x1a.openbook_proto.v1.Vectors\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\r\x12\x11\n\ttruncated\x18\x03 \x03(\x08\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12+\n\x07timings\x18\x05 \x01(\x0b\x32\x1a.openbook_proto.v1.Timings\x12\r\n\x05\x64type\x18\x06 \x01(\t\"k\n\x12\x45mbedStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.openbook_proto.v1.EmbedRequest\x12\x11\n\texclusive\x18\x03 \x01(\x08\"p\n\x10\x45mbedStreamReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\x05reply\x18\x02 \x01(\x0b\x32\x1d.openbook_proto.v1.EmbedReplyH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\x0cH\x00\x42\t\n\x07outcome\"\x10\n\x0eGetInfoRequest\"\xdd\x03\n\x0cGetInfoReply\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x11\n\tmax_texts\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x33\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x1e.openbook_proto.v1.Fingerprint\x12\x13\n\x0bprobe_texts\x18\x07 \x03(\t\x12\x31\n\rprobe_vectors\x18\x08 \x01(\x0b\x32\x1a.openbook_proto.v1.Vectors\x12\x31\n\ttokenizer\x18\t \x01(\x0b\x32\x1e.openbook_proto.v1.Fingerprint\x12\x14\n\x0c\x62\x61tch_tokens\x18\n \x01(\r\x12\x18\n\x10max_queue_tokens\x18\x0b \x01(\r\x12\x1b\n\x13max_text_characters\x18\x0c \x01(\r\x12\x1b\n\x13max_stream_messages\x18\r \x01(\r\x12\x11\n\tmax_calls\x18\x0e \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0f \x01(\r\x12-\n\x05types\x18\x10 \x03(\x0e\x32\x1e.openbook_proto.v1.ElementType*U\n\tEmbedRole\x12\x1a\n\x16\x45MBED_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45MBED_ROLE_QUERY\x10\x01\x12\x16\n\x12\x45MBED_ROLE_PASSAGE\x10\x02\x32\x81\x02\n\x08\x45mbedder\x12G\n\x05\x45mbed\x12\x1f.openbook_proto.v1.EmbedRequest\x1a\x1d.openbook_proto.v1.EmbedReply\x12]\n\x0b\x45mbedStream\x12%.openbook_proto.v1.EmbedStreamRequest\x1a#.openbook_proto.v1.EmbedStreamReply(\x01\x30\x01\x12M\n\x07GetInfo\x12!.openbook_proto.v1.GetInfoRequest\x1a\x1f.openbook_proto.v1.GetInfoReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n openbook_proto/v1/embedder.proto\x12\x11openbook_proto.v1\x1a\x1eopenbook_proto/v1/common.proto\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xcc\x01\n\x0c\x45mbedRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12*\n\x04role\x18\x02 \x01(\x0e\x32\x1c.openbook_proto.v1.EmbedRole\x12\x10\n\x08truncate\x18\x03 \x01(\x08\x12.\n\ttoken_ids\x18\x04 \x03(\x0b\x32\x1b.openbook_proto.v1.TokenIds\x12\x11\n\ttokenizer\x18\x05 \x01(\t\x12,\n\x04type\x18\x06 \x01(\x0e\x32\x1e.openbook_proto.v1.ElementType\"\xc3\x01\n\nEmbedReply\x12+\n\x07vectors\x18\x01 \x01(\x0b\x32\x1a.openbook_proto.v1.Vectors\x12\x14\n\x0ctoken_counts\x18\x02 \x03(\r\x12\x11\n\ttruncated\x18\x03 \x03(\x08\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\x12+\n\x07timings\x18\x05 \x01(\x0b\x32\x1a.openbook_proto.v1.Timings\x12\r\n\x05\x64type\x18\x06 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x07 \x01(\r\"k\n\x12\x45mbedStreamRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x30\n\x07request\x18\x02 \x01(\x0b\x32\x1f.openbook_proto.v1.EmbedRequest\x12\x11\n\texclusive\x18\x03 \x01(\x08\"p\n\x10\x45mbedStreamReply\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\x05reply\x18\x02 \x01(\x0b\x32\x1d.openbook_proto.v1.EmbedReplyH\x00\x12\x0f\n\x05\x65rror\x18\x03 \x01(\x0cH\x00\x42\t\n\x07outcome\"\x10\n\x0eGetInfoRequest\"\xdd\x03\n\x0cGetInfoReply\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\tdimension\x18\x02 \x01(\r\x12\x12\n\nmax_tokens\x18\x03 \x01(\r\x12\x11\n\tmax_texts\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x33\n\x0b\x66ingerprint\x18\x06 \x01(\x0b\x32\x1e.openbook_proto.v1.Fingerprint\x12\x13\n\x0bprobe_texts\x18\x07 \x03(\t\x12\x31\n\rprobe_vectors\x18\x08 \x01(\x0b\x32\x1a.openbook_proto.v1.Vectors\x12\x31\n\ttokenizer\x18\t \x01(\x0b\x32\x1e.openbook_proto.v1.Fingerprint\x12\x14\n\x0c\x62\x61tch_tokens\x18\n \x01(\r\x12\x18\n\x10max_queue_tokens\x18\x0b \x01(\r\x12\x1b\n\x13max_text_characters\x18\x0c \x01(\r\x12\x1b\n\x13max_stream_messages\x18\r \x01(\r\x12\x11\n\tmax_calls\x18\x0e \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0f \x01(\r\x12-\n\x05types\x18\x10 \x03(\x0e\x32\x1e.openbook_proto.v1.ElementType*U\n\tEmbedRole\x12\x1a\n\x16\x45MBED_ROLE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45MBED_ROLE_QUERY\x10\x01\x12\x16\n\x12\x45MBED_ROLE_PASSAGE\x10\x02\x32\x81\x02\n\x08\x45mbedder\x12G\n\x05\x45mbed\x12\x1f.openbook_proto.v1.EmbedRequest\x1a\x1d.openbook_proto.v1.EmbedReply\x12]\n\x0b\x45mbedStream\x12%.openbook_proto.v1.EmbedStreamRequest\x1a#.openbook_proto.v1.EmbedStreamReply(\x01\x30\x01\x12M\n\x07GetInfo\x12!.openbook_proto.v1.GetInfoRequest\x1a\x1f.openbook_proto.v1.GetInfoReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'openbook_proto.v1.embedder_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EMBEDROLE']._serialized_start=1222
-  _globals['_EMBEDROLE']._serialized_end=1307
+  _globals['_EMBEDROLE']._serialized_start=1238
+  _globals['_EMBEDROLE']._serialized_end=1323
   _globals['_TOKENIDS']._serialized_start=87
   _globals['_TOKENIDS']._serialized_end=110
   _globals['_EMBEDREQUEST']._serialized_start=113
   _globals['_EMBEDREQUEST']._serialized_end=317
   _globals['_EMBEDREPLY']._serialized_start=320
-  _globals['_EMBEDREPLY']._serialized_end=499
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=501
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=608
-  _globals['_EMBEDSTREAMREPLY']._serialized_start=610
-  _globals['_EMBEDSTREAMREPLY']._serialized_end=722
-  _globals['_GETINFOREQUEST']._serialized_start=724
-  _globals['_GETINFOREQUEST']._serialized_end=740
-  _globals['_GETINFOREPLY']._serialized_start=743
-  _globals['_GETINFOREPLY']._serialized_end=1220
-  _globals['_EMBEDDER']._serialized_start=1310
-  _globals['_EMBEDDER']._serialized_end=1567
+  _globals['_EMBEDREPLY']._serialized_end=515
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=517
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=624
+  _globals['_EMBEDSTREAMREPLY']._serialized_start=626
+  _globals['_EMBEDSTREAMREPLY']._serialized_end=738
+  _globals['_GETINFOREQUEST']._serialized_start=740
+  _globals['_GETINFOREQUEST']._serialized_end=756
+  _globals['_GETINFOREPLY']._serialized_start=759
+  _globals['_GETINFOREPLY']._serialized_end=1236
+  _globals['_EMBEDDER']._serialized_start=1326
+  _globals['_EMBEDDER']._serialized_end=1583
 # @@protoc_insertion_point(module_scope)

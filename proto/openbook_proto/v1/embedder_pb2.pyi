@@ -40,20 +40,22 @@ class EmbedRequest(_message.Message):
     def __init__(self, texts: _Optional[_Iterable[str]] = ..., role: _Optional[_Union[EmbedRole, str]] = ..., truncate: _Optional[bool] = ..., token_ids: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., tokenizer: _Optional[str] = ..., type: _Optional[_Union[_common_pb2.ElementType, str]] = ...) -> None: ...
 
 class EmbedReply(_message.Message):
-    __slots__ = ("vectors", "token_counts", "truncated", "fingerprint", "timings", "dtype")
+    __slots__ = ("vectors", "token_counts", "truncated", "fingerprint", "timings", "dtype", "cached")
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_COUNTS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
     vectors: _common_pb2.Vectors
     token_counts: _containers.RepeatedScalarFieldContainer[int]
     truncated: _containers.RepeatedScalarFieldContainer[bool]
     fingerprint: str
     timings: _common_pb2.Timings
     dtype: str
-    def __init__(self, vectors: _Optional[_Union[_common_pb2.Vectors, _Mapping]] = ..., token_counts: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., fingerprint: _Optional[str] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ..., dtype: _Optional[str] = ...) -> None: ...
+    cached: int
+    def __init__(self, vectors: _Optional[_Union[_common_pb2.Vectors, _Mapping]] = ..., token_counts: _Optional[_Iterable[int]] = ..., truncated: _Optional[_Iterable[bool]] = ..., fingerprint: _Optional[str] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ..., dtype: _Optional[str] = ..., cached: _Optional[int] = ...) -> None: ...
 
 class EmbedStreamRequest(_message.Message):
     __slots__ = ("sequence", "request", "exclusive")

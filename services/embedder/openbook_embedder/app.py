@@ -14,6 +14,7 @@ from openbook_core.security.options import Protection
 from openbook_core.telemetry import get_logger, serve_metrics, setup_logging
 from openbook_core.tracing import setup_traces
 from openbook_embedder.batching import Batcher
+from openbook_embedder.cache import VectorCache, open_cache
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.intake import Intake
@@ -50,6 +51,7 @@ def serve(config: EmbedderConfig) -> None:
             field="batch_tokens",
         )
     metrics = EmbedderMetrics()
+    cache = open_cache(config, engine, metrics)
     readiness = _Readiness()
     batcher = Batcher(
         engine.encode_batch,
@@ -59,7 +61,7 @@ def serve(config: EmbedderConfig) -> None:
         probe=engine.tokenize(engine.probe_texts[:1]).ids[0],
         on_ready=readiness.change,
     )
-    intake = Intake(engine, batcher, config, metrics)
+    intake = Intake(engine, batcher, config, metrics, cache)
 
     def register(server: grpc.Server) -> None:
         embedder_pb2_grpc.add_EmbedderServicer_to_server(EmbedderService(intake), server)
@@ -83,13 +85,19 @@ def serve(config: EmbedderConfig) -> None:
             addresses["http"] = http.address
     except UnavailableError:
         server.stop(0)
-        batcher.close()
+        _close(batcher, cache)
         raise
     readiness.follow(server)
     _log.info(f"serving {config.model} in {engine.dtype} on {', '.join(addresses.values())}")
     print(json.dumps({"service": "embedder", **addresses}), flush=True)
     server.wait_for_signal(before_stop=http.close if http is not None else lambda: None)
+    _close(batcher, cache)
+
+
+def _close(batcher: Batcher, cache: VectorCache | None) -> None:
     batcher.close()
+    if cache is not None:
+        cache.close()
 
 
 def _serve_http(intake: Intake, host: str, port: int, protection: Protection) -> HttpServer:

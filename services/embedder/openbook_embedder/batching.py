@@ -66,15 +66,22 @@ class Batcher:
         self._changed = threading.Condition()
         self._start_worker()
 
-    def submit(self, ids: Sequence[Sequence[int]], deadline: float | None = None) -> Ticket:
-        """Queue the texts of one call, all or none.
+    def submit(
+        self,
+        ids: Sequence[Sequence[int]],
+        deadline: float | None = None,
+        known: Sequence[NDArray[np.float32] | None] = (),
+    ) -> Ticket:
+        """Queue the texts of one call, all or none, but for those with a `known` vector (see `Ticket`).
 
         Raises OverloadedError with a retry delay where the queue has no room for all of them, DeadlineError where the
         deadline has passed, UnavailableError while the encoder does not answer.
         """
-        ticket = Ticket(ids, deadline)
+        ticket = Ticket(ids, deadline, known)
         if deadline is not None and deadline <= ticket.submitted:
             raise ticket.late()
+        if not ticket.missing:
+            return ticket
         with self._changed:
             self._require_ready()
             if not self._has_room(self._calls, ticket):
@@ -84,7 +91,7 @@ class Batcher:
                     f"{self._max_queue_tokens}; come back in {delay:.2f} s",
                     retry_after_s=delay,
                 )
-            self._add(self._calls, [Item(ticket, [place]) for place in range(len(ids))])
+            self._add(self._calls, [Item(ticket, [place]) for place in ticket.missing])
         return ticket
 
     def feed(
@@ -94,13 +101,16 @@ class Batcher:
         *,
         batches: Sequence[Sequence[int]] | None,
         gone: threading.Event,
+        known: Sequence[NDArray[np.float32] | None] = (),
     ) -> Ticket:
         """Queue one message of a stream, and wait for room unless the caller is `gone`. A message fits an empty queue.
 
-        `batches` are the places of the texts in batches that nothing else joins. Raises as `submit` but for
-        OverloadedError.
+        `batches` are the places of the texts in batches that nothing else joins; with them no vector is `known`. Raises
+        as `submit` but for OverloadedError.
         """
-        ticket = Ticket(ids, deadline)
+        ticket = Ticket(ids, deadline, known)
+        if not ticket.missing:
+            return ticket
         with self._changed:
             while not self._has_room(self._streams, ticket) or not self.ready:
                 if gone.is_set():
@@ -112,7 +122,7 @@ class Batcher:
                 self._changed.wait(_LOOK_S)
             self._require_open()
             alone = batches is not None
-            places = batches if batches is not None else [[place] for place in range(len(ids))]
+            places = batches if batches is not None else [[place] for place in ticket.missing]
             self._add(self._streams, [Item(ticket, each, alone=alone) for each in places])
         return ticket
 

@@ -53,6 +53,13 @@ class EmbedderConfig(EncoderOptions, ServerOptions):
         default=None, description="role of HTTP requests that state none; by default they are refused"
     )
 
+    cache: str | None = Field(
+        default=None,
+        repr=False,
+        description="Redis for vectors of texts seen before, redis://HOST:PORT; off by default",
+    )
+    cache_ttl_s: float = Field(default=86_400.0, gt=0, description="seconds that a vector is kept in the cache")
+
     @model_validator(mode="after")
     def _one_batch_fits_the_queue(self) -> Self:
         if self.max_queue_tokens < self.batch_tokens:

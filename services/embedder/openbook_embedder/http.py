@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from openbook_core.errors import ArgumentError, NotFoundError, OpenbookError
 from openbook_core.http import (
+    DrainBody,
     Observe,
     StrictBody,
     error_response,
@@ -65,6 +66,7 @@ def create_app(intake: Intake, tokens: TokenFile | None = None) -> FastAPI:
         intake.metrics.http_replies.labels(path, status).inc()
 
     app.add_middleware(Observe, count=count, tokens=tokens)
+    app.add_middleware(DrainBody)  # around Observe, so that who is refused there sees why
 
     @app.exception_handler(OpenbookError)
     async def refuse(_: Request, error: OpenbookError) -> Response:
@@ -82,13 +84,11 @@ def create_app(intake: Intake, tokens: TokenFile | None = None) -> FastAPI:
     async def embeddings(http: Request) -> Response:
         with intake.counted("HTTP"), intake.slot():
             body = await read_body(http, MAX_BODY_BYTES)
-            request, tokenized = await asyncio.to_thread(_read, intake, body)
-            ticket = intake.submit(tokenized, time.monotonic() + TIMEOUT_S)
+            request, tokenized, ticket = await asyncio.to_thread(_submit, intake, body)
             vectors_ND = await _vectors(http, ticket)
             ticket.trace()
-            return Response(
-                await asyncio.to_thread(_reply, request, tokenized, vectors_ND), media_type="application/json"
-            )
+            reply = await asyncio.to_thread(_reply, request, tokenized, ticket.cached, vectors_ND)
+            return Response(reply, media_type="application/json")
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -181,14 +181,15 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
-def _read(intake: Intake, body: bytes) -> tuple[EmbeddingsRequest, TokenizedTexts]:
+def _submit(intake: Intake, body: bytes) -> tuple[EmbeddingsRequest, TokenizedTexts, Ticket]:
     request = parse_body(EmbeddingsRequest, body)
     dimension = intake.engine.dimension
     if request.dimensions not in (None, dimension):
         raise ArgumentError(
             f"dimensions: the vectors have {dimension} elements and are not cut; leave it out", field="dimensions"
         )
-    return request, intake.tokenize(call_of(request, intake.config.model, intake.config.http_role))
+    tokenized = intake.tokenize(call_of(request, intake.config.model, intake.config.http_role))
+    return request, tokenized, intake.submit(tokenized, time.monotonic() + TIMEOUT_S)
 
 
 async def _vectors(http: Request, ticket: Ticket) -> NDArray[np.float32]:
@@ -202,8 +203,10 @@ async def _vectors(http: Request, ticket: Ticket) -> NDArray[np.float32]:
     return waiting.result()
 
 
-def _reply(request: EmbeddingsRequest, tokenized: TokenizedTexts, vectors_ND: NDArray[np.float32]) -> bytes:
-    """OpenAI's list, and for each text the tokens read of it and whether it was cut."""
+def _reply(
+    request: EmbeddingsRequest, tokenized: TokenizedTexts, cached: int, vectors_ND: NDArray[np.float32]
+) -> bytes:
+    """OpenAI's list, for each text the tokens read of it and whether it was cut, and how many were cached."""
     rows: list[Any]
     if request.encoding_format == "base64":
         rows = [base64.b64encode(vector_D.astype("<f4").tobytes()).decode() for vector_D in vectors_ND]
@@ -220,5 +223,6 @@ def _reply(request: EmbeddingsRequest, tokenized: TokenizedTexts, vectors_ND: ND
             )
         ],
         "usage": {"prompt_tokens": total, "total_tokens": total},
+        "cached": cached,
     }
     return json.dumps(body).encode()

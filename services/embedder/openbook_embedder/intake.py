@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, MismatchError, OpenbookError, OverloadedError
 from openbook_core.fingerprint import Fingerprint
 from openbook_embedder.batching import Batcher
+from openbook_embedder.cache import VectorCache
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.metrics import EmbedderMetrics
@@ -40,11 +45,17 @@ class Intake:
     """The one admission of all endpoints: `max_calls` at a time, and the batcher's rule in tokens."""
 
     def __init__(
-        self, engine: EncoderEngine, batcher: Batcher, config: EmbedderConfig, metrics: EmbedderMetrics
+        self,
+        engine: EncoderEngine,
+        batcher: Batcher,
+        config: EmbedderConfig,
+        metrics: EmbedderMetrics,
+        cache: VectorCache | None = None,
     ) -> None:
         self.engine, self.config, self.metrics = engine, config, metrics
         self.tokenizer = Fingerprint(engine.fingerprint.record["tokenizer"])
         self._batcher = batcher
+        self._cache = cache
         self._free = threading.BoundedSemaphore(config.max_calls)
 
     @contextmanager
@@ -98,15 +109,44 @@ class Intake:
         return tokenized
 
     def submit(self, tokenized: TokenizedTexts, deadline: float | None) -> Ticket:
-        """Queue a call's texts; raises as `Batcher.submit`."""
-        return self._batcher.submit(tokenized.ids, deadline)
+        """Queue those of a call's texts that the cache does not know; raises as `Batcher.submit`."""
+        known = self._look_up(tokenized.ids, deadline)
+        return self._remember(self._batcher.submit(tokenized.ids, deadline, known))
 
     def feed(
         self, tokenized: TokenizedTexts, deadline: float | None, *, exclusive: bool, gone: threading.Event
     ) -> Ticket:
-        """Queue a stream's message once there is room; raises as `Batcher.feed`."""
-        batches = self.engine.sub_batches(tokenized.ids) if exclusive else None
-        return self._batcher.feed(tokenized.ids, deadline, batches=batches, gone=gone)
+        """Queue a stream's message once there is room; raises as `Batcher.feed`.
+
+        An `exclusive` one neither asks nor fills the cache: its vectors' last bits follow from the message.
+        """
+        if exclusive:
+            if self._cache is not None:
+                self._cache.bypass(tokenized.ids)
+            batches = self.engine.sub_batches(tokenized.ids)
+            return self._batcher.feed(tokenized.ids, deadline, batches=batches, gone=gone)
+        known = self._look_up(tokenized.ids, deadline)
+        return self._remember(self._batcher.feed(tokenized.ids, deadline, batches=None, gone=gone, known=known))
+
+    def _look_up(self, ids: Sequence[Sequence[int]], deadline: float | None) -> Sequence[NDArray[np.float32] | None]:
+        if self._cache is None:
+            return ()
+        start = time.monotonic()
+        known = self._cache.look_up(ids, deadline)
+        self.metrics.stage_seconds.labels("cache").observe(time.monotonic() - start)
+        return known
+
+    def _remember(self, ticket: Ticket) -> Ticket:
+        """Have the cache keep what is encoded for the ticket."""
+        cache = self._cache
+
+        def keep(vectors: Future[NDArray[np.float32]]) -> None:
+            if cache is not None and vectors.exception() is None:
+                cache.keep([ticket.ids[place] for place in ticket.missing], vectors.result()[ticket.missing])
+
+        if cache is not None and ticket.missing:
+            ticket.vectors.add_done_callback(keep)
+        return ticket
 
     def _take_texts(self, call: Call) -> TokenizedTexts:
         self._require_count(len(call.texts), call.texts_field)
@@ -135,7 +175,8 @@ class Intake:
         if not call.tokenizer:
             raise ArgumentError(
                 f"tokenizer: token ids need the digest of the tokenizer that made them, here {self.tokenizer.digest}; give "
-                "it, or send text",
+                "it, or send text (a client that makes OpenAI's ids must be told to: LangChain by "
+                "check_embedding_ctx_length=False)",
                 field="tokenizer",
             )
         if call.tokenizer != self.tokenizer.digest:

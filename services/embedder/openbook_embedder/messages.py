@@ -57,6 +57,7 @@ def reply_of(
         truncated=tokenized.truncated,
         fingerprint=engine.fingerprint.digest,
         dtype=engine.dtype,
+        cached=ticket.cached,
         timings=common_pb2.Timings(
             tokenize_ms=1000 * tokenizing,
             queue_ms=1000 * queued,

@@ -28,7 +28,7 @@ class EmbedderMetrics:
         )
         self.stage_seconds = Histogram(
             "openbook_embedder_stage_seconds",
-            "Seconds of each stage: tokenize and queue of a call or message, encode of a batch",
+            "Seconds of each stage: tokenize, cache and queue of a call or message, encode of a batch",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -48,6 +48,23 @@ class EmbedderMetrics:
         self.worker_restarts = Counter(
             "openbook_embedder_worker_restarts",
             "Times that the encoding thread ended and was replaced",
+            registry=registry,
+        )
+        self.cache_texts = Counter(
+            "openbook_embedder_cache_texts",
+            "Texts by what the cache knew: hit, miss, error (Redis failed), bypassed (builds, and while Redis fails)",
+            ["outcome"],
+            registry=registry,
+        )
+        self.cache_damaged = Counter(
+            "openbook_embedder_cache_damaged",
+            "Values in the cache that were no vector of this encoder; each is a miss too",
+            registry=registry,
+        )
+        self.cache_writes = Counter(
+            "openbook_embedder_cache_writes",
+            "Texts whose vectors were to be written: stored, error (Redis failed), dropped (too many wait, or Redis fails)",
+            ["outcome"],
             registry=registry,
         )
         self.ready = Gauge("openbook_embedder_ready", "1 while the encoder answers", registry=registry)

@@ -15,23 +15,41 @@ from openbook_core.tracing import record
 
 
 class Ticket:
-    """`deadline` is in seconds of time.monotonic(); `vectors` becomes [n, d], or the error that the texts met."""
+    """`deadline` is in seconds of time.monotonic(); `vectors` becomes [n, d], or the error that the texts met.
 
-    def __init__(self, ids: Sequence[Sequence[int]], deadline: float | None = None) -> None:
+    `known` are the vectors [d] that need no encoding, None for a text that does; without it all do. The places of those
+    that do are `missing`, and only they count in `tokens`.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[Sequence[int]],
+        deadline: float | None = None,
+        known: Sequence[NDArray[np.float32] | None] = (),
+    ) -> None:
         self.ids = ids
-        self.tokens = sum(map(len, ids))
+        self._rows = list(known) or [None] * len(ids)
+        self.missing = [place for place, row in enumerate(self._rows) if row is None]
+        self.tokens = sum(len(ids[place]) for place in self.missing)
         self.deadline = deadline
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.finished = self.submitted
         self.vectors: Future[NDArray[np.float32]] = Future()
-        self._rows: list[NDArray[np.float32] | None] = [None] * len(ids)
-        self._left = len(ids)
+        self._left = len(self.missing)
+        if not self.missing:
+            self.started = self.submitted
+            self._finish()
 
     @property
     def closed(self) -> bool:
         """Answered, failed, cancelled or too late: what is left of it in the queue is dropped."""
         return self.vectors.done()
+
+    @property
+    def cached(self) -> int:
+        """How many of the texts were known."""
+        return len(self.ids) - len(self.missing)
 
     @property
     def queued_s(self) -> float:
@@ -53,15 +71,18 @@ class Ticket:
             self._rows[place] = vector_D
         self._left -= len(places)
         if self._left == 0:
-            self.finished = time.monotonic()
-            with suppress(InvalidStateError):
-                self.vectors.set_result(np.stack([row for row in self._rows if row is not None]))
+            self._finish()
+
+    def _finish(self) -> None:
+        self.finished = time.monotonic()
+        with suppress(InvalidStateError):
+            self.vectors.set_result(np.stack([row for row in self._rows if row is not None]))
 
     def trace(self) -> None:
         """Add the waiting and the encoding of an answered ticket to the current trace."""
-        if self.started is not None:
-            record("queue", self.submitted, self.started, texts=len(self.ids), tokens=self.tokens)
-            record("network", self.started, self.finished, texts=len(self.ids), tokens=self.tokens)
+        if self.missing and self.started is not None:
+            record("queue", self.submitted, self.started, texts=len(self.missing), tokens=self.tokens)
+            record("network", self.started, self.finished, texts=len(self.missing), tokens=self.tokens)
 
     def fail(self, error: OpenbookError) -> None:
         """Close it with `error`, unless it is closed already."""

@@ -17,7 +17,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
 from openbook_core.errors import OpenbookError
-from openbook_core.http import Observe, error_body, error_response, parse_body, read_body, route_error_response
+from openbook_core.http import (
+    DrainBody,
+    Observe,
+    error_body,
+    error_response,
+    parse_body,
+    read_body,
+    route_error_response,
+)
 from openbook_core.security.tokens import TokenFile
 from openbook_core.telemetry import get_logger
 from openbook_generator.job import Piece
@@ -39,6 +47,7 @@ def create_app(generator: Generator, tokens: TokenFile | None = None) -> FastAPI
         generator.metrics.requests.labels(path, status).inc()
 
     app.add_middleware(Observe, count=count, tokens=tokens)
+    app.add_middleware(DrainBody)  # around Observe, so that who is refused there sees why
 
     @app.exception_handler(OpenbookError)
     async def refuse(_: Request, error: OpenbookError) -> Response:

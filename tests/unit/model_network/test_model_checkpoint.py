@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from openbook_core.errors import ConfigError, ConflictError, CorruptError, InputError, NotFoundError, OpenbookError
 from openbook_model.checkpoint import load, save
+from openbook_model.finite import is_finite
 from openbook_model.hashing import weights_hash
 from openbook_model.precision import probe_precision
 
@@ -116,3 +120,21 @@ def test_probe_measures_and_logs(caplog: pytest.LogCaptureFixture) -> None:
     assert probe.dtype == (torch.bfloat16 if faster else torch.float32)
     assert set(probe.seconds) == {"decode", "prefill"}
     assert "serving dtype" in caplog.text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_found_and_a_sum_that_overflows_is_not(value: float) -> None:
+    weights = torch.full((3, 4), 3e38)
+    assert is_finite(weights) and not torch.isfinite(weights.sum())
+    weights[1, 2] = value
+    assert not is_finite(weights)
+
+
+def test_loading_brings_in_no_compiler() -> None:
+    # Its import takes seconds, at every start of a server.
+    program = (
+        "import sys; from openbook_model import RetroConfig, RetroModel\n"
+        "RetroModel.allocate(RetroConfig.parse(dict(vocab_size=8, hidden_size=8, num_layers=1, num_heads=1)))\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "False\n"

@@ -27,13 +27,14 @@ _ROLES = {"query": embedder_pb2.EMBED_ROLE_QUERY, "passage": embedder_pb2.EMBED_
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """Vectors [n, d] float32 of n texts, tokens read of each, whether each was cut, compute type."""
+    """Vectors [n, d] float32 of n texts, tokens read of each, whether each was cut, compute type, how many were cached."""
 
     vectors: NDArray[np.float32]
     token_counts: list[int]
     truncated: list[bool]
     fingerprint_digest: str
     dtype: str
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,4 +176,6 @@ def _outcome(reply: embedder_pb2.EmbedStreamReply) -> EmbedResult | OpenbookErro
 
 def _result(reply: embedder_pb2.EmbedReply) -> EmbedResult:
     vectors = decode_vectors(reply.vectors, "vectors")
-    return EmbedResult(vectors, list(reply.token_counts), list(reply.truncated), reply.fingerprint, reply.dtype)
+    return EmbedResult(
+        vectors, list(reply.token_counts), list(reply.truncated), reply.fingerprint, reply.dtype, reply.cached
+    )

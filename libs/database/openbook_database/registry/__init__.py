@@ -11,6 +11,7 @@ from openbook_database.registry.base import DEFAULT_TTL_S, Registry
 def open_registry(url: str | Path, *, ttl_s: float = DEFAULT_TTL_S) -> Registry:
     """The registry at `url`: a folder, file://FOLDER, or redis://HOST (`registry.redis` has the whole form)."""
     from openbook_database.registry.directory import DirectoryRegistry
+    from openbook_database.registry.redis import RedisRegistry
 
     scheme, separator, rest = str(url).partition("://")
     if not separator:
@@ -18,17 +19,5 @@ def open_registry(url: str | Path, *, ttl_s: float = DEFAULT_TTL_S) -> Registry:
     if scheme == "file":
         return DirectoryRegistry(rest, ttl_s=ttl_s)
     if scheme in ("redis", "rediss"):
-        return _open_redis(str(url), ttl_s)
+        return RedisRegistry(str(url), ttl_s=ttl_s)
     raise ArgumentError(f"registry: {scheme}:// is not known; give a folder or redis://HOST:PORT", field="registry")
-
-
-def _open_redis(url: str, ttl_s: float) -> Registry:
-    try:
-        from openbook_database.registry.redis import RedisRegistry
-    except ModuleNotFoundError as error:
-        if error.name != "redis":
-            raise
-        raise ArgumentError(
-            "a registry in Redis needs the extra redis: pip install 'openbook-database[redis]'", field="registry"
-        ) from None
-    return RedisRegistry(url, ttl_s=ttl_s)

@@ -6,10 +6,12 @@ holds, and where it ends before a line came the guard ends the server.
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,6 +20,9 @@ from urllib.parse import quote
 from openbook_core.errors import UnavailableError
 
 _ATTEMPTS = 5
+_PORT_ATTEMPTS = 100
+# Below the ephemeral ports of Linux (32768 on) and of macOS and IANA (49152 on).
+_NOT_HANDED_OUT = range(20000, 32768)
 _GUARD = 'read -r _ || kill "$0"'
 
 
@@ -111,7 +116,12 @@ class LocalRedis:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 on which nothing listened a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of 127.0.0.1 on which nothing listened a moment ago, outside the range that systems hand out by themselves.
+
+    One from that range could go to any connection or server that starts before the port is used.
+    """
+    for port in random.SystemRandom().sample(_NOT_HANDED_OUT, _PORT_ATTEMPTS):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise UnavailableError(f"no free port on 127.0.0.1 among {_PORT_ATTEMPTS} tried")

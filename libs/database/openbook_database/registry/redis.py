@@ -10,20 +10,15 @@ PREFIX DATABASE:audit               list, oldest first, the last AUDIT_LENGTH en
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from openbook_core.errors import ArgumentError, CorruptError, UnavailableError
+from openbook_core.errors import CorruptError, UnavailableError
 from openbook_core.fingerprint import canonical_json
+from openbook_core.redis import RedisUrl, clear_errors, connect
 from openbook_database.contract import Contract
 from openbook_database.registry.base import DEFAULT_TTL_S, Registry
 from openbook_database.registry.records import AuditEntry, Control, KnownSnapshot, ReplicaReport, RouterReport
-from openbook_database.registry.redis_url import RedisUrl
 
 AUDIT_LENGTH = 10_000
 _TIMEOUT_S = 2.0
@@ -66,19 +61,8 @@ class RedisRegistry(Registry):
 
     def __init__(self, url: str, *, ttl_s: float = DEFAULT_TTL_S, clock: Callable[[], float] | None = None) -> None:
         super().__init__(ttl_s=ttl_s, clock=clock or self._server_time)
-        self._url = RedisUrl.parse(url)
-        self._client = redis.Redis(
-            host=self._url.host,
-            port=self._url.port,
-            db=self._url.db,
-            username=self._url.username,
-            password=self._url.password,
-            ssl=self._url.tls,
-            decode_responses=True,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._url = RedisUrl.parse(url, setting="registry")
+        self._client = connect(self._url, timeout_s=_TIMEOUT_S, extra="openbook-database[redis]")
         self._call("PING")
 
     def _databases(self) -> Sequence[str]:
@@ -149,7 +133,7 @@ class RedisRegistry(Registry):
         return self._url.prefix + ":".join(parts)
 
     def _call(self, *command: str | int | float) -> Any:
-        with self._clear_errors():
+        with clear_errors(self._url):
             return self._client.execute_command(*command)
 
     def _read_all(self, key: str, from_record: Callable[[dict[str, Any]], Any]) -> list[Any]:
@@ -161,30 +145,3 @@ class RedisRegistry(Registry):
             return from_record(json.loads(text))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CorruptError(f"{self._url.place}: {key}: cannot be read: {error!r}") from error
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        place = self._url.place
-        try:
-            yield
-        except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as error:
-            raise ArgumentError(
-                f"{place} refuses the user or the password ({error}): give redis://:PASSWORD@HOST:PORT, or "
-                "OPENBOOK_REDIS_PASSWORD",
-                field="registry",
-            ) from None
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise UnavailableError(
-                f"{place} cannot be reached ({error}): start Redis or correct the registry's URL"
-            ) from None
-        except redis.ResponseError as error:
-            if "DB index" in str(error):
-                raise ArgumentError(f"{place} has no database {self._url.db} ({error})", field="registry") from None
-            if "WRONGTYPE" in str(error):
-                raise CorruptError(
-                    f"{place}: keys with prefix {self._url.prefix!r} are used by something else ({error}): choose "
-                    "another with ?prefix="
-                ) from None
-            raise UnavailableError(f"{place} refuses ({error})") from None
-        except redis.RedisError as error:
-            raise UnavailableError(f"{place} does not answer as Redis does ({error})") from None

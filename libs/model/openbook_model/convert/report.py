@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from openbook_core.errors import InputError
+from openbook_model.finite import is_finite
 from openbook_model.initialisation import initialise
 from openbook_model.model import RetroModel
 
@@ -60,7 +61,7 @@ def fill(
                 f"{name} has shape {list(tensor.shape)}; the configuration asks for {list(parameter.shape)}",
                 field="source",
             )
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise InputError(f"{name} holds NaN or infinite values", field="source")
         parameter.copy_(tensor)
     initialise(model, seed, only=new)
