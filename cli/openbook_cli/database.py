@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.security_options import DIALS, dial_of, takes
 from openbook_core.errors import ConfigError
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
@@ -22,13 +23,14 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 
 
-def _admin(router: str) -> AdminClient:
+def _admin(router: str, security: dict[str, Any]) -> AdminClient:
     from openbook_core.clients import AdminClient
 
-    return AdminClient(router)
+    return AdminClient(router, dial_of(security))
 
 
 @app.command()
+@takes(DIALS)
 def build(
     inputs: Annotated[list[Path], typer.Argument(help="JSON Lines files, plain, .gz or .zst.")],
     out: Annotated[Path, typer.Option(help="Folder of the snapshot.")],
@@ -56,6 +58,8 @@ def build(
     metadata: Annotated[list[str] | None, typer.Option(help="Column to keep; repeatable.")] = None,
     skip_bad_lines: Annotated[bool, typer.Option(help="Count lines without a document instead of stopping.")] = False,
     limit_documents: Annotated[int | None, typer.Option(help="Only the first documents.")] = None,
+    *,
+    security: dict[str, Any],
 ) -> None:
     """Build a snapshot, or go on with a build that was interrupted."""
     from openbook_core.tokenizer import Tokenizer
@@ -77,7 +81,7 @@ def build(
     )
     given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
     given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
-    encoder = _encoder(embedder_address, embedder, dtype, given, out)
+    encoder = _encoder(embedder_address, embedder, dtype, given, out, security)
     try:
         result = build_snapshot(
             list(inputs),
@@ -104,7 +108,9 @@ def build(
     )
 
 
-def _encoder(address: str | None, embedder: str, dtype: str, given: dict[str, Any], out: Path) -> Encoder:
+def _encoder(
+    address: str | None, embedder: str, dtype: str, given: dict[str, Any], out: Path, security: dict[str, Any]
+) -> Encoder:
     """The service at `address`, or an encoder in this process that stays with the compute type of a build at `out`."""
     if address is None:
         from openbook_database.build.run import recorded_dtype
@@ -123,7 +129,7 @@ def _encoder(address: str | None, embedder: str, dtype: str, given: dict[str, An
     from openbook_core.clients import EmbedderClient
     from openbook_database.remote_encoder import RemoteEncoder
 
-    return RemoteEncoder(EmbedderClient(address))
+    return RemoteEncoder(EmbedderClient(address, dial_of(security)))
 
 
 class ProgressLine:
@@ -177,50 +183,57 @@ def inspect(
 
 
 @app.command()
-def register(database: str, snapshot: Path, router: Router) -> None:
+@takes(DIALS)
+def register(database: str, snapshot: Path, router: Router, *, security: dict[str, Any]) -> None:
     """Make a snapshot known to the registry."""
-    with _admin(router) as admin:
+    with _admin(router, security) as admin:
         print(admin.register(database, str(snapshot.absolute())).snapshot)
 
 
 @app.command()
+@takes(DIALS)
 def swap(
     database: str,
     snapshot: str,
     router: Router,
     deadline: Annotated[float, typer.Option(help="Seconds for loading.")] = 300.0,
+    *,
+    security: dict[str, Any],
 ) -> None:
     """Load a snapshot beside the live one, make it live, and return when every router has moved."""
     from openbook_cli.swap import swap_to
 
-    with _admin(router) as admin:
+    with _admin(router, security) as admin:
         print(json.dumps(swap_to(admin, database, snapshot, deadline_s=deadline)))
 
 
 @app.command()
-def rollback(database: str, router: Router) -> None:
+@takes(DIALS)
+def rollback(database: str, router: Router, *, security: dict[str, Any]) -> None:
     """Make the previous snapshot live again, at once."""
     from openbook_cli.swap import state_record, wait_for_routers
 
-    with _admin(router) as admin:
+    with _admin(router, security) as admin:
         start = time.perf_counter()
         state = wait_for_routers(admin, database, admin.rollback(database).epoch)
         print(json.dumps({**state_record(state), "seconds": round(time.perf_counter() - start, 3)}))
 
 
 @app.command()
-def abort(database: str, router: Router) -> None:
+@takes(DIALS)
+def abort(database: str, router: Router, *, security: dict[str, Any]) -> None:
     """Give up the swap that is being prepared; the live snapshot is untouched."""
     from openbook_cli.swap import state_record
 
-    with _admin(router) as admin:
+    with _admin(router, security) as admin:
         print(json.dumps(state_record(admin.abort(database))))
 
 
 @app.command("list")
-def list_databases(router: Router, database: str = "") -> None:
+@takes(DIALS)
+def list_databases(router: Router, database: str = "", *, security: dict[str, Any]) -> None:
     """Databases, snapshots, replicas and routers, as JSON."""
     from openbook_cli.swap import state_record
 
-    with _admin(router) as admin:
+    with _admin(router, security) as admin:
         print(json.dumps([state_record(state) for state in admin.list(database)], indent=1))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.security_options import SERVES, SERVES_AND_DIALS, takes
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -16,6 +17,7 @@ RetrieverPort = Annotated[int | None, typer.Option(help="Port; by default 7000 f
 
 
 @app.command()
+@takes(SERVES)
 def embedder(
     host: Host = "127.0.0.1",
     port: Port = 7001,
@@ -41,6 +43,8 @@ def embedder(
     ] = None,
     cache: Annotated[str | None, typer.Option(help="Redis for vectors of texts seen before; off by default.")] = None,
     cache_ttl_s: Annotated[float, typer.Option(help="Seconds that a vector is kept there.")] = 86_400.0,
+    *,
+    security: dict[str, Any],
 ) -> None:
     """Text to vectors, batched across callers."""
     from openbook_embedder.app import serve
@@ -52,10 +56,11 @@ def embedder(
     settings |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     settings |= {"metrics_port": metrics_port, "http_port": http_port, "http_role": http_role}
     settings |= {"cache": cache, "cache_ttl_s": cache_ttl_s}
-    serve(EmbedderConfig.parse(settings, source="openbook serve embedder"))
+    serve(EmbedderConfig.parse(settings | security, source="openbook serve embedder"))
 
 
 @app.command()
+@takes(SERVES_AND_DIALS)
 def retriever(
     role: Annotated[str, typer.Option(help="shard or router.")],
     registry: Annotated[str, typer.Option(help="Folder of the registry, or redis://HOST:PORT.")],
@@ -66,6 +71,8 @@ def retriever(
     member_count: Annotated[int, typer.Option(help="Shard role: processes that share the shards.")] = 1,
     embedder: Annotated[str, typer.Option(help="Router role: address of the embedder.")] = "",
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
+    *,
+    security: dict[str, Any],
 ) -> None:
     """Vectors to neighbours: a shard, or the router that clients call."""
     from openbook_retriever.app import serve
@@ -75,10 +82,11 @@ def retriever(
     settings: dict[str, Any] = {"role": role, "registry": registry, "host": host, "port": port, "embedder": embedder}
     settings |= {"databases": tuple(database or ()), "member_index": member_index, "member_count": member_count}
     settings["metrics_port"] = metrics_port
-    serve(RetrieverConfig.parse(settings, source="openbook serve retriever"))
+    serve(RetrieverConfig.parse(settings | security, source="openbook serve retriever"))
 
 
 @app.command()
+@takes(SERVES_AND_DIALS)
 def generator(
     retriever: Annotated[str, typer.Option(help="Address of the router.")],
     database: Annotated[str, typer.Option(help="Database to answer from.")],
@@ -87,12 +95,14 @@ def generator(
     model: Annotated[str, typer.Option(help="Folder or name of the language model.")] = DEFAULT_MODEL,
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
     adapter: Annotated[str | None, typer.Option(help="Folder of a LoRA adapter for the model.")] = None,
+    *,
+    security: dict[str, Any],
 ) -> None:
     """The REST API: answers from the book."""
     from openbook_generator.app import serve
     from openbook_generator.config import GeneratorConfig
 
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "host": host,
         "port": port,
         "model": model,
@@ -100,4 +110,4 @@ def generator(
         "database": database,
     }
     settings |= {"dtype": dtype, "adapter": adapter}
-    serve(GeneratorConfig.parse(settings, source="openbook serve generator"))
+    serve(GeneratorConfig.parse(settings | security, source="openbook serve generator"))

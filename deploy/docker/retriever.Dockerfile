@@ -10,7 +10,7 @@ COPY libs/core ./libs/core
 COPY libs/database ./libs/database
 COPY services/retriever ./services/retriever
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install -c constraints.txt ./proto ./libs/core './libs/database[redis]' ./services/retriever
+    pip install -c constraints.txt ./proto './libs/core[traces]' './libs/database[redis]' ./services/retriever
 
 FROM python:3.11.14-slim-bookworm
 COPY --from=build /opt/openbook /opt/openbook

@@ -14,7 +14,9 @@ from prometheus_client import CollectorRegistry
 from transformers import BertConfig, BertModel
 
 from openbook_core.http import listen
+from openbook_core.rpc.channel import KEEPALIVE_S
 from openbook_core.rpc.server import RunningServer, start_server
+from openbook_core.security.options import Protection
 from openbook_core.weights import DEFAULT_EMBEDDER, resolve_model
 from openbook_embedder.batching import Batcher
 from openbook_embedder.cache import open_cache
@@ -59,8 +61,15 @@ class RunningEmbedder:
 
 
 @contextmanager
-def running_embedder(engine: EncoderEngine, **settings: object) -> Iterator[RunningEmbedder]:
+def running_embedder(
+    engine: EncoderEngine,
+    *,
+    protection: Protection | None = None,
+    keepalive_s: float = KEEPALIVE_S,
+    **settings: object,
+) -> Iterator[RunningEmbedder]:
     """`engine` served as `openbook serve embedder` does, with `settings`."""
+    protection = protection or Protection()
     config = EmbedderConfig.parse({"model": MODEL, **settings})
     registry = CollectorRegistry()
     metrics = EmbedderMetrics(registry)
@@ -81,9 +90,11 @@ def running_embedder(engine: EncoderEngine, **settings: object) -> Iterator[Runn
         port=0,
         services=[SERVICE_NAME],
         max_workers=config.max_calls + 8,
+        protection=protection,
+        keepalive_s=keepalive_s,
     )
     server.set_ready(True)
-    http = HttpServer(create_app(intake), listen("127.0.0.1", 0))
+    http = HttpServer(create_app(intake, protection.tokens), listen("127.0.0.1", 0), protection)
     try:
         yield RunningEmbedder(engine, batcher, intake, server, server.address, http.address, registry)
     finally:

@@ -20,6 +20,7 @@ from openbook_cli.demo.processes import Processes, leave_on_signals
 from openbook_cli.demo.questions import Question, grade, load_questions
 from openbook_cli.demo.registry import check_registry, new_registry
 from openbook_cli.demo.report import print_figures, print_table, print_training
+from openbook_cli.security_options import dial_of
 from openbook_cli.swap import swap_to, wait_for_routers
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import ArgumentError, OpenbookError, UnavailableError
@@ -168,8 +169,8 @@ def _start_retrieval(processes: Processes, registry: str) -> dict[str, str]:
 def _swap_under_load(
     admin: AdminClient, addresses: dict[str, str], ids: dict[str, str], questions: list[Question], checker: Checker
 ) -> tuple[dict[str, Any], dict[str, list[Call]]]:
-    url = addresses["generator"]
-    with httpx.Client(timeout=300) as client, RetrieverClient(addresses["router"]) as retriever:
+    url, dial = addresses["generator"], dial_of({})
+    with httpx.Client(timeout=300, **dial.http(url)) as client, RetrieverClient(addresses["router"]) as retriever:
 
         def background_completion(number: int) -> Call:
             return complete(client, url, questions[number % len(questions)].text, max_tokens=8)

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     NOT_READY = "NOT_READY"
     OVERLOADED = "OVERLOADED"
     DEADLINE = "DEADLINE"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     PORT_IN_USE = "PORT_IN_USE"
     UNAVAILABLE = "UNAVAILABLE"
     INTERNAL = "INTERNAL"
@@ -142,6 +144,22 @@ class DeadlineError(OpenbookError):
     grpc_code = "DEADLINE_EXCEEDED"
 
 
+class AuthenticationError(OpenbookError):
+    """A call without a token, or with one that does not count here."""
+
+    reason = Reason.UNAUTHENTICATED
+    http_status = 401
+    grpc_code = "UNAUTHENTICATED"
+
+
+class ForbiddenError(OpenbookError):
+    """A token that is known, without the scope that the call needs."""
+
+    reason = Reason.PERMISSION_DENIED
+    http_status = 403
+    grpc_code = "PERMISSION_DENIED"
+
+
 ERRORS_BY_CODE: dict[str, type[OpenbookError]] = {
     "INVALID_ARGUMENT": ArgumentError,
     "NOT_FOUND": NotFoundError,
@@ -151,5 +169,7 @@ ERRORS_BY_CODE: dict[str, type[OpenbookError]] = {
     "UNAVAILABLE": UnavailableError,
     "RESOURCE_EXHAUSTED": OverloadedError,
     "DEADLINE_EXCEEDED": DeadlineError,
+    "UNAUTHENTICATED": AuthenticationError,
+    "PERMISSION_DENIED": ForbiddenError,
     "INTERNAL": OpenbookError,
 }

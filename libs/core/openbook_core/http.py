@@ -1,6 +1,6 @@
-"""HTTP in OpenAI's shapes, for the services that speak it: bodies, errors, request ids, the listening socket.
+"""HTTP in OpenAI's shapes, for the services that speak it: bodies, errors, tokens, request ids, the listening socket.
 
-Needs starlette and pydantic, which those services depend on; nothing else of openbook_core imports this.
+Needs starlette, uvicorn and pydantic, which those services depend on; nothing else of openbook_core imports this.
 """
 
 from __future__ import annotations
@@ -12,14 +12,29 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import uvicorn
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from openbook_core.errors import ArgumentError, DeadlineError, OpenbookError, Reason, UnavailableError
+from openbook_core.errors import (
+    ArgumentError,
+    AuthenticationError,
+    DeadlineError,
+    ForbiddenError,
+    OpenbookError,
+    Reason,
+    UnavailableError,
+)
+from openbook_core.security.options import Protection
+from openbook_core.security.tokens import TokenFile, bind_caller
 from openbook_core.telemetry import bind_request_id
+from openbook_core.tracing import annotate, serving
+
+# Answered without a token: the page, which asks for one, probes, and numbers without text for Prometheus.
+OPEN_PATHS = ("/", "/healthz", "/readyz", "/metrics")
 
 # Of a refused request's body, the most that is read and dropped, and the longest that this may take.
 _DRAIN_BYTES = 64 * 1024 * 1024
@@ -111,7 +126,11 @@ def route_error_response(request: Request, error: HTTPException, endpoint: str) 
 
 def error_response(error: OpenbookError) -> JSONResponse:
     """OpenAI's error object, with Retry-After where the error says when to come back."""
-    headers = {"retry-after": str(max(1, round(error.retry_after_s)))} if error.retry_after_s is not None else None
+    headers = {"retry-after": str(max(1, round(error.retry_after_s)))} if error.retry_after_s is not None else {}
+    if isinstance(error, AuthenticationError):
+        headers["www-authenticate"] = 'Bearer realm="openbook"'
+    elif isinstance(error, ForbiddenError):
+        headers["www-authenticate"] = 'Bearer realm="openbook", error="insufficient_scope"'
     return JSONResponse(error_body(error, error.http_status), status_code=error.http_status, headers=headers)
 
 
@@ -125,27 +144,56 @@ def error_body(error: OpenbookError, status: int) -> dict[str, Any]:
 class Observe:
     """Takes over or makes `x-request-id`, sends it back, and tells `count` the route and status of each reply.
 
+    With `tokens` a request needs one of scope "read", but for OPEN_PATHS; what is not one of them is a span of its
+    caller's trace.
+
     Plain ASGI: Starlette's function middleware would hide from the routes that a client has left.
     """
 
-    def __init__(self, app: ASGIApp, count: Callable[[str, int], None]) -> None:
-        self._app, self._count = app, count
+    def __init__(self, app: ASGIApp, count: Callable[[str, int], None], tokens: TokenFile | None = None) -> None:
+        self._app, self._count, self._tokens = app, count, tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        identity = bind_request_id(given or None)
+        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        identity = bind_request_id(headers.get("x-request-id"))
+        path = f"{scope['method']} {scope['path']}"
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 route = getattr(scope.get("route"), "path", "other")
                 self._count(route, message["status"])
+                annotate(status=message["status"])
                 message["headers"] = [*message["headers"], (b"x-request-id", identity.encode("latin-1"))]
             await send(message)
 
-        await self._app(scope, receive, observed)
+        if scope["path"] in OPEN_PATHS:
+            await self._app(scope, receive, observed)
+            return
+        with serving(f"HTTP {path}", headers):
+            if self._tokens is not None:
+                try:
+                    bind_caller(self._tokens.admit(headers.get("authorization"), "read", path))
+                except OpenbookError as error:
+                    await error_response(error)(scope, receive, observed)
+                    return
+            await self._app(scope, receive, observed)
+
+
+def http_server(app: ASGIApp, protection: Protection) -> uvicorn.Server:
+    """uvicorn as the services run it."""
+    tls = protection.tls
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+            ssl_context_factory=None if tls is None else lambda *_: tls.context(),
+        )
+    )
 
 
 class DrainBody:

@@ -24,8 +24,9 @@ def request_id() -> str:
 
 
 def bind_request_id(value: str | None) -> str:
-    """Take over the caller's id, or make one."""
-    chosen = value or uuid.uuid4().hex[:16]
+    """Take over the caller's id if it may stand in logs and headers, or make one."""
+    usable = value and len(value) <= 128 and value.isascii() and value.isprintable()
+    chosen = value if value and usable else uuid.uuid4().hex[:16]
     _request_id.set(chosen)
     return chosen
 

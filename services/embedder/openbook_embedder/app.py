@@ -10,7 +10,9 @@ import grpc
 
 from openbook_core.errors import ConfigError, UnavailableError
 from openbook_core.rpc.server import RunningServer, require_free, start_server
+from openbook_core.security.options import Protection
 from openbook_core.telemetry import get_logger, serve_metrics, setup_logging
+from openbook_core.tracing import setup_traces
 from openbook_embedder.batching import Batcher
 from openbook_embedder.cache import VectorCache, open_cache
 from openbook_embedder.config import EmbedderConfig
@@ -38,6 +40,8 @@ def serve(config: EmbedderConfig) -> None:
     a port that is in use.
     """
     setup_logging("embedder")
+    setup_traces("embedder", config.traces_endpoint)
+    protection = config.protection(config.host)
     require_free(config.host, config.port)
     engine = EncoderEngine.load(
         config.model,
@@ -71,14 +75,21 @@ def serve(config: EmbedderConfig) -> None:
         embedder_pb2_grpc.add_EmbedderServicer_to_server(EmbedderService(intake), server)
 
     workers = config.max_calls + _SPARE_THREADS
-    server = start_server(register, host=config.host, port=config.port, services=[SERVICE_NAME], max_workers=workers)
+    server = start_server(
+        register,
+        host=config.host,
+        port=config.port,
+        services=[SERVICE_NAME],
+        max_workers=workers,
+        protection=protection,
+    )
     addresses = {"address": server.address}
     http: HttpServer | None = None
     try:
         if config.metrics_port is not None:
             serve_metrics(config.host, config.metrics_port)
         if config.http_port is not None:
-            http = _serve_http(intake, config.host, config.http_port)
+            http = _serve_http(intake, config.host, config.http_port, protection)
             addresses["http"] = http.address
     except UnavailableError:
         server.stop(0)
@@ -97,11 +108,11 @@ def _close(batcher: Batcher, cache: VectorCache | None) -> None:
         cache.close()
 
 
-def _serve_http(intake: Intake, host: str, port: int) -> HttpServer:
+def _serve_http(intake: Intake, host: str, port: int, protection: Protection) -> HttpServer:
     from openbook_core.http import listen
     from openbook_embedder.http import HttpServer, create_app
 
-    return HttpServer(create_app(intake), listen(host, port, "http_port"))
+    return HttpServer(create_app(intake, protection.tokens), listen(host, port, "http_port"), protection)
 
 
 class _Readiness:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from openbook_core.config import FrozenConfig
+from openbook_core.security.options import ServerOptions
 from openbook_core.weights import DEFAULT_EMBEDDER
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -29,7 +30,7 @@ class EncoderOptions(FrozenConfig):
     max_tokens: int | None = Field(default=None, ge=1, description="where a text is cut, special tokens included")
 
 
-class EmbedderConfig(EncoderOptions):
+class EmbedderConfig(EncoderOptions, ServerOptions):
     """What `openbook serve embedder` takes. `batch_tokens` counts tokens with padding: texts times the longest."""
 
     host: str = "127.0.0.1"

@@ -15,7 +15,6 @@ import time
 from typing import Any, Literal
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
@@ -28,10 +27,13 @@ from openbook_core.http import (
     Observe,
     StrictBody,
     error_response,
+    http_server,
     parse_body,
     read_body,
     route_error_response,
 )
+from openbook_core.security.options import Protection
+from openbook_core.security.tokens import TokenFile
 from openbook_embedder.intake import Call, Intake
 from openbook_embedder.ticket import Ticket
 from openbook_embedder.tokens import TokenizedTexts
@@ -55,12 +57,16 @@ class EmbeddingsRequest(StrictBody):
     tokenizer: str = ""
 
 
-def create_app(intake: Intake) -> FastAPI:
-    """The application around an intake."""
+def create_app(intake: Intake, tokens: TokenFile | None = None) -> FastAPI:
+    """The application around an intake; with `tokens`, requests for vectors and models need one."""
     app = FastAPI(title="Openbook embedder", docs_url=None, redoc_url=None, openapi_url=None)
     created = int(time.time())
-    app.add_middleware(DrainBody)
-    app.add_middleware(Observe, count=lambda path, status: intake.metrics.http_replies.labels(path, status).inc())
+
+    def count(path: str, status: int) -> None:
+        intake.metrics.http_replies.labels(path, status).inc()
+
+    app.add_middleware(Observe, count=count, tokens=tokens)
+    app.add_middleware(DrainBody)  # around Observe, so that who is refused there sees why
 
     @app.exception_handler(OpenbookError)
     async def refuse(_: Request, error: OpenbookError) -> Response:
@@ -80,6 +86,7 @@ def create_app(intake: Intake) -> FastAPI:
             body = await read_body(http, MAX_BODY_BYTES)
             request, tokenized, ticket = await asyncio.to_thread(_submit, intake, body)
             vectors_ND = await _vectors(http, ticket)
+            ticket.trace()
             reply = await asyncio.to_thread(_reply, request, tokenized, ticket.cached, vectors_ND)
             return Response(reply, media_type="application/json")
 
@@ -111,12 +118,11 @@ def create_app(intake: Intake) -> FastAPI:
 class HttpServer:
     """Serves `app` on a thread of its own until `close`."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
-        self.address = "http://{}:{}".format(*listener.getsockname()[:2])
+    def __init__(self, app: FastAPI, listener: socket.socket, protection: Protection | None = None) -> None:
+        protection = protection or Protection()
+        self.address = "{}://{}:{}".format(protection.scheme, *listener.getsockname()[:2])
         self._listener = listener
-        self._server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-        )
+        self._server = http_server(app, protection)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="embedder-http", daemon=True)
         self._thread.start()
 

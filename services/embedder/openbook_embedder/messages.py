@@ -48,6 +48,7 @@ def reply_of(
 ) -> embedder_pb2.EmbedReply:
     """The reply to a call whose ticket has its vectors; `arrived` in seconds of time.monotonic()."""
     vectors_ND = ticket.vectors.result()
+    ticket.trace()
     done = time.monotonic()
     total, queued, tokenizing = done - arrived, ticket.queued_s, ticket.submitted - arrived
     return embedder_pb2.EmbedReply(

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import DeadlineError, OpenbookError
+from openbook_core.tracing import record
 
 
 class Ticket:
@@ -33,6 +34,7 @@ class Ticket:
         self.deadline = deadline
         self.submitted = time.monotonic()
         self.started: float | None = None
+        self.finished = self.submitted
         self.vectors: Future[NDArray[np.float32]] = Future()
         self._left = len(self.missing)
         if not self.missing:
@@ -72,8 +74,15 @@ class Ticket:
             self._finish()
 
     def _finish(self) -> None:
+        self.finished = time.monotonic()
         with suppress(InvalidStateError):
             self.vectors.set_result(np.stack([row for row in self._rows if row is not None]))
+
+    def trace(self) -> None:
+        """Add the waiting and the encoding of an answered ticket to the current trace."""
+        if self.missing and self.started is not None:
+            record("queue", self.submitted, self.started, texts=len(self.missing), tokens=self.tokens)
+            record("network", self.started, self.finished, texts=len(self.missing), tokens=self.tokens)
 
     def fail(self, error: OpenbookError) -> None:
         """Close it with `error`, unless it is closed already."""

@@ -26,6 +26,7 @@ from openbook_core.http import (
     read_body,
     route_error_response,
 )
+from openbook_core.security.tokens import TokenFile
 from openbook_core.telemetry import get_logger
 from openbook_generator.job import Piece
 from openbook_generator.schemas import ChatRequest, CompletionRequest
@@ -37,13 +38,16 @@ PAGE = Path(__file__).with_name("page.html")
 MAX_BODY_BYTES = 2 * 1024 * 1024
 
 
-def create_app(generator: Generator) -> FastAPI:
-    """The application around a generator, which its caller closes."""
+def create_app(generator: Generator, tokens: TokenFile | None = None) -> FastAPI:
+    """The application around a generator, which its caller closes; with `tokens`, /v1 needs one."""
     app = FastAPI(title="Openbook generator", docs_url=None, redoc_url=None, openapi_url=None)
     created = int(time.time())
 
-    app.add_middleware(DrainBody)
-    app.add_middleware(Observe, count=lambda path, status: generator.metrics.requests.labels(path, status).inc())
+    def count(path: str, status: int) -> None:
+        generator.metrics.requests.labels(path, status).inc()
+
+    app.add_middleware(Observe, count=count, tokens=tokens)
+    app.add_middleware(DrainBody)  # around Observe, so that who is refused there sees why
 
     @app.exception_handler(OpenbookError)
     async def refuse(_: Request, error: OpenbookError) -> Response:

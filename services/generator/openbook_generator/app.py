@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import FrameType
 
-import uvicorn
 from fastapi import FastAPI
 
 from openbook_core.clients import RetrieverClient
-from openbook_core.http import listen
+from openbook_core.http import http_server, listen
 from openbook_core.telemetry import setup_logging
+from openbook_core.tracing import setup_traces
 from openbook_generator.api import create_app
 from openbook_generator.config import GeneratorConfig
 from openbook_generator.models import load_model, with_stored_prompt
@@ -27,15 +27,17 @@ def serve(config: GeneratorConfig) -> None:
     Raises UnavailableError with reason PORT_IN_USE, or what loading the model raises. The retriever may come later.
     """
     setup_logging("generator")
+    setup_traces("generator", config.traces_endpoint)
+    protection, dial = config.protection(config.host), config.dial()
     listener = listen(config.host, config.port)
     try:
         config = with_stored_prompt(config)
         model, tokenizer = load_model(config)
-        client = RetrieverClient(config.retriever)
+        client = RetrieverClient(config.retriever, dial)
         generator = Generator(config, model, tokenizer, Retriever(client, config.search_timeout_s))
-        app = create_app(generator)
-        app.router.lifespan_context = _announce(f"http://{config.host}:{listener.getsockname()[1]}")
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+        app = create_app(generator, protection.tokens)
+        app.router.lifespan_context = _announce(f"{protection.scheme}://{config.host}:{listener.getsockname()[1]}")
+        server = http_server(app, protection)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _shutdown_is_done)
         try:

@@ -7,12 +7,12 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from openbook_core.config import FrozenConfig
+from openbook_core.security.options import DialingServerOptions
 from openbook_core.weights import DEFAULT_MODEL
 from openbook_prompt.settings import DEFAULT_PASSAGES, PromptSettings
 
 
-class GeneratorConfig(FrozenConfig):
+class GeneratorConfig(DialingServerOptions):
     """`port` 0 picks a free one. `model` is a folder of ours, or a name that is converted into the cache at start.
 
     `adapter` is a folder that `openbook train` (task: sft) wrote: it is added to the model's weights at start, and the

@@ -181,7 +181,9 @@ class Engine:
                 job.asking = True
             self._metrics.searches.inc()
             self._metrics.chunks.inc(len(texts))
-            future = self._pool.submit(self._search, pin, texts, neighbors, self._cache.neighbor_length)
+            # Asked in the name of the first of them, whose request id and trace it carries.
+            ask = jobs[0][0].context.copy().run
+            future = self._pool.submit(ask, self._search, pin, texts, neighbors, self._cache.neighbor_length)
             future.add_done_callback(lambda done, jobs=jobs: self._answered(jobs, done))  # type: ignore[misc]
 
     def _answered(self, jobs: list[tuple[Job, int]], future: Future[FoundNeighbors]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,7 +41,7 @@ class Job:
     """Made by the service, then owned by the engine's thread; only `cancel` may be called from elsewhere.
 
     `emit` gets each Piece, or one exception as the last event, on the engine's thread. `pin` is None where the
-    request's chunks get no neighbours.
+    request's chunks get no neighbours. `context` is that of the request: its id and trace.
     """
 
     prompt: list[int]
@@ -57,6 +58,7 @@ class Job:
     found: Neighbors | None = None
     attended: list[Attended] = field(default_factory=list)
     asking: bool = False
+    context: Context = field(default_factory=copy_context)
     _cancelled: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:

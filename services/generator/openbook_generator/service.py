@@ -11,6 +11,8 @@ from typing import Any
 
 from openbook_core.errors import (
     ArgumentError,
+    AuthenticationError,
+    ForbiddenError,
     NotFoundError,
     OpenbookError,
     PreconditionError,
@@ -18,6 +20,7 @@ from openbook_core.errors import (
 )
 from openbook_core.fingerprint import Fingerprint, require_equal
 from openbook_core.tokenizer import Tokenizer
+from openbook_core.tracing import annotate
 from openbook_generator.config import GeneratorConfig
 from openbook_generator.engine import Engine
 from openbook_generator.job import Event, Job, Piece
@@ -95,6 +98,8 @@ class Generator:
             pin, passages = self._retrieve(request)
         except OpenbookError as error:
             raise told_to_caller(error, request) from error
+        if pin is not None:
+            annotate(database=pin.database, snapshot=pin.snapshot)
         shown = choose_shown(request.question, passages, self.config.prompt)
         with self._encoding:
             texts = [extract.text for extract in shown]
@@ -219,11 +224,14 @@ def told_to_caller(error: OpenbookError, request: CompletionRequest | ChatReques
     """The retriever's error in the words of the REST request.
 
     Its `texts` are the caller's prompt or messages. A database or snapshot that is missing is the caller's mistake
-    only where the caller named one; else the service is not ready (503).
+    only where the caller named one; else the service is not ready (503). A token that it refuses is this service's own,
+    so the service is not ready either.
     """
     if isinstance(error, ArgumentError) and (error.field or "").startswith("texts"):
         field = request.question_field
         return ArgumentError(f"{field}: the retriever refuses it as a query: {error.message}", field=field)
+    if isinstance(error, AuthenticationError | ForbiddenError):
+        return UnavailableError(f"the retriever refuses this service's token: {error.message}", reason=error.reason)
     named_by_us = isinstance(error, ArgumentError) and error.field in ("database", "snapshot")
     if not request.retrieval.names_source and (isinstance(error, NotFoundError | PreconditionError) or named_by_us):
         return UnavailableError(

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import grpc
 
+from openbook_core.security.tokens import caller
 from openbook_proto.v1 import admin_pb2 as pb
 from openbook_proto.v1 import admin_pb2_grpc
 from openbook_retriever.admin_engine import AdminEngine
 
 
 class AdminService(admin_pb2_grpc.DatabaseAdminServicer):
-    """Errors that the engine raises become statuses in the server. The peer's address goes into the audit."""
+    """Errors that the engine raises become statuses in the server. Peer and token's name go into the audit."""
 
     def __init__(self, engine: AdminEngine) -> None:
         self._engine = engine
 
     def Register(self, request: pb.RegisterRequest, context: grpc.ServicerContext) -> pb.RegisterReply:
-        return self._engine.register(request, context.peer())
+        return self._engine.register(request, _actor(context))
 
     def Prepare(self, request: pb.PrepareRequest, context: grpc.ServicerContext) -> pb.PrepareReply:
-        return self._engine.prepare(request, context.peer())
+        return self._engine.prepare(request, _actor(context))
 
     def Activate(self, request: pb.ActivateRequest, context: grpc.ServicerContext) -> pb.ActivateReply:
-        return self._engine.activate(request, context.peer())
+        return self._engine.activate(request, _actor(context))
 
     def Rollback(self, request: pb.RollbackRequest, context: grpc.ServicerContext) -> pb.RollbackReply:
-        return self._engine.rollback(request, context.peer())
+        return self._engine.rollback(request, _actor(context))
 
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortReply:
-        return self._engine.abort(request, context.peer())
+        return self._engine.abort(request, _actor(context))
 
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListReply:
         return self._engine.list(request)
+
+
+def _actor(context: grpc.ServicerContext) -> str:
+    return f"{context.peer()} ({caller()})" if caller() else str(context.peer())

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import grpc
 
 from openbook_core.rpc.server import RunningServer, start_server
+from openbook_core.security.options import Protection
 from openbook_core.telemetry import serve_metrics, setup_logging
+from openbook_core.tracing import setup_traces
 from openbook_database.registry import open_registry
 from openbook_database.registry.base import Registry
 from openbook_proto.v1 import admin_pb2_grpc, retriever_pb2_grpc
@@ -37,16 +39,18 @@ def serve(config: RetrieverConfig) -> None:
     the registry. Raises UnavailableError with reason PORT_IN_USE where the port is taken.
     """
     setup_logging(f"retriever-{config.role}")
+    setup_traces(config.role, config.traces_endpoint)
+    protection = config.protection(config.host)
     registry = open_registry(config.registry)
     if config.metrics_port is not None:
         serve_metrics(config.host, config.metrics_port)
     if config.role == "shard":
-        _serve_shard(config, registry)
+        _serve_shard(config, registry, protection)
     else:
-        _serve_router(config, registry)
+        _serve_router(config, registry, protection)
 
 
-def _serve_shard(config: RetrieverConfig, registry: Registry) -> None:
+def _serve_shard(config: RetrieverConfig, registry: Registry, protection: Protection) -> None:
     holdings = Holdings()
     watch = ShardWatch(config, registry, holdings)
     service = ShardService(ShardEngine(holdings, snapshot_guard=config.snapshot_guard))
@@ -54,9 +58,7 @@ def _serve_shard(config: RetrieverConfig, registry: Registry) -> None:
     def register(server: grpc.Server) -> None:
         retriever_pb2_grpc.add_RetrieverServicer_to_server(service, server)
 
-    running = start_server(
-        register, host=config.host, port=config.port, services=[RETRIEVER], max_workers=config.max_workers
-    )
+    running = _start(config, register, [RETRIEVER], protection)
     watch.start(_name(config, running), running.address)
     try:
         watch.wait_settled()
@@ -65,19 +67,18 @@ def _serve_shard(config: RetrieverConfig, registry: Registry) -> None:
         watch.stop()
 
 
-def _serve_router(config: RetrieverConfig, registry: Registry) -> None:
+def _serve_router(config: RetrieverConfig, registry: Registry, protection: Protection) -> None:
     watch = RouterWatch(config, registry)
-    gate = EmbedderGate(config.embedder) if config.embedder else None
-    service = RouterService(RouterEngine(watch, Replicas(), gate, snapshot_guard=config.snapshot_guard))
+    dial = config.dial()
+    gate = EmbedderGate(config.embedder, dial) if config.embedder else None
+    service = RouterService(RouterEngine(watch, Replicas(dial), gate, snapshot_guard=config.snapshot_guard))
     admin = AdminService(AdminEngine(registry, watch))
 
     def register(server: grpc.Server) -> None:
         retriever_pb2_grpc.add_RetrieverServicer_to_server(service, server)
         admin_pb2_grpc.add_DatabaseAdminServicer_to_server(admin, server)
 
-    running = start_server(
-        register, host=config.host, port=config.port, services=[RETRIEVER, ADMIN], max_workers=config.max_workers
-    )
+    running = _start(config, register, [RETRIEVER, ADMIN], protection)
     watch.start(_name(config, running), running.address)
     try:
         _run(config, running, watch.stop)
@@ -85,6 +86,19 @@ def _serve_router(config: RetrieverConfig, registry: Registry) -> None:
         watch.stop()
         if gate is not None:
             gate.close()
+
+
+def _start(
+    config: RetrieverConfig, register: Callable[[grpc.Server], None], services: list[str], protection: Protection
+) -> RunningServer:
+    return start_server(
+        register,
+        host=config.host,
+        port=config.port,
+        services=services,
+        max_workers=config.max_workers,
+        protection=protection,
+    )
 
 
 def _run(config: RetrieverConfig, running: RunningServer, withdraw: Callable[[], None]) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.clients import EmbedderClient
-from openbook_core.errors import MismatchError, UnavailableError
+from openbook_core.errors import AuthenticationError, ForbiddenError, MismatchError, UnavailableError
 from openbook_core.fingerprint import require_equal
+from openbook_core.security.dial import Dial
 from openbook_database.contract import Contract
 from openbook_database.manifest import Probes
 
@@ -25,9 +26,9 @@ _LOOKS = 2
 class EmbedderGate:
     """Queries to vectors, through one embedder; safe to use from several threads."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, dial: Dial | None = None) -> None:
         self._address = address
-        self._client = EmbedderClient(address)
+        self._client = EmbedderClient(address, dial)
         self._lock = Lock()
         self._probed: set[tuple[str, bytes]] = set()
 
@@ -48,6 +49,8 @@ class EmbedderGate:
                 self._forget(contract)
         except UnavailableError as error:
             raise UnavailableError(f"the embedder at {self._address} does not answer: {error}") from error
+        except (AuthenticationError, ForbiddenError) as error:
+            raise UnavailableError(f"the embedder at {self._address} refuses this router's token: {error}") from error
         raise MismatchError(
             f"the embedder at {self._address} says that it is the one of database {database!r} "
             f"({contract.embedder.digest[:12]}) but answers as {result.fingerprint_digest[:12]}: do several processes "

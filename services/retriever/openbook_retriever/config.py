@@ -7,10 +7,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from openbook_core.config import FrozenConfig
+from openbook_core.security.options import DialingServerOptions
 
 
-class RetrieverConfig(FrozenConfig):
+class RetrieverConfig(DialingServerOptions):
     """One process, a shard or a router."""
 
     role: Literal["shard", "router"]

@@ -13,11 +13,18 @@ import grpc
 from openbook_core.errors import OpenbookError, OverloadedError, Reason
 from openbook_core.rpc.channel import open_channel
 from openbook_core.rpc.status import error_from_rpc
-from openbook_core.telemetry import request_id
+from openbook_core.security.dial import Dial
 from openbook_proto.v1 import retriever_pb2_grpc
 from openbook_retriever.metrics import REPLICA_RETRIES, SHARDS_MISSING
 
-_TRY_ANOTHER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+# The last two: it is this router's token that a shard refuses, not its caller's.
+_TRY_ANOTHER = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+)
 
 Reply = TypeVar("Reply")
 
@@ -37,7 +44,8 @@ class Answers(Generic[Reply]):
 class Replicas:
     """Channels to shard processes, opened once for each address; safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, dial: Dial | None = None) -> None:
+        self._dial = dial
         self._lock = Lock()
         self._turns: dict[tuple[str, int], int] = {}
         self._stubs: dict[str, Any] = {}
@@ -94,10 +102,8 @@ class Replicas:
         with self._lock:
             stub = self._stubs.get(address)
             if stub is None:
-                stub = self._stubs[address] = retriever_pb2_grpc.RetrieverStub(open_channel(address))
-        current = request_id()
-        metadata = [("x-request-id", current)] if current else None
-        return getattr(stub, method).future(request, timeout=max(0.0, deadline - time.monotonic()), metadata=metadata)
+                stub = self._stubs[address] = retriever_pb2_grpc.RetrieverStub(open_channel(address, self._dial))
+        return getattr(stub, method).future(request, timeout=max(0.0, deadline - time.monotonic()))
 
     def _collect(self, shard: int, address: str, call: Any, answers: Answers[Any]) -> None:
         try:

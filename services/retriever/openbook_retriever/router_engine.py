@@ -20,6 +20,7 @@ from openbook_core.errors import (
     UnavailableError,
 )
 from openbook_core.telemetry import get_logger
+from openbook_core.tracing import annotate
 from openbook_core.vectors import encode_vectors
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_retriever.attach import EmbedderGate
@@ -171,6 +172,7 @@ class RouterEngine:
                 restarts += 1
                 RESTARTS.inc()
                 continue
+            annotate(database=request.database, snapshot=snapshot)
             reply.epoch = view.control.epoch
             reply.restarts = restarts
             return reply

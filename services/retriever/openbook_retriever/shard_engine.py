@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from openbook_core.errors import ArgumentError
+from openbook_core.tracing import annotate
 from openbook_database.manifest import Manifest
 from openbook_database.scoring import MISSING
 from openbook_database.snapshot import Snapshot
@@ -39,6 +40,7 @@ class ShardEngine:
             searched = time.perf_counter()
             chunks = encode_chunks(shard, hits.ids_QK[hits.ids_QK != MISSING], request.fields)
             finished = time.perf_counter()
+            annotate(database=request.database, snapshot=opened.id, shard=request.shard)
             return pb.SearchReply(
                 snapshot=opened.id,
                 queries=len(queries_QD),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from openbook_core.clients.base import Client
+from openbook_core.security.dial import Dial
 from openbook_proto.v1 import admin_pb2, admin_pb2_grpc
 
 
 class AdminClient(Client):
     """Changes which snapshot is live; each call returns the database's state after it."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, dial: Dial | None = None) -> None:
+        super().__init__(address, dial)
         self._stub = admin_pb2_grpc.DatabaseAdminStub(self._channel)
 
     def register(self, database: str, url: str, *, timeout_s: float = 60.0) -> admin_pb2.RegisterReply:

@@ -11,15 +11,18 @@ import grpc
 from openbook_core.errors import ArgumentError
 from openbook_core.rpc.channel import open_channel
 from openbook_core.rpc.status import error_from_rpc
-from openbook_core.telemetry import request_id
+from openbook_core.security.dial import Dial
 
 
 class Client:
-    """Owns a channel to one address; use as a context manager or call `close`."""
+    """Owns a channel to one address; use as a context manager or call `close`.
 
-    def __init__(self, address: str) -> None:
+    `dial`: TLS and token; without it what the environment says (`rpc.channel.open_channel`).
+    """
+
+    def __init__(self, address: str, dial: Dial | None = None) -> None:
         self.address = address
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, dial)
 
     def close(self) -> None:
         self._channel.close()
@@ -31,9 +34,8 @@ class Client:
         self.close()
 
     def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
-        current = request_id()
         try:
-            return method(request, timeout=timeout_s, metadata=[("x-request-id", current)] if current else None)
+            return method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.address) from error
 

@@ -16,7 +16,7 @@ from openbook_core.clients.base import Client
 from openbook_core.errors import OpenbookError, UnavailableError
 from openbook_core.fingerprint import Fingerprint
 from openbook_core.rpc.status import error_from_rpc, error_from_status
-from openbook_core.telemetry import request_id
+from openbook_core.security.dial import Dial
 from openbook_core.vectors import VECTOR_TYPES, decode_vectors
 from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
 
@@ -62,8 +62,8 @@ class EmbedderInfo:
 class EmbedderClient(Client):
     """Calls one embedder at HOST:PORT."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, dial: Dial | None = None) -> None:
+        super().__init__(address, dial)
         self._stub = embedder_pb2_grpc.EmbedderStub(self._channel)
 
     def embed(
@@ -113,10 +113,7 @@ class EmbedderClient(Client):
         `exclusive`: a block's vectors follow from the block alone, to the last bit. Raises what ended the stream.
         """
         sending: SimpleQueue[embedder_pb2.EmbedStreamRequest | None] = SimpleQueue()
-        current = request_id()
-        call = self._stub.EmbedStream(
-            iter(sending.get, None), metadata=[("x-request-id", current)] if current else None
-        )
+        call = self._stub.EmbedStream(iter(sending.get, None))
         source = iter(blocks)
         answers: dict[int, EmbedResult | OpenbookError] = {}
         sent = taken = 0

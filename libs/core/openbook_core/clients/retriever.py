@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from openbook_core.clients.base import Client, require_count, require_text
 from openbook_core.errors import ArgumentError
+from openbook_core.security.dial import Dial
 from openbook_core.vectors import dtype_of, encode_vectors
 from openbook_proto.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
 
@@ -93,8 +94,8 @@ class RetrieverClient(Client):
     pinned snapshot never go back, whichever replica answers. May be shared by threads.
     """
 
-    def __init__(self, address: str) -> None:
-        super().__init__(address)
+    def __init__(self, address: str, dial: Dial | None = None) -> None:
+        super().__init__(address, dial)
         self._stub = retriever_pb2_grpc.RetrieverStub(self._channel)
         self._epochs: dict[str, int] = {}
         self._epochs_lock = threading.Lock()

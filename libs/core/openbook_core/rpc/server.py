@@ -1,4 +1,4 @@
-"""A gRPC server with health, reflection, request ids and errors that carry details."""
+"""A gRPC server with health, reflection, TLS, tokens, request ids, traces and errors that carry details."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +17,13 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
 from openbook_core.errors import ArgumentError, OpenbookError, Reason, UnavailableError
-from openbook_core.rpc.channel import LIMITS
+from openbook_core.rpc.channel import KEEPALIVE_S, LIMITS, keepalive
 from openbook_core.rpc.status import status_from_error
 from openbook_core.rpc.undecodable import deserializer_of
+from openbook_core.security.options import Protection
+from openbook_core.security.tokens import TokenFile, bind_caller, scope_of
 from openbook_core.telemetry import RPC_SECONDS, bind_request_id, get_logger
+from openbook_core.tracing import serving
 
 _log = get_logger("openbook.rpc")
 
@@ -60,15 +63,20 @@ def start_server(
     port: int,
     services: Sequence[str],
     max_workers: int = 8,
+    protection: Protection | None = None,
+    keepalive_s: float = KEEPALIVE_S,
 ) -> RunningServer:
     """Start serving on `host`:`port` (0 picks a free port); not ready until `set_ready(True)`.
 
+    With tokens in `protection` every call needs one but health checks (`security.tokens.scope_of`). A client that
+    vanished without a word is given up after 1.5 times `keepalive_s`.
     Raises UnavailableError with reason PORT_IN_USE when the address is taken.
     """
+    protection = protection or Protection()
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers, thread_name_prefix="rpc"),
-        interceptors=[_Interceptor()],
-        options=[*LIMITS, ("grpc.so_reuseport", 0)],
+        interceptors=[_Interceptor(protection.tokens)],
+        options=[*LIMITS, *keepalive(keepalive_s, idle=True), ("grpc.so_reuseport", 0)],
     )
     register(server)
     servicer = health.HealthServicer()
@@ -76,7 +84,10 @@ def start_server(
     reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     require_free(host, port)
     try:
-        bound = server.add_insecure_port(f"{host}:{port}")
+        if protection.tls is None:
+            bound = server.add_insecure_port(f"{host}:{port}")
+        else:
+            bound = server.add_secure_port(f"{host}:{port}", protection.tls.credentials())
     except RuntimeError as error:
         raise _port_in_use(host, port) from error
     servicer.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -108,23 +119,34 @@ def _port_in_use(host: str, port: int) -> UnavailableError:
 
 
 class _Interceptor(grpc.ServerInterceptor):
-    """Turns errors into statuses, binds the request id, and counts; a stream's handler is a generator."""
+    """Asks for the token, turns errors into statuses, binds request id, caller and trace, and counts.
+
+    A stream's handler is a generator.
+    """
+
+    def __init__(self, tokens: TokenFile | None) -> None:
+        self._tokens = tokens
 
     def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Any], details: grpc.HandlerCallDetails
     ) -> Any:
+        headers = {key: value for key, value in details.invocation_metadata if isinstance(value, str)}
+        caller, scope = "", scope_of(details.method)
+        if self._tokens is not None and scope is not None:
+            try:
+                caller = self._tokens.admit(headers.get("authorization"), scope, details.method.lstrip("/"))
+            except OpenbookError as error:
+                return _refusal(error, details.method, headers)
         handler = continuation(details)
         if handler is None or not (handler.unary_unary or handler.stream_stream):
             return handler
-        method = details.method.rsplit("/", 1)[-1]
-        request_id = next((str(v) for k, v in details.invocation_metadata if k == "x-request-id"), None)
 
         def call(request: Any, context: grpc.ServicerContext) -> Any:
-            with _answering(method, request_id, context):
+            with _answering(details.method, headers, caller, context):
                 return handler.unary_unary(_decoded(request), context)
 
         def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            with _answering(method, request_id, context):
+            with _answering(details.method, headers, caller, context):
                 yield from handler.stream_stream(map(_decoded, requests), context)
 
         kind = grpc.unary_unary_rpc_method_handler if handler.unary_unary else grpc.stream_stream_rpc_method_handler
@@ -135,6 +157,17 @@ class _Interceptor(grpc.ServerInterceptor):
         )
 
 
+def _refusal(error: OpenbookError, method: str, headers: Mapping[str, str]) -> Any:
+    """A handler that raises `error` before any message is read; for calls of every kind, a stream being the general one."""
+
+    def refuse(_: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        with _answering(method, headers, "", context):
+            raise error
+        yield
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 def _decoded(request: Any) -> Any:
     if isinstance(request, ArgumentError):
         raise request
@@ -142,12 +175,15 @@ def _decoded(request: Any) -> Any:
 
 
 @contextmanager
-def _answering(method: str, request_id: str | None, context: grpc.ServicerContext) -> Iterator[None]:
-    bind_request_id(request_id)
+def _answering(path: str, headers: Mapping[str, str], caller: str, context: grpc.ServicerContext) -> Iterator[None]:
+    service, _, method = path.rpartition("/")
+    bind_request_id(headers.get("x-request-id"))
+    bind_caller(caller)
     start = time.perf_counter()
     code = "OK"
     try:
-        yield
+        with serving(f"{service.rpartition('.')[2]}/{method}", headers):
+            yield
     except OpenbookError as error:
         code = error.grpc_code
         context.abort_with_status(rpc_status.to_status(status_from_error(error)))

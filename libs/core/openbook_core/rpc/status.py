@@ -42,9 +42,7 @@ def error_from_rpc(error: grpc.RpcError, peer: str) -> OpenbookError:
         kind = ERRORS_BY_CODE.get(code.name, OpenbookError)
         message = f"{peer}: {code.name}: {call.details() or code.name}"
         if kind is UnavailableError:
-            message = (
-                f"nothing answers at {peer}; is it running, and is that its HOST:PORT? ({code.name}: {call.details()})"
-            )
+            message = f"{_unreachable(peer, call.details() or '')} ({code.name}: {call.details()})"
         return kind(message, peer=peer)
     return error_from_status(status)
 
@@ -66,6 +64,15 @@ def error_from_status(status: status_pb2.Status) -> OpenbookError:
     if kind is PreconditionError and reason in (Reason.FINGERPRINT_MISMATCH, Reason.CONTRACT_MISMATCH):
         kind = MismatchError
     return kind(status.message, field=field, reason=reason, retry_after_s=retry_after, **metadata)
+
+
+def _unreachable(peer: str, details: str) -> str:
+    if any(word in details.lower() for word in ("handshake", "ssl", "certificate", "verification")):
+        return (
+            f"no TLS connection to {peer}; does it serve TLS, is --tls-ca the CA of its certificate and {peer} (or "
+            "--tls-server-name) in it, and does it ask for a client's certificate?"
+        )
+    return f"nothing answers at {peer}; is it running, is that its HOST:PORT, and does it ask for TLS (--tls-ca)?"
 
 
 def _pack(message: object) -> any_pb2.Any:
