@@ -20,7 +20,7 @@ def new(
     name: Annotated[str, typer.Option(help="Whose it is; goes into the audit, never the token.")],
     file: Annotated[Path, typer.Option(help="File of the services' --tokens; the line is appended.")],
     scopes: Annotated[str, typer.Option(help="read, admin, or both with a comma between.")] = "read",
-    days: Annotated[float | None, typer.Option(help="How long it counts; by default for good.")] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="How long it counts; by default for good.")] = None,
 ) -> None:
     """Make a token: printed once, kept as a digest only."""
     from openbook_core.security.tokens import add_token

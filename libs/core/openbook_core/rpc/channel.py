@@ -26,7 +26,10 @@ _LEAST_PING_S, _CLIENT_KEEPALIVE_S = 5.0, 20.0
 
 
 def keepalive(every_s: float, *, idle: bool) -> list[tuple[str, int]]:
-    """Ask after `every_s` seconds of silence, with or without open calls; half as long is waited for the answer."""
+    """Ask after `every_s` seconds of silence, with or without open calls; half as long is waited for the answer.
+
+    Connections have no largest age: without retries a call fails now and then where one ends by age.
+    """
     return [
         ("grpc.keepalive_time_ms", int(1000 * every_s)),
         ("grpc.keepalive_timeout_ms", int(500 * every_s)),
