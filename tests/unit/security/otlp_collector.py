@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,12 +56,12 @@ class Collector:
                         )
                     )
 
-    def wait_for(self, trace: str, names: set[str], timeout_s: float = 20.0) -> list[Span]:
-        """The spans of `trace`, once one of each name is there."""
+    def wait_for(self, trace: str, names: Iterable[str], timeout_s: float = 20.0) -> list[Span]:
+        """The spans of `trace`, once each name is there as often as it is in `names`."""
         end = time.monotonic() + timeout_s
         while True:
             found = [span for span in self.spans if span.trace == trace]
-            if names <= {span.name for span in found}:
+            if Counter(names) <= Counter(span.name for span in found):
                 return found
             assert time.monotonic() < end, f"arrived: {[(s.service, s.name, s.trace) for s in self.spans]}"
             time.sleep(0.02)

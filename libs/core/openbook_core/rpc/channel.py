@@ -93,16 +93,20 @@ class _Channel(grpc.Channel):
 
 
 class _Callable:
-    """One method of a stub."""
+    """One method of a stub. What a caller gives by itself is not added again."""
 
     def __init__(self, inner: Any, metadata: Callable[[], Metadata]) -> None:
         self._inner, self._metadata = inner, metadata
 
     def __call__(self, *arguments: Any, metadata: Any = None, **options: Any) -> Any:
-        return self._inner(*arguments, metadata=[*(metadata or ()), *self._metadata()], **options)
+        return self._inner(*arguments, metadata=self._with(metadata), **options)
 
     def with_call(self, *arguments: Any, metadata: Any = None, **options: Any) -> Any:
-        return self._inner.with_call(*arguments, metadata=[*(metadata or ()), *self._metadata()], **options)
+        return self._inner.with_call(*arguments, metadata=self._with(metadata), **options)
 
     def future(self, *arguments: Any, metadata: Any = None, **options: Any) -> Any:
-        return self._inner.future(*arguments, metadata=[*(metadata or ()), *self._metadata()], **options)
+        return self._inner.future(*arguments, metadata=self._with(metadata), **options)
+
+    def _with(self, given: Any) -> Metadata:
+        named = dict(given or ())
+        return [*(given or ()), *(pair for pair in self._metadata() if pair[0] not in named)]

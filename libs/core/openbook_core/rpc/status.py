@@ -72,7 +72,10 @@ def _unreachable(peer: str, details: str) -> str:
             f"no TLS connection to {peer}; does it serve TLS, is --tls-ca the CA of its certificate and {peer} (or "
             "--tls-server-name) in it, and does it ask for a client's certificate?"
         )
-    return f"nothing answers at {peer}; is it running, is that its HOST:PORT, and does it ask for TLS (--tls-ca)?"
+    return (
+        f"nothing answers at {peer}; is it running, is that its HOST:PORT, and does it ask for TLS or a client's "
+        "certificate (--tls-ca, --tls-certificate)?"
+    )
 
 
 def _pack(message: object) -> any_pb2.Any:
