@@ -34,8 +34,8 @@ $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
 
 demo: setup ## two editions of a book, a swap under load (10 minutes)
 	$(BIN)/openbook demo
-demo-small: setup ## the same on 40 documents, for CI
-	$(BIN)/openbook demo --documents 40 --questions 6 --train-seconds 20 --workdir .openbook/demo-small --json .openbook/demo-small.json
+demo-small: setup ## the same on 12 documents, for CI
+	$(BIN)/openbook demo --documents 12 --questions 6 --train-seconds 20 --workdir .openbook/demo-small --json .openbook/demo-small.json
 
 bench: setup ## the benchmarks, quick (BENCH_ARGS= for the full run)
 	$(ENV) $(BIN)/python benchmarks/first_path.py $(BENCH_ARGS)
