@@ -58,9 +58,11 @@ class Guide:
         Gives the file of what they print. One that ends by itself, as the block when a command fails, fails the test.
         """
         output = self._folder / f"output-{self.blocks.index(block)}"
+        # `wait -n` would not see a job that has ended before.
+        all_run = f'while [ "$(jobs -pr | wc -l)" -ge {block.count(" &")} ]; do sleep 0.2; done\n'
         with output.open("w") as stdout, self._log.open("a") as stderr:
             shell = subprocess.Popen(
-                ["bash", "-ec", self._adapt(block) + "wait -n\n"],
+                ["bash", "-ec", self._adapt(block) + all_run],
                 cwd=self._folder,
                 env=self._environment,
                 stdout=stdout,
