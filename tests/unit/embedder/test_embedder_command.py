@@ -18,7 +18,6 @@ from openbook_core.errors import ConfigError, MismatchError
 from openbook_embedder.compare import compare_backends
 from openbook_embedder.engine import EncoderEngine
 
-
 ROOT = Path(__file__).parents[3]
 
 
