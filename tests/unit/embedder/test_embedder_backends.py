@@ -38,9 +38,10 @@ def test_an_export_is_served_as_its_original(
     original, exported = torch_engine(encoder_of(kind)), EncoderEngine.load(export_of(kind, backend))
     assert exported.dtype == f"{backend}-float32"
     assert exported.fingerprint == original.fingerprint
-    assert lowest_cosine(exported.encode(TEXTS), original.encode(TEXTS)) >= 0.99999
-    assert lowest_cosine(exported.encode_queries(TEXTS), original.encode_queries(TEXTS)) >= 0.99999
-    assert exported.encode(TEXTS[:4]).dtype == np.float32
+    found_ND = exported.encode(TEXTS)
+    assert found_ND.dtype == np.float32
+    assert lowest_cosine(found_ND, original.encode(TEXTS)) >= 0.99999
+    assert lowest_cosine(exported.encode_queries(TEXTS[:9]), original.encode_queries(TEXTS[:9])) >= 0.99999
     record = ExportRecord.read(export_of(kind, backend))
     assert record is not None and record.backend == backend and record.versions["torch"]
     assert record.effect.texts == len(EFFECT_TEXTS) and record.effect.overlap >= 0.99 and record.effect.attaches
@@ -97,7 +98,7 @@ def test_the_effect_of_bfloat16_is_measured_in_the_same_way(encoder_of: EncoderO
     exact = torch_engine(encoder_of("bert"))
     reduced = EncoderEngine.load(encoder_of("bert"), dtype="bfloat16")
     effect = measure_effect(exact, reduced, EFFECT_TEXTS)
-    assert effect.texts == 128 and 0.5 < effect.overlap < 1 and 0.99 < effect.probe_cosine < 1
+    assert effect.texts == 100 and 0.5 < effect.overlap < 1 and 0.99 < effect.probe_cosine < 1
 
 
 def test_int8_keeps_the_fingerprint_and_says_what_it_costs(encoder_of: EncoderOf, tmp_path: Path) -> None:

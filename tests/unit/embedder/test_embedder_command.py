@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import pytest
 from tiny_encoders import EFFECT_TEXTS
@@ -16,6 +17,8 @@ from openbook_cli.main import app
 from openbook_core.errors import ConfigError, MismatchError
 from openbook_embedder.compare import compare_backends
 from openbook_embedder.engine import EncoderEngine
+
+ROOT = Path(__file__).parents[3]
 
 
 def run(*words: object) -> str:
@@ -82,3 +85,12 @@ def test_only_exports_of_the_model_are_compared(
         compare_backends(encoder_of("bert"), [encoder_of("mpnet")], EFFECT_TEXTS)
     with pytest.raises(MismatchError, match="weights"):
         compare_backends(encoder_of("mpnet"), [export_of("bert", "onnx")], EFFECT_TEXTS)
+
+
+def test_the_guide_s_table_is_that_of_its_run() -> None:
+    figures = json.loads((ROOT / "docs" / "results" / "embedder-backends.json").read_text(encoding="utf-8"))
+    guide = (ROOT / "docs" / "guides" / "embedder.md").read_text(encoding="utf-8")
+    assert len(figures["chunks_per_s"]) == 5
+    for name, taken in figures["raw"]["seconds"].items():
+        rate, effect = figures["raw"]["texts_per_turn"] / median(taken), figures["effect"][name]
+        assert f"| {rate:.1f} | {effect['overlap']:.2%} | {effect['probe_cosine']:.5f} |" in guide

@@ -68,7 +68,7 @@ def test_nothing_is_left_of_the_batch_before(lengths: list[int], seed: int) -> N
     """The oracle needs no network: each row's sum over its tokens, and the row that fills up counts nowhere."""
     ids_NT, mask_NT = batch(lengths, seed)
     for tokens in (ids_NT, ids_NT[::-1, :1]):
-        found_N = SUMS(np.ascontiguousarray(tokens), np.ascontiguousarray(mask_NT[: len(tokens), : tokens.shape[1]]))
+        found_N = SUMS(tokens.copy(), mask_NT[:, : tokens.shape[1]].copy())
         assert found_N is not None
         assert found_N.numpy().tolist() == (tokens * mask_NT[:, : tokens.shape[1]]).sum(1).tolist()
 
