@@ -17,6 +17,7 @@ from openbook_cli.main import app
 from openbook_core.errors import ConfigError, MismatchError
 from openbook_embedder.compare import compare_backends
 from openbook_embedder.engine import EncoderEngine
+from openbook_embedder.exported import MIN_PROBE_COSINE
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,7 +59,9 @@ def test_int8_says_what_it_loses(
 ) -> None:
     monkeypatch.setattr("openbook_cli.embedder._passages", lambda path: list(EFFECT_TEXTS))
     said = run("export", encoder_of("bert"), "--format", "onnx", "--dtype", "int8", "--out", tmp_path / "exported")
-    assert "too little for a default" in said and "too low for databases" in said
+    assert "too little for a default" in said
+    cosine = float(said.partition("lowest cosine on the probe texts ")[2].split()[0].rstrip(";"))
+    assert ("too low for databases" in said) == (cosine < MIN_PROBE_COSINE)
 
 
 @pytest.mark.parametrize(
