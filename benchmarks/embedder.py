@@ -55,15 +55,15 @@ class Size:
 QUICK = Size(
     chunks=128,
     mixed=64,
-    calibration=64,
+    calibration=32,
     singles=64,
     rounds=3,
     least=1,
-    part_seconds=12,
+    part_seconds=15,
     open_seconds=3,
     starts=1,
     soak_minutes=0,
-    limit_s=300,
+    limit_s=1200,
 )
 FULL = Size(
     chunks=256,
@@ -143,7 +143,12 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
     bare, dtype, pieces = offline.BareLoop(engine), engine.dtype, Pieces(engine, folder)
     material = {"chunks": pieces.chunks(size.chunks), "mixed": pieces.mixed(size.mixed, SEED)}
     raw: dict[str, Any] = {
-        "command": f"python benchmarks/embedder.py{' --quick' if size is QUICK else ''}{'' if peers else ' --peers none'}",
+        "command": " ".join(
+            ["python benchmarks/embedder.py"]
+            + ["--quick"] * (size is QUICK)
+            + ["--peers none"] * (not peers)
+            + [f"--soak-minutes {soak_minutes:g}"] * (soak_minutes != size.soak_minutes)
+        ),
         **circumstances,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "grpcio", "numpy")},
         "threads": torch.get_num_threads(),
@@ -180,7 +185,7 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
         if peers:
             _say("starting infinity")
             infinity, raw["batch"]["infinity"] = stack.enter_context(
-                served.start_infinity(folder, dtype, chunks[:256], work)
+                served.start_infinity(folder, dtype, chunks[: size.calibration], work)
             )
         for part, texts, per_call in (
             ("calls_of_32", chunks, 32),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from openbook_embedder.engine import EncoderEngine
 
-BATCHES = (8, 16, 32, 64, 128)
+BATCHES = (8, 16, 32, 64)
 Encode = Callable[[Sequence[str], int], float]
 
 
@@ -54,11 +54,12 @@ class BareLoop:
 def calibrate(
     bare: BareLoop, library: SentenceTransformers | None, dtype: str, texts: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each side the seconds at each of BATCHES, the lesser of two, and the quickest as `best`."""
+    """For each side the seconds at each of BATCHES, the lesser of two trials in turns, and the quickest as `best`."""
     found = {}
     for side, encode in _batched_sides(bare, library, dtype).items():
-        encode(texts[:32], 32)  # warm
-        seconds = {batch: min(encode(texts, batch) for _ in range(2)) for batch in BATCHES}
+        encode(texts[:8], 8)  # warm
+        trials = in_turns({batch: partial(encode, texts, batch) for batch in BATCHES}, 2, budget_s=30)
+        seconds = {batch: min(each) for batch, each in trials.items()}
         found[side] = {"seconds": seconds, "texts": len(texts), "best": min(seconds, key=seconds.__getitem__)}
     return found
 

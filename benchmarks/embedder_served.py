@@ -42,10 +42,10 @@ def start_infinity(folder: Path, dtype: str, texts: Sequence[str], work: Path) -
             )
             for batch in _INFINITY_BATCHES
         }
+        for server in servers.values():
+            _infinity_trial(server, texts[:32], 2)  # warm
         tries = {batch: partial(_infinity_trial, server, texts, 32) for batch, server in servers.items()}
-        for call in tries.values():
-            call()  # warm
-        trials = in_turns(tries, 2, budget_s=60)
+        trials = in_turns(tries, 2, budget_s=30)
         best = min(trials, key=lambda batch: min(trial["seconds"] for trial in trials[batch]))
         yield servers[best], {"best": best, "trials": trials}
 
@@ -78,6 +78,8 @@ def measure_served(
         http = [HttpCaller(server.http, "/v1/embeddings", model) for _ in range(CALLERS)]
         for caller in [*grpc, *http]:
             stack.callback(caller.close)
+        for callers in (grpc, http):
+            closed_loop(callers, texts[:CALLERS], 1)  # warm
         sides: dict[str, Callable[[], dict[str, float]]] = {
             "bare": bare_trial,
             "grpc": partial(ours, grpc),
@@ -85,8 +87,6 @@ def measure_served(
         }
         if infinity is not None:
             sides["infinity"] = partial(_infinity_trial, infinity, texts, per_call)
-        for call in sides.values():
-            call()  # warm
         return in_turns(sides, **limits)
 
 
