@@ -18,7 +18,6 @@ from openbook_database.registry.local_redis import free_port
 
 CALLERS = 16
 SHARES = (0.3, 0.6, 0.9)
-_INFINITY_BATCHES = (32, 64)
 
 
 @contextmanager
@@ -33,14 +32,16 @@ def start_embedder(work: Path, starts: int, options: Sequence[str]) -> Iterator[
 
 
 @contextmanager
-def start_infinity(folder: Path, dtype: str, texts: Sequence[str], work: Path) -> Iterator[tuple[Infinity, Any]]:
-    """Its server with the quicker of _INFINITY_BATCHES (32 is its default), and what each took for `texts`."""
+def start_infinity(
+    folder: Path, dtype: str, batches: Sequence[int], texts: Sequence[str], work: Path
+) -> Iterator[tuple[Infinity, Any]]:
+    """Its server with the quickest of `batches` (32 is its default), and what each took for `texts`."""
     with ExitStack() as stack:
         servers = {
             batch: stack.enter_context(
                 Infinity(folder, free_port(), dtype=dtype, batch=batch, log=work / f"infinity-{batch}.log")
             )
-            for batch in _INFINITY_BATCHES
+            for batch in batches
         }
         for server in servers.values():
             _infinity_trial(server, texts[:32], 2)  # warm
@@ -73,21 +74,17 @@ def measure_served(
     def ours(callers: Sequence[Caller]) -> dict[str, float]:
         return _our_trial(server, callers, texts, per_call) | {"tokens": tokens}
 
-    with ExitStack() as stack:
-        grpc = [GrpcCaller(server.address) for _ in range(CALLERS)]
-        http = [HttpCaller(server.http, "/v1/embeddings", model) for _ in range(CALLERS)]
-        for caller in [*grpc, *http]:
-            stack.callback(caller.close)
-        for callers in (grpc, http):
-            closed_loop(callers, texts[:CALLERS], 1)  # warm
-        sides: dict[str, Callable[[], dict[str, float]]] = {
-            "bare": bare_trial,
-            "grpc": partial(ours, grpc),
-            "http": partial(ours, http),
-        }
-        if infinity is not None:
-            sides["infinity"] = partial(_infinity_trial, infinity, texts, per_call)
-        return in_turns(sides, **limits)
+    def grpc() -> dict[str, float]:
+        return ours([GrpcCaller(server.address) for _ in range(CALLERS)])
+
+    def http() -> dict[str, float]:
+        return ours([HttpCaller(server.http, "/v1/embeddings", model) for _ in range(CALLERS)])
+
+    closed_loop([GrpcCaller(server.address) for _ in range(CALLERS)], texts[:CALLERS], 1)  # warm
+    sides: dict[str, Callable[[], dict[str, float]]] = {"bare": bare_trial, "grpc": grpc, "http": http}
+    if infinity is not None:
+        sides["infinity"] = partial(_infinity_trial, infinity, texts, per_call)
+    return in_turns(sides, **limits)
 
 
 def measure_latency(
@@ -112,8 +109,4 @@ def _our_trial(
 def _infinity_trial(infinity: Infinity, texts: Sequence[str], per_call: int) -> dict[str, float]:
     callers = [HttpCaller(infinity.url, "/embeddings", infinity.model) for _ in range(CALLERS)]
     with infinity.turn():
-        try:
-            return closed_loop(callers, texts, per_call)
-        finally:
-            for caller in callers:
-                caller.close()
+        return closed_loop(callers, texts, per_call)
