@@ -23,6 +23,7 @@ from openbook_core.rpc.channel import open_channel
 from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
 
 CALL_TIMEOUT_S = 120.0
+CONNECT = "connect"
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
@@ -77,7 +78,7 @@ def closed_loop(callers: Sequence[Caller], texts: Sequence[str], per_call: int) 
 
     try:
         with ThreadPoolExecutor(len(callers)) as pool:
-            list(pool.map(lambda caller: caller.embed(["connect"]), callers))
+            list(pool.map(lambda caller: caller.embed([CONNECT]), callers))
             start = time.perf_counter()
             done = sum(pool.map(work, callers, shares))
             seconds = time.perf_counter() - start

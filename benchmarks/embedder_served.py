@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from embedder_loads import Caller, GrpcCaller, HttpCaller, closed_loop, open_loop
+from embedder_loads import CONNECT, Caller, GrpcCaller, HttpCaller, closed_loop, open_loop
 from embedder_offline import BareLoop
 from embedder_process import EmbedderProcess
 from embedder_sides import Infinity
@@ -65,8 +65,7 @@ def measure_served(
 
     A trial is texts and seconds; ours also has their tokens, and the padded tokens and batches that it made of them.
     """
-
-    tokens = sum(bare.engine.tokenize(texts).counts)
+    tokens = sum(bare.engine.tokenize([*texts, *[CONNECT] * CALLERS]).counts)
 
     def bare_trial() -> dict[str, float]:
         return {"texts": len(texts), "seconds": bare.run(texts, bare_batch)}
