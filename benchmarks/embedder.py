@@ -54,14 +54,14 @@ class Size:
 
 
 QUICK = Size(
-    chunks=128,
-    mixed=64,
-    calibration=32,
+    chunks=64,
+    mixed=48,
+    calibration=16,
     singles=64,
-    rounds=3,
+    rounds=7,
     least=1,
-    part_seconds=15,
-    open_seconds=3,
+    part_seconds=30,
+    open_seconds=4,
     starts=1,
     infinity_batches=(32,),
     soak_minutes=0,

@@ -12,7 +12,7 @@ from embedder_loads import CONNECT, Caller, GrpcCaller, HttpCaller, closed_loop,
 from embedder_offline import BareLoop
 from embedder_process import EmbedderProcess
 from embedder_sides import Infinity
-from measure import in_turns
+from measure import in_turns, processor_s
 
 from openbook_database.registry.local_redis import free_port
 
@@ -63,12 +63,13 @@ def measure_served(
 ) -> dict[str, list[dict[str, float]]]:
     """Trials of all sides in turns at `per_call` texts a call, CALLERS at once; `limits` as of `in_turns`.
 
-    A trial is texts and seconds; ours also has their tokens, and the padded tokens and batches that it made of them.
+    A trial is texts, seconds and processor time; ours also has their tokens, and the padded tokens and batches that it
+    made of them.
     """
     tokens = sum(bare.engine.tokenize([*texts, *[CONNECT] * CALLERS]).counts)
 
     def bare_trial() -> dict[str, float]:
-        return {"texts": len(texts), "seconds": bare.run(texts, bare_batch)}
+        return {"texts": len(texts), **bare.run(texts, bare_batch)}
 
     def ours(callers: Sequence[Caller]) -> dict[str, float]:
         return _our_trial(server, callers, texts, per_call) | {"tokens": tokens}
@@ -101,11 +102,18 @@ def _our_trial(
         "batches": "openbook_embedder_batch_tokens_count",
     }
     before = {key: server.metric(name) for key, name in names.items()}
-    trial = closed_loop(callers, texts, per_call)
+    trial = _loop(server.pid, callers, texts, per_call)
     return trial | {key: server.metric(name) - before[key] for key, name in names.items()}
 
 
 def _infinity_trial(infinity: Infinity, texts: Sequence[str], per_call: int) -> dict[str, float]:
     callers = [HttpCaller(infinity.url, "/embeddings", infinity.model) for _ in range(CALLERS)]
     with infinity.turn():
-        return closed_loop(callers, texts, per_call)
+        return _loop(infinity.pid, callers, texts, per_call)
+
+
+def _loop(pid: int, callers: Sequence[Caller], texts: Sequence[str], per_call: int) -> dict[str, float]:
+    """`cpu_s` is the server's and its callers'; they connect in it, which a trial of hundreds of texts does not show."""
+    before = processor_s(pid) + processor_s()
+    trial = closed_loop(callers, texts, per_call)
+    return trial | {"cpu_s": processor_s(pid) + processor_s() - before}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +58,14 @@ def stop_after(seconds: int) -> None:
     signal.signal(signal.SIGALRM, expire)
     signal.signal(signal.SIGTERM, leave)
     signal.alarm(seconds)
+
+
+def processor_s(pid: int | None = None) -> float:
+    """Seconds of processor time of a process with all its threads so far; of this one where `pid` is None."""
+    if pid is None:
+        return process_time()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def environment() -> dict[str, Any]:
