@@ -27,8 +27,9 @@ from openbook_embedder.queueing import BATCH_COST_TOKENS
 from openbook_embedder.rows import RowThreads
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
-# Padded tokens of the sub-batches of `encode`: part of what makes a build's bytes repeatable, so not a setting.
-_SUB_BATCH_TOKENS = 4096
+# Padded tokens of the sub-batches of `encode`, each of which one core encodes: what its caches hold. Part of what makes a
+# build's bytes repeatable, so not a setting.
+_SUB_BATCH_TOKENS = 1024
 # bfloat16 is chosen only where it is clearly faster, so that noise in the timing does not change the choice.
 _WORTHWHILE_SPEEDUP = 1.3
 _MIN_PROBE_COSINE = 0.999
