@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -122,11 +123,15 @@ def test_the_fuzz_notices_wrong_vectors_and_wrong_fields(encoder: Path, monkeypa
         monkeypatch.setattr(running.intake, "tokenize", lambda call: refuse())
         for side, name in kinds:
             with pytest.raises(requests.Violation, match="was due|a valid request met|for a valid request"):
-                for seed in range(8):  # some are refused before
-                    getattr(side, name)(random.Random(seed))
+                make_several(getattr(side, name))  # some are refused before
         grpc_side.close()
         http_side.close()
 
 
 def refuse() -> None:
     raise ArgumentError("nothing: is right", field="nothing")
+
+
+def make_several(make: Callable[[random.Random], str]) -> None:
+    for seed in range(8):
+        make(random.Random(seed))

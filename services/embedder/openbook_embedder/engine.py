@@ -27,9 +27,6 @@ from openbook_embedder.queueing import BATCH_COST_TOKENS
 from openbook_embedder.rows import RowThreads
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
-# Padded tokens of the sub-batches of `encode`, each of which one core encodes: what its caches hold. Part of what makes a
-# build's bytes repeatable, so not a setting.
-_SUB_BATCH_TOKENS = 1024
 # bfloat16 is chosen only where it is clearly faster, so that noise in the timing does not change the choice.
 _WORTHWHILE_SPEEDUP = 1.3
 _MIN_PROBE_COSINE = 0.999
@@ -144,19 +141,17 @@ class EncoderEngine:
 
     def _encode_sorted(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(ids), self.dimension), dtype=np.float32)
-        batches = self.sub_batches(ids)
-        encoded = self._rows.encode_all([[ids[place] for place in places] for places in batches])
-        for places, rows_ND in zip(batches, encoded, strict=True):
-            vectors_ND[places] = rows_ND
+        for places in self.sub_batches(ids):
+            vectors_ND[places] = self.encode_batch([ids[place] for place in places])
         return vectors_ND
 
     def sub_batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Places in `ids` that `encode` puts into one batch, a function of `ids` alone."""
+        """Places in `ids` that `encode` puts into one batch, a function of `ids` and the number of threads alone."""
         batches: list[list[int]] = []
         width = padding = 0
         for place in sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True):
             padding += width - len(ids[place])
-            full = not batches or width * (len(batches[-1]) + 1) > _SUB_BATCH_TOKENS
+            full = not batches or width * (len(batches[-1]) + 1) > self._rows.batch_tokens
             if full or padding > BATCH_COST_TOKENS:
                 batches.append([])
                 width, padding = len(ids[place]), 0
