@@ -48,22 +48,24 @@ class Size:
     part_seconds: float
     open_seconds: float
     starts: int
+    infinity_batches: tuple[int, ...]
     soak_minutes: float
     limit_s: int
 
 
 QUICK = Size(
-    chunks=128,
-    mixed=64,
-    calibration=64,
+    chunks=64,
+    mixed=48,
+    calibration=16,
     singles=64,
-    rounds=3,
+    rounds=7,
     least=1,
-    part_seconds=12,
-    open_seconds=3,
+    part_seconds=30,
+    open_seconds=4,
     starts=1,
+    infinity_batches=(32,),
     soak_minutes=0,
-    limit_s=300,
+    limit_s=1200,
 )
 FULL = Size(
     chunks=256,
@@ -75,6 +77,7 @@ FULL = Size(
     part_seconds=100,
     open_seconds=30,
     starts=3,
+    infinity_batches=(32, 64),
     soak_minutes=20,
     limit_s=5400,
 )
@@ -143,7 +146,12 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
     bare, dtype, pieces = offline.BareLoop(engine), engine.dtype, Pieces(engine, folder)
     material = {"chunks": pieces.chunks(size.chunks), "mixed": pieces.mixed(size.mixed, SEED)}
     raw: dict[str, Any] = {
-        "command": f"python benchmarks/embedder.py{' --quick' if size is QUICK else ''}{'' if peers else ' --peers none'}",
+        "command": " ".join(
+            ["python benchmarks/embedder.py"]
+            + ["--quick"] * (size is QUICK)
+            + ["--peers none"] * (not peers)
+            + [f"--soak-minutes {soak_minutes:g}"] * (soak_minutes != size.soak_minutes)
+        ),
         **circumstances,
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "grpcio", "numpy")},
         "threads": torch.get_num_threads(),
@@ -180,12 +188,12 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
         if peers:
             _say("starting infinity")
             infinity, raw["batch"]["infinity"] = stack.enter_context(
-                served.start_infinity(folder, dtype, chunks[:256], work)
+                served.start_infinity(folder, dtype, size.infinity_batches, chunks[: size.calibration], work)
             )
         for part, texts, per_call in (
-            ("calls_of_32", chunks, 32),
+            ("calls_of_32", (chunks * 32)[: 32 * served.CALLERS], 32),
             ("calls_of_1", chunks[: size.singles], 1),
-            ("mixed_calls_of_32", mixed, 32),
+            ("mixed_calls_of_4", mixed, 4),
         ):
             _say(f"served, {part}")
             best = raw["batch"]["mixed" if texts is mixed else "chunks"]["bare"]["best"]
@@ -198,7 +206,7 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
             from embedder_soak import soak
 
             _say(f"mixed load for {soak_minutes} minutes")
-            rate = SOAK_SHARE * texts_per_s(raw["served"]["mixed_calls_of_32"]["grpc"])
+            rate = SOAK_SHARE * texts_per_s(raw["served"]["mixed_calls_of_4"]["grpc"])
             raw["soak"] = soak(server, model, minutes=soak_minutes, texts_per_s=rate)
     raw["load_1m_after"] = round(os.getloadavg()[0], 2)
     raw["seconds"] = round(time.monotonic() - begun, 1)

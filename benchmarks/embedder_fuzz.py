@@ -45,7 +45,9 @@ GRPC = {
 }
 HTTP = {"texts": 12, "refused": 14, "not_json": 6, "routes": 2, "dropped": 6, "too_large": 1, "raw_socket": 1}
 _SHOWN = 10
-# Memory is compared between these shares of the time.
+# Memory is compared between these shares of the time. Requests of 2 MB and more than a hundred threads leave the allocator
+# some tens of MB while it warms; keeping what 6000 requests bring would take more than ten times this.
+_GROWTH_BYTES = 64e6
 _LAST = ((0.25, 0.5), (0.75, 1.0))
 
 
@@ -103,7 +105,7 @@ def run(model: str, requests: int, seed: int, work: Path) -> dict[str, Any]:
         "ready": after["ready"],
         "queue_empty": after["queue_texts"] == 0 and after["queue_tokens"] == 0,
         "all_places_free": free == MAX_CALLS,
-        "memory_flat": end < 1.05 * half,
+        "memory_flat": end - half < _GROWTH_BYTES,
         "nothing_unexpected_logged": not unexpected,
     }
     return {

@@ -23,6 +23,7 @@ from openbook_core.rpc.channel import open_channel
 from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
 
 CALL_TIMEOUT_S = 120.0
+CONNECT = "connect"
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
@@ -65,17 +66,25 @@ Caller = HttpCaller | GrpcCaller
 
 
 def closed_loop(callers: Sequence[Caller], texts: Sequence[str], per_call: int) -> dict[str, float]:
-    """All callers at once until all texts are embedded: texts, and seconds from the first call to the last answer."""
+    """All callers at once until all texts are embedded: texts, and seconds from the first call to the last answer.
+
+    Every caller makes one call of one text before the clock starts, so that it is connected; all are closed at the end.
+    """
     calls = [list(each) for each in _batched(texts, per_call)]
     shares = [calls[number :: len(callers)] for number in range(len(callers))]
 
     def work(caller: Caller, share: Sequence[Sequence[str]]) -> int:
         return sum(len(caller.embed(call)) for call in share)
 
-    with ThreadPoolExecutor(len(callers)) as pool:
-        start = time.perf_counter()
-        done = sum(pool.map(work, callers, shares))
-        seconds = time.perf_counter() - start
+    try:
+        with ThreadPoolExecutor(len(callers)) as pool:
+            list(pool.map(lambda caller: caller.embed([CONNECT]), callers))
+            start = time.perf_counter()
+            done = sum(pool.map(work, callers, shares))
+            seconds = time.perf_counter() - start
+    finally:
+        for caller in callers:
+            caller.close()
     if done != len(texts):
         raise OpenbookError(f"{done} vectors for {len(texts)} texts")
     return {"texts": done, "seconds": seconds}

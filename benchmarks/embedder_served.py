@@ -8,17 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from embedder_loads import Caller, GrpcCaller, HttpCaller, closed_loop, open_loop
+from embedder_loads import CONNECT, Caller, GrpcCaller, HttpCaller, closed_loop, open_loop
 from embedder_offline import BareLoop
 from embedder_process import EmbedderProcess
 from embedder_sides import Infinity
-from measure import in_turns
+from measure import in_turns, processor_s
 
 from openbook_database.registry.local_redis import free_port
 
 CALLERS = 16
 SHARES = (0.3, 0.6, 0.9)
-_INFINITY_BATCHES = (32, 64)
 
 
 @contextmanager
@@ -33,19 +32,21 @@ def start_embedder(work: Path, starts: int, options: Sequence[str]) -> Iterator[
 
 
 @contextmanager
-def start_infinity(folder: Path, dtype: str, texts: Sequence[str], work: Path) -> Iterator[tuple[Infinity, Any]]:
-    """Its server with the quicker of _INFINITY_BATCHES (32 is its default), and what each took for `texts`."""
+def start_infinity(
+    folder: Path, dtype: str, batches: Sequence[int], texts: Sequence[str], work: Path
+) -> Iterator[tuple[Infinity, Any]]:
+    """Its server with the quickest of `batches` (32 is its default), and what each took for `texts`."""
     with ExitStack() as stack:
         servers = {
             batch: stack.enter_context(
                 Infinity(folder, free_port(), dtype=dtype, batch=batch, log=work / f"infinity-{batch}.log")
             )
-            for batch in _INFINITY_BATCHES
+            for batch in batches
         }
+        for server in servers.values():
+            _infinity_trial(server, texts[:32], 2)  # warm
         tries = {batch: partial(_infinity_trial, server, texts, 32) for batch, server in servers.items()}
-        for call in tries.values():
-            call()  # warm
-        trials = in_turns(tries, 2, budget_s=60)
+        trials = in_turns(tries, 2, budget_s=30)
         best = min(trials, key=lambda batch: min(trial["seconds"] for trial in trials[batch]))
         yield servers[best], {"best": best, "trials": trials}
 
@@ -62,32 +63,28 @@ def measure_served(
 ) -> dict[str, list[dict[str, float]]]:
     """Trials of all sides in turns at `per_call` texts a call, CALLERS at once; `limits` as of `in_turns`.
 
-    A trial is texts and seconds; ours also has their tokens, and the padded tokens and batches that it made of them.
+    A trial is texts, seconds and processor time; ours also has their tokens, and the padded tokens and batches that it
+    made of them.
     """
-
-    tokens = sum(bare.engine.tokenize(texts).counts)
+    tokens = sum(bare.engine.tokenize([*texts, *[CONNECT] * CALLERS]).counts)
 
     def bare_trial() -> dict[str, float]:
-        return {"texts": len(texts), "seconds": bare.run(texts, bare_batch)}
+        return {"texts": len(texts), **bare.run(texts, bare_batch)}
 
     def ours(callers: Sequence[Caller]) -> dict[str, float]:
         return _our_trial(server, callers, texts, per_call) | {"tokens": tokens}
 
-    with ExitStack() as stack:
-        grpc = [GrpcCaller(server.address) for _ in range(CALLERS)]
-        http = [HttpCaller(server.http, "/v1/embeddings", model) for _ in range(CALLERS)]
-        for caller in [*grpc, *http]:
-            stack.callback(caller.close)
-        sides: dict[str, Callable[[], dict[str, float]]] = {
-            "bare": bare_trial,
-            "grpc": partial(ours, grpc),
-            "http": partial(ours, http),
-        }
-        if infinity is not None:
-            sides["infinity"] = partial(_infinity_trial, infinity, texts, per_call)
-        for call in sides.values():
-            call()  # warm
-        return in_turns(sides, **limits)
+    def grpc() -> dict[str, float]:
+        return ours([GrpcCaller(server.address) for _ in range(CALLERS)])
+
+    def http() -> dict[str, float]:
+        return ours([HttpCaller(server.http, "/v1/embeddings", model) for _ in range(CALLERS)])
+
+    closed_loop([GrpcCaller(server.address) for _ in range(CALLERS)], texts[:CALLERS], 1)  # warm
+    sides: dict[str, Callable[[], dict[str, float]]] = {"bare": bare_trial, "grpc": grpc, "http": http}
+    if infinity is not None:
+        sides["infinity"] = partial(_infinity_trial, infinity, texts, per_call)
+    return in_turns(sides, **limits)
 
 
 def measure_latency(
@@ -105,15 +102,18 @@ def _our_trial(
         "batches": "openbook_embedder_batch_tokens_count",
     }
     before = {key: server.metric(name) for key, name in names.items()}
-    trial = closed_loop(callers, texts, per_call)
+    trial = _loop(server.pid, callers, texts, per_call)
     return trial | {key: server.metric(name) - before[key] for key, name in names.items()}
 
 
 def _infinity_trial(infinity: Infinity, texts: Sequence[str], per_call: int) -> dict[str, float]:
     callers = [HttpCaller(infinity.url, "/embeddings", infinity.model) for _ in range(CALLERS)]
     with infinity.turn():
-        try:
-            return closed_loop(callers, texts, per_call)
-        finally:
-            for caller in callers:
-                caller.close()
+        return _loop(infinity.pid, callers, texts, per_call)
+
+
+def _loop(pid: int, callers: Sequence[Caller], texts: Sequence[str], per_call: int) -> dict[str, float]:
+    """`cpu_s` is the server's and its callers'; they connect in it, which a trial of hundreds of texts does not show."""
+    before = processor_s(pid) + processor_s()
+    trial = closed_loop(callers, texts, per_call)
+    return trial | {"cpu_s": processor_s(pid) + processor_s() - before}

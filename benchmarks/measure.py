@@ -12,11 +12,11 @@ import platform
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from time import monotonic
+from time import monotonic, process_time
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,18 +25,19 @@ _MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \d+ *(?P<path>.*)$")
 _FIELD = re.compile(r"^(?P<name>\w+): +(?P<kilobytes>\d+) kB$")
 
 Trial = TypeVar("Trial")
+Side = TypeVar("Side", bound=Hashable)
 
 
 def in_turns(
-    sides: Mapping[str, Callable[[], Trial]], rounds: int, *, budget_s: float, least: int = 1
-) -> dict[str, list[Trial]]:
+    sides: Mapping[Side, Callable[[], Trial]], rounds: int, *, budget_s: float, least: int = 1
+) -> dict[Side, list[Trial]]:
     """The trials of each side: every round runs each once, in the other order than the round before.
 
     Other work on the machine then disturbs the sides alike. Once there are `least` rounds, none begins that would end
     after `budget_s` seconds if it took as long as those before. `least` is 1 or more.
     """
     begun = monotonic()
-    trials: dict[str, list[Trial]] = {name: [] for name in sides}
+    trials: dict[Side, list[Trial]] = {name: [] for name in sides}
     for number in range(rounds):
         if number >= least and (monotonic() - begun) * (number + 1) > budget_s * number:
             break
@@ -57,6 +58,14 @@ def stop_after(seconds: int) -> None:
     signal.signal(signal.SIGALRM, expire)
     signal.signal(signal.SIGTERM, leave)
     signal.alarm(seconds)
+
+
+def processor_s(pid: int | None = None) -> float:
+    """Seconds of processor time of a process with all its threads so far; of this one where `pid` is None."""
+    if pid is None:
+        return process_time()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def environment() -> dict[str, Any]:

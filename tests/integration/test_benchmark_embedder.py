@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from embedder_support import MODEL, running_embedder, write_tiny_encoder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-PARTS = {"calls_of_32", "calls_of_1", "mixed_calls_of_32"}
+PARTS = {"calls_of_32", "calls_of_1", "mixed_calls_of_4"}
 PEERS = {
     "vs_sentence_transformers_same_dtype",
     "vs_sentence_transformers_fp32",
@@ -61,22 +63,11 @@ def rate(trials: list[dict[str, float]]) -> float:
     return median(trial["texts"] / trial["seconds"] for trial in trials)
 
 
-def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path) -> None:
-    file, picture = tmp_path / "result.json", tmp_path / "result.png"
-    done = run(
-        "embedder.py",
-        "--quick",
-        "--peers",
-        "none",
-        "--model",
-        str(encoder),
-        "--json",
-        str(file),
-        "--plot",
-        str(picture),
-    )
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(file.read_text())
+def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    embedder, figures = importlib.import_module("embedder"), importlib.import_module("embedder_figures")
+    size = dataclasses.replace(embedder.QUICK, chunks=64, mixed=32, singles=32, part_seconds=2, open_seconds=0.5)
+    result: dict[str, Any] = json.loads(json.dumps(embedder.run(size, str(encoder), False, 0, tmp_path)))
     raw = result["raw"]
     assert {name: result[name] for name in PEERS} == dict.fromkeys(PEERS)
     assert set(raw["served"]) == PARTS and set(raw["offline"]) == {"chunks", "mixed"}
@@ -89,22 +80,26 @@ def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path) -> No
     ):
         assert result[figure] == pytest.approx(rate(served[part][side]) / rate(served[part]["bare"]), abs=1e-4)
     assert result["grpc_chunks_per_s"] == pytest.approx(rate(served["calls_of_32"]["grpc"]), abs=0.01)
-    assert raw["texts"]["chunks"] == {"texts": 128, "tokens": 128 * 64, "shortest": 64, "median": 64, "longest": 64}
+    assert raw["texts"]["chunks"] == {"texts": 64, "tokens": 64 * 64, "shortest": 64, "median": 64, "longest": 64}
     assert all(trial["padded_tokens"] >= trial["tokens"] for sides in served.values() for trial in sides["grpc"])
     assert result["padding_share"] == 0 < result["padding_share_mixed"] < 1
     assert [part["share"] for part in raw["open_loop"]] == [0.3, 0.6, 0.9]
     assert all(part["failures"] == 0 and len(part["latencies_ms"]) == part["calls"] for part in raw["open_loop"])
+    assert figures.summarise(raw) == {name: value for name, value in result.items() if name != "raw"}
+    assert any("grpc_over_bare" in line for line in figures.report(result))
+    picture = tmp_path / "result.png"
+    figures.plot(result, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_fuzz_finds_nothing_wrong(encoder: Path, tmp_path: Path) -> None:
     file = tmp_path / "fuzz.json"
-    done = run("embedder_fuzz.py", "--requests", "300", "--model", str(encoder), "--json", str(file))
+    done = run("embedder_fuzz.py", "--requests", "120", "--model", str(encoder), "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr + file.read_text()
     result = json.loads(file.read_text())
     outcomes = result["raw"]["outcomes"]
-    assert result["requests"] == 300 == sum(outcomes.values())
-    assert {"grpc texts: OK", "http texts: OK", "grpc stream: OK", "grpc not_utf8: INVALID_ARGUMENT"} <= set(outcomes)
+    assert result["requests"] == 120 == sum(outcomes.values())
+    assert {"grpc texts: OK", "http texts: OK", "grpc stream: OK"} <= set(outcomes)
 
 
 def test_the_fuzz_notices_wrong_vectors_and_wrong_fields(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,10 +123,15 @@ def test_the_fuzz_notices_wrong_vectors_and_wrong_fields(encoder: Path, monkeypa
         monkeypatch.setattr(running.intake, "tokenize", lambda call: refuse())
         for side, name in kinds:
             with pytest.raises(requests.Violation, match="was due|a valid request met|for a valid request"):
-                getattr(side, name)(random.Random(1))
+                make_several(getattr(side, name))  # some are refused before
         grpc_side.close()
         http_side.close()
 
 
 def refuse() -> None:
     raise ArgumentError("nothing: is right", field="nothing")
+
+
+def make_several(make: Callable[[random.Random], str]) -> None:
+    for seed in range(8):
+        make(random.Random(seed))

@@ -28,11 +28,11 @@ from openbook_embedder.folder import EncoderFolder
 from openbook_embedder.network import Network, TorchNetwork
 from openbook_embedder.pooling import pool
 from openbook_embedder.queueing import BATCH_COST_TOKENS
-from openbook_embedder.rows import RowThreads
+from openbook_embedder.rows import BEST_TOKENS, RowThreads
 from openbook_embedder.shapes import cuda_graph
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
-# Padded tokens of the sub-batches of `encode`: part of what makes a build's bytes repeatable, so not a setting.
+# Padded tokens of the sub-batches of `encode` where it is not torch on a CPU that encodes.
 _SUB_BATCH_TOKENS = 4096
 # bfloat16 is chosen only where it is clearly faster, so that noise in the timing does not change the choice.
 _WORTHWHILE_SPEEDUP = 1.3
@@ -49,7 +49,10 @@ class EncoderEngine:
         self._tokenizer = tokenizer
         self._network = network
         on_cores = isinstance(network, TorchNetwork) and network.device == "cpu"
-        self._rows = RowThreads(self._encode_rows, torch.get_num_threads() if on_cores else 1)
+        threads = torch.get_num_threads() if on_cores else 1
+        self._rows = RowThreads(self._encode_rows, threads)
+        # Part of what makes a build's bytes repeatable.
+        self._sub_batch_tokens = BEST_TOKENS * threads if on_cores else _SUB_BATCH_TOKENS
         self.dimension = folder.architecture.dimension
         self.max_tokens = folder.max_tokens
         self.vocab_size = folder.architecture.vocab_size
@@ -152,19 +155,17 @@ class EncoderEngine:
 
     def _encode_sorted(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         vectors_ND = np.empty((len(ids), self.dimension), dtype=np.float32)
-        batches = self.sub_batches(ids)
-        encoded = self._rows.encode_all([[ids[place] for place in places] for places in batches])
-        for places, rows_ND in zip(batches, encoded, strict=True):
-            vectors_ND[places] = rows_ND
+        for places in self.sub_batches(ids):
+            vectors_ND[places] = self.encode_batch([ids[place] for place in places])
         return vectors_ND
 
     def sub_batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Places in `ids` that `encode` puts into one batch, a function of `ids` alone."""
+        """Places in `ids` that `encode` puts into one batch, a function of `ids` and the number of threads alone."""
         batches: list[list[int]] = []
         width = padding = 0
         for place in sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True):
             padding += width - len(ids[place])
-            full = not batches or width * (len(batches[-1]) + 1) > _SUB_BATCH_TOKENS
+            full = not batches or width * (len(batches[-1]) + 1) > self._sub_batch_tokens
             if full or padding > BATCH_COST_TOKENS:
                 batches.append([])
                 width, padding = len(ids[place]), 0

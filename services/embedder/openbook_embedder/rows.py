@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 # Where there is less than this for each core, torch divides the operations: one core alone would take too long.
 _LEAST_TOKENS = 256
+# Padded tokens of a batch that a core's caches hold best.
+BEST_TOKENS = 1024
 
 Rows = Sequence[Sequence[int]]
 EncodeRows = Callable[[Rows], NDArray[np.float32]]
@@ -34,12 +36,6 @@ class RowThreads:
             list(self._pool.map(lambda _: all_begun.wait(), range(self._count)))
             # What a thread sets holds for itself and for those that begin later.
             torch.set_num_threads(self._count)
-
-    def encode_all(self, batches: Sequence[Rows]) -> list[NDArray[np.float32]]:
-        """The vectors of each batch, which is encoded on one thread where there are enough of them."""
-        if self._count == 1 or len(batches) < self._count:
-            return [self.encode(batch) for batch in batches]
-        return list(self._pool.map(self._encode, batches))
 
     def encode(self, ids: Rows) -> NDArray[np.float32]:
         """The vectors of one batch, in equal parts on all threads where each is worth it.

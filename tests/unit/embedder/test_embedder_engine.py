@@ -69,9 +69,9 @@ def test_sub_batches_hold_every_text_once_with_little_padding(engine: EncoderEng
     for batch in batches:
         widths = [lengths[place] for place in batch]
         assert widths == sorted(widths, reverse=True)
-        assert widths[0] * len(widths) <= 4096
+        assert widths[0] * len(widths) <= 1024 * torch.get_num_threads()
         assert widths[0] * len(widths) - sum(widths) <= BATCH_COST_TOKENS
-    assert len(engine.sub_batches([[0] * 64] * 64)) == 1
+    assert len(engine.sub_batches([[0] * 64] * 16)) == 1
 
 
 def test_snapshots_refer_to_this_fingerprint(engine: EncoderEngine) -> None:
