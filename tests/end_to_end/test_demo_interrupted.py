@@ -51,7 +51,9 @@ def left_behind(workdir: Path) -> list[str]:
     ("number", "moment", "registry"),
     [
         (signal.SIGINT, "building", "directory"),
-        (signal.SIGHUP, "starting the embedder", "redis"),
+        (signal.SIGKILL, "building", "directory"),
+        (signal.SIGTERM, "starting the embedder", "redis"),
+        (signal.SIGHUP, "starting the generation server", "directory"),
         (signal.SIGKILL, "starting the generation server", "redis"),
     ],
 )
