@@ -95,6 +95,9 @@ class Stream:
                 self._read += 1
                 self._accept(_Answer(message))
             self._ready.put(None)
+        except grpc.RpcError:  # the caller went away: gRPC may end the reading before it calls `_leave`
+            self._leave()
+            self._ready.put(None)
         except Exception as error:  # noqa: BLE001  the RPC's thread raises it
             self._ready.put(error)
 
