@@ -24,8 +24,8 @@ def test_other_fields_an_interrupt_and_the_rest(tmp_path: Path) -> None:
     documents = tmp_path / "documents.jsonl"
     documents.write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = ["--text-field", "body", "--id-field", "key", "--title-field", "heading"]
-    command = [sys.executable, "-m", "openbook_cli", "db", "build", str(documents), "--out", str(tmp_path / "book")]
-    command += ["--database", "small", *fields, "--dtype", "float32"]
+    command = [sys.executable, "-m", "openbook_cli", "db", "build", "--name", "small", "--input", str(documents)]
+    command += ["--out", str(tmp_path / "book"), *fields, "--dtype", "float32", "--json", str(tmp_path / "build.json")]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
 
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -44,6 +44,9 @@ def test_other_fields_an_interrupt_and_the_rest(tmp_path: Path) -> None:
     assert "went on with a build that was interrupted" in again.stderr
     assert "4 documents" in again.stdout
     assert "embedded in float32" in again.stdout
+    written = json.loads((tmp_path / "build.json").read_text())
+    assert (written["documents"], written["resumed"], written["dtype"]) == (4, True, "float32")
+    assert set(written["seconds"]) == {"chunk", "embed", "add", "finish"}
     snapshot = Snapshot.open(tmp_path / "book")
     assert {snapshot.documents.record(number).title for number in range(4)} == {row["heading"] for row in rows}
 

@@ -1,0 +1,132 @@
+"""`openbook db build`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.figures import write_figures
+from openbook_cli.progress_line import ProgressLine
+from openbook_cli.security_options import DIALS, dial_of, takes
+from openbook_core.errors import ConfigError
+from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from openbook_database.build.run import BuildResult
+    from openbook_database.encoder import Encoder
+
+
+@takes(DIALS)
+def build(
+    name: Annotated[str, typer.Option("--name", "--database", help="Name of the database.")],
+    out: Annotated[Path, typer.Option(help="Folder of the snapshot.")],
+    inputs: Annotated[
+        list[Path] | None, typer.Option("--input", help="JSON Lines file, plain, .gz or .zst; repeatable.")
+    ] = None,
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More input files.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="The language model whose tokenizer cuts the chunks.")] = DEFAULT_MODEL,
+    embedder: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
+    dtype: Annotated[str, typer.Option(help="Compute type of the encoder: auto, float32 or bfloat16.")] = "auto",
+    pooling: Pooling = None,
+    normalize: Normalize = None,
+    query_prompt: QueryPrompt = None,
+    passage_prompt: PassagePrompt = None,
+    max_tokens: MaxTokens = None,
+    embedder_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a running embedder that encodes, instead of this process.")
+    ] = None,
+    shards: Annotated[int, typer.Option(help="Shards to make.")] = 1,
+    template: Annotated[
+        str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
+    ] = "{title}: {text}",
+    text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="Field that holds the document's id.")] = "id",
+    title_field: Annotated[
+        list[str] | None, typer.Option(help="Field that holds the title, the first that a row has; repeatable.")
+    ] = None,
+    metadata: Annotated[list[str] | None, typer.Option(help="Column to keep; repeatable.")] = None,
+    skip_bad_lines: Annotated[bool, typer.Option(help="Count lines without a document instead of stopping.")] = False,
+    limit_documents: Annotated[int | None, typer.Option(help="Only the first documents.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the result as JSON.")] = None,
+    *,
+    security: dict[str, Any],
+) -> None:
+    """Build a snapshot, or go on with a build that was interrupted."""
+    from openbook_core.tokenizer import Tokenizer
+    from openbook_database.build.run import build_snapshot
+    from openbook_database.build.settings import BuildSettings
+
+    fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
+    if title_field:
+        fields["title"] = tuple(title_field)
+    settings = BuildSettings.parse(
+        {
+            "shards": shards,
+            "passage_template": template,
+            "fields": fields,
+            "skip_bad_lines": skip_bad_lines,
+            "limit_documents": limit_documents,
+        },
+        source="openbook db build",
+    )
+    given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
+    given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+    encoder = _encoder(embedder_address, embedder, dtype, given, out, security)
+    try:
+        result = build_snapshot(
+            [*(inputs or ()), *(more or ())],
+            out,
+            database=name,
+            tokenizer=Tokenizer.load(tokenizer),
+            encoder=encoder,
+            settings=settings,
+            progress=ProgressLine(),
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished work is kept; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _report(result, encoder.dtype, json_file)
+
+
+def _report(result: BuildResult, dtype: str, json_file: Path | None) -> None:
+    record = {field: value for field, value in vars(result).items() if field != "path"}
+    write_figures({**record, "dtype": dtype, "out": str(result.path)}, json_file)
+    if result.resumed:
+        print("went on with a build that was interrupted", file=sys.stderr)
+    for kind, number in result.skipped.items():
+        print(f"skipped: {number} lines ({kind})", file=sys.stderr)
+    for note in result.notes:
+        print(f"note: {note}", file=sys.stderr)
+    verb = "was there already" if result.reused else "built"
+    print(
+        f"snapshot {result.snapshot_id} {verb}: {result.documents} documents, {result.chunks} chunks, "
+        f"embedded in {dtype}, {result.path}"
+    )
+
+
+def _encoder(
+    address: str | None, embedder: str, dtype: str, given: dict[str, Any], out: Path, security: dict[str, Any]
+) -> Encoder:
+    """The service at `address`, or an encoder in this process that stays with the compute type of a build at `out`."""
+    if address is None:
+        from openbook_database.build.run import recorded_dtype
+        from openbook_embedder.config import EncoderOptions
+        from openbook_embedder.engine import EncoderEngine
+
+        chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
+        options = EncoderOptions.parse(given, source="openbook db build")
+        return EncoderEngine.load(embedder, dtype=chosen, options=options)  # type: ignore[arg-type]
+    if embedder != DEFAULT_EMBEDDER or dtype != "auto" or any(value is not None for value in given.values()):
+        raise ConfigError(
+            f"embedder_address: the embedder at {address} chooses model, compute type and pooling; leave out the "
+            "options of the encoder",
+            field="embedder_address",
+        )
+    from openbook_core.clients import EmbedderClient
+    from openbook_database.remote_encoder import RemoteEncoder
+
+    return RemoteEncoder(EmbedderClient(address, dial_of(security)))
