@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.query_encoder import DEFAULT, DtypeOption, Embedder, load_encoder
 from openbook_core.errors import ArgumentError
-from openbook_core.weights import DEFAULT_EMBEDDER
 
 _WIDEST = 120
 
@@ -28,10 +28,8 @@ def inspect(
         Path | None, typer.Option(metavar="FILE.png", help="Draw recall against latency, and chunk lengths.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    embedder: Annotated[
-        str, typer.Option(help="Folder or name of the snapshot's encoder, for --text.")
-    ] = DEFAULT_EMBEDDER,
-    dtype: Annotated[str, typer.Option(help="Compute type of the encoder: auto, float32 or bfloat16.")] = "auto",
+    embedder: Embedder = DEFAULT,
+    dtype: DtypeOption = "auto",
     pooling: Pooling = None,
     normalize: Normalize = None,
     query_prompt: QueryPrompt = None,
@@ -54,14 +52,9 @@ def inspect(
             assert neighbours_of is not None
             found = looking.neighbours_of_chunk(opened, neighbours_of, k)
         else:
-            from openbook_embedder.config import EncoderOptions
-            from openbook_embedder.engine import EncoderEngine
-
             given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
             given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
-            options = EncoderOptions.parse(given, source="openbook db inspect")
-            encoder = EncoderEngine.load(embedder, dtype=dtype, options=options)  # type: ignore[arg-type]
-            found = looking.neighbours_of_text(opened, text, k, encoder)
+            found = looking.neighbours_of_text(opened, text, k, load_encoder(embedder, dtype, given, "inspect"))
         of = {"chunk": looking.describe_chunk(opened, neighbours_of)} if neighbours_of is not None else {"text": text}
         shown = {"database": opened.manifest.database, "snapshot": opened.id, "of": of, "neighbours": found}
         lines = _neighbours(shown, width)
