@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -178,7 +179,7 @@ class EncoderEngine:
     def batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """Places in `ids` for one call of `encode_ids` after the other: as many sub-batches each as there are cores."""
         found, step = self.sub_batches(ids), self._rows.count
-        return [sum(found[first : first + step], []) for first in range(0, len(found), step)]
+        return [list(chain.from_iterable(found[first : first + step])) for first in range(0, len(found), step)]
 
     def sub_batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """Places in `ids` that go into one sub-batch, longest first: a function of `ids` alone.
