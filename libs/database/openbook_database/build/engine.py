@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Protocol
 
 import faiss
@@ -40,6 +41,9 @@ class Engine(Protocol):
         process is lost. When the iterator is closed early or raises, no process of it is left.
         """
 
+    def close(self) -> None:
+        """Let go of what it holds."""
+
 
 class LocalEngine:
     """This process, or up to `workers` processes on this machine; None: as many as cores and memory allow, where the
@@ -54,36 +58,60 @@ class LocalEngine:
         workers = min(len(items), self._workers or _useful_workers(len(items), item_bytes))
         return _here(job, items, name) if workers <= 1 else _in_processes(job, items, name, workers)
 
+    def close(self) -> None:
+        """Nothing is held."""
+
 
 def _useful_workers(items: int, item_bytes: int) -> int:
     if items * item_bytes < _WORTHWHILE_BYTES:
         return 1
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(len(os.sched_getaffinity(0)), free // (2 * item_bytes)))
+    return max(1, min(_cores(), _free_bytes() // (2 * item_bytes)))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _free_bytes() -> int:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    lines = meminfo.read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
 def _here(job: Job, items: Sequence[int], name: str) -> Generator[int]:
-    if not items:
-        return
-    do = job()
+    worker = Worker(job, name)
     for item in items:
-        try:
-            do(item)
-        except Exception as error:
-            raise item_error(name, item, error) from error
+        if error := worker.do(item):
+            raise error
         yield item
 
 
-def item_error(name: str, item: int, error: BaseException) -> OpenbookError:
-    """What to raise for an item that raised `error`: the error itself where it is for people."""
-    if isinstance(error, OpenbookError):
-        return error
-    return OpenbookError(f"{name} {item}: {type(error).__name__}: {error}")
+class Worker:
+    """One process's part in a stage: opens the job at its first item."""
+
+    def __init__(self, job: Job, name: str) -> None:
+        self._job, self._name = job, name
+        self._do: Callable[[int], None] | None = None
+
+    def do(self, item: int) -> OpenbookError | None:
+        """What to raise where the items are handed out, if anything: the error itself where it is for people."""
+        try:
+            self._do = self._do or self._job()
+            self._do(item)
+        except OpenbookError as error:
+            return error
+        except Exception as error:  # noqa: BLE001  it is raised elsewhere
+            found = OpenbookError(f"{self._name} {item}: {type(error).__name__}: {error}")
+            found.__cause__ = error
+            return found
+        return None
 
 
 def _in_processes(job: Job, items: Sequence[int], name: str, workers: int) -> Generator[int]:
     context = get_context("spawn")
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    threads = max(1, _cores() // workers)
     left = list(reversed(items))
     busy: dict[Connection, int] = {}
     processes = {}
@@ -106,7 +134,7 @@ def _in_processes(job: Job, items: Sequence[int], name: str, workers: int) -> Ge
                     processes[each].join()
                     raise OpenbookError(
                         f"{name} {item}: its process ended with exit code {processes[each].exitcode} before it was done; "
-                        "-9 is the system's way where memory is short. Run the same command again, with fewer workers if need be: "
+                        "-9 is the system's way where memory is short. Run the same command again, perhaps with fewer workers: "
                         "it goes on where it stopped"
                     ) from None
                 if error is not None:
@@ -126,19 +154,13 @@ def _work(connection: Connection, job: Job, name: str, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the build ends its workers
     threading.Thread(target=_end_with_the_build, daemon=True).start()
     faiss.omp_set_num_threads(threads)
-    do = None
+    worker = Worker(job, name)
     while True:
         try:
             item = connection.recv()
         except EOFError:
             return
-        error: OpenbookError | None = None
-        try:
-            do = do or job()
-            do(item)
-        except Exception as caught:  # noqa: BLE001  it is raised where the items are handed out
-            error = item_error(name, item, caught)
-        connection.send(error)
+        connection.send(worker.do(item))
 
 
 def _end_with_the_build() -> None:

@@ -43,6 +43,7 @@ def run_finish_stage(
     work: Workspace,
 ) -> Manifest:
     """Complete the snapshot in the work folder, with its manifest as the last file."""
+    work.sweep()
     write_document_file(work.snapshot / "documents.arrow", corpus, settings.fields.metadata, work.columns)
     _write_tokenizer(work.snapshot / "tokenizer", tokenizer)
     manifest_path = work.snapshot / MANIFEST_NAME

@@ -102,8 +102,7 @@ class Workspace:
                 arithmetic,
                 f"{self.building} holds vectors that were begun with another arithmetic",
             )
-            for leftover in self.building.rglob("*.tmp"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            self.sweep()
             return True
         for folder in (self.documents, self.chunks, self.vectors, self.snapshot):
             shutil.rmtree(folder, ignore_errors=True)
@@ -111,6 +110,14 @@ class Workspace:
         write_bytes_atomically(self._arithmetic, canonical_json(dict(arithmetic)).encode())
         write_bytes_atomically(self._recipe, canonical_json(recipe).encode())
         return False
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for leftover in self.building.rglob("*.tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
     def publish(self) -> None:
         """Make the finished snapshot appear under its name by one rename."""
