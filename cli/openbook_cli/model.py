@@ -67,6 +67,21 @@ def convert(
     write_figures({"source": str(source), "from": kind, "target": str(target), **report.record()}, json_file)
 
 
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Folder of a model of ours.")],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="New folder.")],
+    kind: Annotated[
+        str,
+        typer.Option("--to", help="hf: the decoder, as a class of transformers. hf-retro: all, for trust_remote_code."),
+    ],
+) -> None:
+    """Write a model of ours for transformers."""
+    from openbook_model.export import export_model
+
+    print(f"{target}: {export_model(kind, source, target)}")  # type: ignore[arg-type]
+
+
 def _layers(text: str) -> tuple[int, ...]:
     from openbook_core.errors import ArgumentError
 
