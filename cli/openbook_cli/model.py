@@ -82,6 +82,33 @@ def export(
     print(f"{target}: {export_model(kind, source, target)}")  # type: ignore[arg-type]
 
 
+@app.command()
+def describe(
+    config: Annotated[str, typer.Argument(help="Model folder, YAML file (also one of a training run), or a size.")],
+    gpus: Annotated[int, typer.Option(help="GPUs that FSDP shards over.")] = 1,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of a sequence; the model's, at most 4,096.")] = None,
+    sequences: Annotated[int, typer.Option(help="Sequences of a micro-batch on each GPU.")] = 1,
+    gpu_tflops: Annotated[float, typer.Option(help="Dense bfloat16 peak of a GPU; 989 is an H100's.")] = 989.0,
+    mfu: Annotated[float, typer.Option(help="Share of it that training reaches.")] = 0.4,
+    frozen_base: Annotated[bool, typer.Option("--frozen-base", help="Only the RETRO parts are trained.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
+) -> None:
+    """Parameters, FLOPs, memory, sizes on disk and expected speed, without making the model."""
+    from openbook_model import describe as description
+
+    figures = description.describe(
+        description.find_config(config),
+        gpus=gpus,
+        tokens=tokens,
+        sequences=sequences,
+        gpu_tflops=gpu_tflops,
+        mfu=mfu,
+        frozen_base=frozen_base,
+    )
+    print(description.render(figures))
+    write_figures(figures, json_file)
+
+
 def _layers(text: str) -> tuple[int, ...]:
     from openbook_core.errors import ArgumentError
 
