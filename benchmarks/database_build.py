@@ -7,11 +7,13 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from database_child import RANDOM, run_child
+from database_child import build as build_here
 from measure import in_turns, processor_s
 from numpy.typing import NDArray
 from timed_encoder import TimedEncoder
@@ -19,6 +21,7 @@ from timed_encoder import TimedEncoder
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
+from openbook_database.encoder import Encoder
 
 
 class NotingEncoder(TimedEncoder):
@@ -56,10 +59,11 @@ class Book:
         return file
 
 
-def measure_share(book: Book, documents: int, work: Path, limits: dict[str, Any]) -> dict[str, Any]:
+def measure_share(
+    book: Book, documents: int, encoder: NotingEncoder, work: Path, limits: dict[str, Any]
+) -> dict[str, Any]:
     """Builds, in turns with the bare encoder on the lists of texts that the first build gave it."""
-    tokenizer, encoder = Tokenizer.load(book.tokenizer), NotingEncoder.load(book.model, dtype="float32")
-    assert isinstance(encoder, NotingEncoder)
+    tokenizer = Tokenizer.load(book.tokenizer)
     part, outs = book.part(documents, work / "share.jsonl"), itertools.count()
     lists: list[list[str]] = []
 
@@ -114,17 +118,18 @@ def measure_sizes(
     return found
 
 
-def measure_incremental(book: Book, documents: int, encoder: str, work: Path) -> dict[str, Any]:
-    """A full build, and one from it as base with a hundredth of the documents changed; each in its own process."""
-    name = "random" if encoder == RANDOM else "encoder"
-    spec = {"tokenizer": book.tokenizer, "encoder": encoder}
-    before = book.part(documents, work / f"{name}-before.jsonl")
-    after = book.part(documents, work / f"{name}-after.jsonl", changed_every=100)
-    base = work / f"{name}-full"
-    full = run_child({**spec, "source": str(before), "out": str(base)})
-    changed = run_child({**spec, "source": str(after), "out": str(work / f"{name}-incremental"), "base": str(base)})
+def measure_incremental(book: Book, documents: int, encoder: Encoder | None, work: Path) -> dict[str, Any]:
+    """A full build, and one from it as base with a hundredth of the documents changed: with the encoder here, or each in
+    its own process with random vectors."""
+    build = run_child if encoder is None else partial(build_here, loaded=encoder)
+    spec = {"tokenizer": book.tokenizer, "encoder": RANDOM if encoder is None else book.model}
+    before = book.part(documents, work / "before.jsonl")
+    after = book.part(documents, work / "after.jsonl", changed_every=100)
+    base = work / "full"
+    full = build({**spec, "source": str(before), "out": str(base)})
+    changed = build({**spec, "source": str(after), "out": str(work / "incremental"), "base": str(base)})
     return {
-        "encoder": "random unit vectors" if encoder == RANDOM else encoder,
+        "encoder": "random unit vectors" if encoder is None else book.model,
         "changed_documents": -(-full["documents"] // 100),
         "full": full,
         "incremental": changed,

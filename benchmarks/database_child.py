@@ -18,35 +18,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook_core.errors import OpenbookError
+from openbook_core.tokenizer import Tokenizer
+from openbook_database.build.run import build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_database.encoder import Encoder
+from openbook_database.manifest import Manifest
+from openbook_database.testing import HashEncoder
+
 RANDOM = "random"
 DIMENSION = 384
 _SAMPLE_S = 0.05
 
 
-class RandomEncoder:
-    """An `openbook_database.encoder.Encoder` that costs next to nothing: unit vectors drawn from the list of texts."""
-
-    max_tokens = 256
-    dtype = "float32"
-    dimension = DIMENSION
+class RandomEncoder(HashEncoder):
+    """An encoder that costs next to nothing: unit vectors drawn from the list of texts."""
 
     def __init__(self) -> None:
-        from openbook_core.fingerprint import Fingerprint
+        super().__init__(DIMENSION)
 
-        self.fingerprint = Fingerprint({"architecture": RANDOM, "dimension": self.dimension})
-
-    def encode(self, texts: Sequence[str]) -> Any:
-        import numpy as np
-
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         seed = zlib.crc32("\0".join(texts).encode("utf-8", "replace"))
         vectors_ND = np.random.default_rng(seed).standard_normal((len(texts), self.dimension), dtype=np.float32)
-        return vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+        return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True), dtype=np.float32)
 
 
 def run_child(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What the process of `spec` measured; OpenbookError with the end of what it said where it failed."""
-    from openbook_core.errors import OpenbookError
-
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(spec)], capture_output=True, text=True, check=False, env=dict(os.environ)
     )
@@ -56,22 +58,12 @@ def run_child(spec: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def build(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Build as `spec` says, here."""
-    import faiss
-
-    from openbook_core.tokenizer import Tokenizer
-    from openbook_database.build.run import build_snapshot
-    from openbook_database.build.settings import BuildSettings
-
+def build(spec: Mapping[str, Any], loaded: Encoder | None = None) -> dict[str, Any]:
+    """Build as `spec` says, here, with the encoder that is `loaded` or with the one of the `spec`."""
     tokenizer = Tokenizer.load(spec["tokenizer"])
-    encoder: Any = RandomEncoder()
-    if spec["encoder"] != RANDOM:
-        from openbook_embedder.engine import EncoderEngine
-
-        encoder = EncoderEngine.load(spec["encoder"], dtype="float32")
+    encoder = loaded or _load(spec["encoder"])
     out, settings = Path(spec["out"]), BuildSettings(limit_documents=spec.get("documents"))
-    base = {"base": Path(spec["base"])} if spec.get("base") else {}
+    base = {"base": Path(spec["base"])} if spec.get("base") and "base" in build_snapshot.__annotations__ else {}
     empty_mb, start = _status("VmHWM"), time.perf_counter()
     with PeakAnonymous() as peak:
         built = build_snapshot(
@@ -96,8 +88,6 @@ def build(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def index_facts(snapshot: Path) -> dict[str, Any]:
     """Recipe and bytes of the index of a snapshot, all shards together."""
-    from openbook_database.manifest import Manifest
-
     entry = Manifest.read(snapshot).index
     names = ("lists.faiss", "quantiser.faiss", "places.bin")
     size = sum(path.stat().st_size for name in names for path in snapshot.rglob(name))
@@ -106,11 +96,6 @@ def index_facts(snapshot: Path) -> dict[str, Any]:
 
 def bare_faiss(snapshot: Path, file: Path) -> float:
     """Seconds in which Faiss alone reads, adds and writes the snapshot's vectors to an index of the same recipe."""
-    import faiss
-    import numpy as np
-
-    from openbook_database.build.settings import BuildSettings
-
     rows, trained = BuildSettings().embed_block, snapshot / "quantiser.faiss"
     vectors_ND = np.concatenate(
         [np.fromfile(path, dtype="<f2").reshape(-1, DIMENSION) for path in sorted(snapshot.rglob("vectors.f16"))]
@@ -125,6 +110,14 @@ def bare_faiss(snapshot: Path, file: Path) -> float:
     seconds = time.perf_counter() - start
     file.unlink()
     return seconds
+
+
+def _load(name: str) -> Encoder:
+    if name == RANDOM:
+        return RandomEncoder()
+    from openbook_embedder.engine import EncoderEngine
+
+    return EncoderEngine.load(name, dtype="float32")
 
 
 class PeakAnonymous:

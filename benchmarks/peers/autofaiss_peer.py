@@ -2,8 +2,8 @@
 
     python autofaiss_peer.py VECTORS_FOLDER QUERIES.npy EXPECTED.npy MEMORY_BYTES THREADS
 
-VECTORS_FOLDER holds float32 .npy files. EXPECTED holds the exact neighbours [q, k] of the queries. Writes one line of JSON: how long
-it built, and how well and how quickly its index answers with the search settings that it chose.
+VECTORS_FOLDER holds float32 .npy files. EXPECTED holds the exact neighbours [q, k] of the queries. Writes one line of JSON: how
+long it built, and how well and how quickly its index answers with the search settings that it chose.
 """
 
 import contextlib

@@ -4,8 +4,8 @@ nothing of ours.
     python retro_pytorch_peer.py TEXT_FOLDER MODEL_FOLDER
 
 Works in the current folder. Its BERT comes from a hub by torch.hub: `get_bert` and `get_tokenizer` are replaced to give it
-the model of MODEL_FOLDER, and the ids of its first and last token are set to that tokenizer's. All else is as it comes: batches of
-16, the index that autofaiss chooses for 100 MB, neighbours of the same document masked. Writes one line of JSON.
+the model of MODEL_FOLDER, and the ids of its first and last token are set to that tokenizer's. All else is as it comes: batches
+of 16, the index that autofaiss chooses for 100 MB, neighbours of the same document masked. Writes one line of JSON.
 """
 
 import contextlib
@@ -24,7 +24,10 @@ def main() -> None:
     from retro_pytorch import retrieval
 
     texts, folder = sys.argv[1:]
-    model, tokenizer = transformers.AutoModel.from_pretrained(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        transformers.AutoModel.from_pretrained(folder),
+        transformers.AutoTokenizer.from_pretrained(folder),
+    )
     model.eval()
     tokenizer.model_max_length = 1 << 40  # it cuts after it tokenises
     retrieval.get_bert, retrieval.get_tokenizer = lambda: model, lambda: tokenizer

@@ -1,4 +1,4 @@
-"""`openbook db build|verify|id|inspect|register|swap|rollback|abort|list`."""
+"""`openbook db build|verify|id|inspect|plan|register|swap|rollback|abort|list`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ app.command("publish")(transport.publish)
 app.command("pull")(transport.pull)
 app.command("neighbours")(neighbours.neighbours)
 app.command("inspect")(inspect.inspect)
+app.command("plan")(plan.plan)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 
 

@@ -13,6 +13,7 @@ import typer
 
 from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
 from openbook_cli.query_encoder import DEFAULT, DtypeOption, Embedder, load_encoder
+from openbook_cli.sizes import readable
 from openbook_core.errors import ArgumentError
 
 _WIDEST = 120
@@ -42,7 +43,7 @@ def inspect(
 
     if sum(each is not None for each in (chunk, text, neighbours_of)) > 1:
         raise ArgumentError("chunk, text, neighbours_of: give one of them", field="text")
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    width = min(shutil.get_terminalreadable().columns, _WIDEST)
     if text is None and neighbours_of is None:
         shown = looking.inspect(snapshot, chunk=chunk)
         lines = _overview(shown) if chunk is None else _chunk(shown["sample"], width)
@@ -80,13 +81,13 @@ def _overview(shown: dict[str, Any]) -> Iterator[str]:
         "index": f"{index['factory']}, "
         + ("exact" if index["exact"] else f"trained on {index['trained_on']:,} vectors"),
         "search": ", ".join(f"{key} {value}" for key, value in index["search"].items()) or "no settings",
-        "size": f"{_size(shown['bytes'])}, {shown['bytes'] / shown['chunks']:,.0f} bytes a chunk",
+        "size": f"{readable(shown['bytes'])}, {shown['bytes'] / shown['chunks']:,.0f} bytes a chunk",
     }
     yield from (f"{key:10} {value}" for key, value in facts.items())
     yield from _recall(index)
     yield "\nfiles"
     for name, size in shown["bytes_by_file"].items():
-        yield f"  {name:18} {_size(size):>10}  {size / shown['bytes']:6.1%}"
+        yield f"  {name:18} {readable(size):>10}  {size / shown['bytes']:6.1%}"
     yield "\nsources"
     for source in shown["sources"]:
         skipped = sum(source["skipped"].values())
@@ -151,11 +152,3 @@ def _folded(text: str, width: int, indent: str) -> list[str]:
         for line in lines
         for part in textwrap.wrap(line, max(width, 20), initial_indent=indent, subsequent_indent=indent)
     ]
-
-
-def _size(number: int) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
-        number /= 1000  # type: ignore[assignment]
-    return f"{number:,.1f} TB"
