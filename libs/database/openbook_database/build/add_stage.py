@@ -14,7 +14,8 @@ from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.files import write_atomically
-from openbook_database.index import write_index
+from openbook_database.index.files import index_writers
+from openbook_database.index.recipe import Recipe
 from openbook_database.shard import shard_folder
 
 Block = NDArray[np.float32]
@@ -39,10 +40,13 @@ def split_documents(document_rows: NDArray[np.int64], shards: int) -> list[tuple
 def run_add_stage(
     corpus: Corpus,
     ranges: Sequence[tuple[int, int]],
+    recipe: Recipe,
     dimension: int,
     settings: BuildSettings,
     work: Workspace,
     stage: Stage,
+    *,
+    gpu: bool = False,
 ) -> None:
     """Write the shards over the document ranges `ranges`."""
     for number, (first_document, end_document) in enumerate(ranges):
@@ -70,7 +74,7 @@ def run_add_stage(
                     ).tobytes()
                 ]
             ),
-            "lists.faiss": lambda path, blocks=vectors: write_index(path, dimension, blocks()),  # type: ignore[misc]
+            **index_writers(recipe, work.snapshot, folder, dimension, vectors, gpu=gpu),
         }
         if settings.keep_vectors:
             files["vectors.f16"] = _bytes(block.astype("<f2").tobytes() for block in vectors())
