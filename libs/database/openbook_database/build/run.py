@@ -18,10 +18,11 @@ from openbook_database.build.chunk_stage import run_chunk_stage
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.device import uses_gpu
 from openbook_database.build.embed_stage import run_embed_stage
+from openbook_database.build.engine import Engine, LocalEngine
 from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
 from openbook_database.build.recall import recall_note
-from openbook_database.build.recipe import digest_sources, make_recipe
+from openbook_database.build.recipe import make_recipe
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.train_stage import run_train_stage
 from openbook_database.build.workspace import Workspace
@@ -30,6 +31,8 @@ from openbook_database.index.recipe import AUTO, parse_recipe, resolve_recipe
 from openbook_database.manifest import Manifest
 from openbook_database.reader import Source
 from openbook_database.registry.base import check_database_name
+from openbook_database.sources.digest import digest_sources
+from openbook_database.sources.listing import expand_sources, with_all_metadata
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,12 @@ def build_snapshot(
     settings: BuildSettings | None = None,
     device: str = "auto",
     progress: Progress = lambda update: None,
+    engine: Engine | None = None,
 ) -> BuildResult:
     """Build the snapshot of `sources` in the folder `out`, or go on with a build that was interrupted.
 
+    A source is a file or folder of any format of `sources.formats`, or a glob, which stands for its files in order.
+    The chunk and the finish stage run in this process, the others where `engine` has them done (default: here too).
     A finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log
     in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted, less recall).
     device: "cpu", "cuda" or "auto", where Faiss trains and assigns; a quantiser trained on a GPU has other bytes.
@@ -73,13 +79,14 @@ def build_snapshot(
     into the same folder). None of them leaves anything half-written that a next run trips over.
     """
     check_database_name(database)
-    settings = settings or BuildSettings()
+    settings, engine = settings or BuildSettings(), engine or LocalEngine()
     if settings.index != AUTO:
         parse_recipe(settings.index).require_dimension(encoder.dimension)
     gpu = uses_gpu(device)
-    resolved = [source if isinstance(source, Source) else Source(path=Path(source)) for source in sources]
+    resolved = expand_sources(sources)
     if not resolved:
         raise InputError("no input file was given", field="input")
+    settings = settings.model_copy(update={"fields": with_all_metadata(settings.fields, resolved)})
     work = Workspace(Path(out))
     recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings)
     manifest = work.finished(recipe)
@@ -90,10 +97,10 @@ def build_snapshot(
         if manifest is not None:
             work.discard()
             return _result(work, manifest, settings, reused=True)
-        resumed = work.begin(recipe)
+        resumed = work.begin(recipe, encoder.arithmetic)
         work.log.write("resume" if resumed else "start", out=str(work.out), database=database)
         seconds: dict[str, float] = {}
-        manifest = _run_stages(resolved, recipe, tokenizer, encoder, settings, gpu, work, progress, seconds)
+        manifest = _run_stages(resolved, recipe, tokenizer, encoder, settings, gpu, work, progress, seconds, engine)
         work.publish()
         work.discard()
         work.log.write("finish", snapshot=manifest.snapshot_id, seconds=seconds)
@@ -119,6 +126,7 @@ def _run_stages(
     work: Workspace,
     progress: Progress,
     seconds: dict[str, float],
+    engine: Engine,
 ) -> Manifest:
     with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
         counts = run_chunk_stage(sources, tokenizer, settings, work, stage).counts
@@ -128,7 +136,7 @@ def _run_stages(
     seconds["chunk"] = stage.seconds
     work.log.write("index", factory=index.factory, given=settings.index, device="cuda" if gpu else "cpu")
     with Stage("embed", corpus.chunks, progress, work.log) as stage:
-        run_embed_stage(corpus, tokenizer, encoder, settings, work, stage)
+        run_embed_stage(corpus, tokenizer, encoder, settings, work, stage, engine)
     seconds["embed"] = stage.seconds
     if index.trained:
         size = index.sample_size(corpus.chunks, settings.train_sample)
@@ -137,7 +145,7 @@ def _run_stages(
         seconds["train-index"] = stage.seconds
     ranges = split_documents(corpus.document_rows, settings.shards)
     with Stage("add", corpus.chunks, progress, work.log) as stage:
-        run_add_stage(corpus, ranges, index, encoder.dimension, settings, work, stage, gpu=gpu)
+        run_add_stage(corpus, ranges, index, encoder.dimension, settings, work, stage, engine, gpu=gpu)
     seconds["add"] = stage.seconds
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
         manifest = run_finish_stage(corpus, ranges, counts, recipe, index, tokenizer, encoder, settings, work)
