@@ -1,4 +1,4 @@
-"""`openbook db build|verify|id|inspect|plan|register|swap|rollback|abort|list`."""
+"""`openbook db build|verify|id|inspect|plan|publish|pull|neighbours|register|swap|rollback|abort|list`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli import build, inspect, neighbours, transport
+from openbook_cli import build, inspect, neighbours, plan, transport
 from openbook_cli.security_options import DIALS, dial_of, takes
 
 if TYPE_CHECKING:

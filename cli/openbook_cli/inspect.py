@@ -43,7 +43,7 @@ def inspect(
 
     if sum(each is not None for each in (chunk, text, neighbours_of)) > 1:
         raise ArgumentError("chunk, text, neighbours_of: give one of them", field="text")
-    width = min(shutil.get_terminalreadable().columns, _WIDEST)
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
     if text is None and neighbours_of is None:
         shown = looking.inspect(snapshot, chunk=chunk)
         lines = _overview(shown) if chunk is None else _chunk(shown["sample"], width)
@@ -108,7 +108,16 @@ def _recall(index: dict[str, Any]) -> Iterator[str]:
     if index["exact"]:
         yield f"{'recall':10} 1 by definition"
         return
-    yield f"{'recall':10} {json.dumps(index['recall'])}"
+    recall, chosen = index["recall"], index["search"]
+    yield (
+        f"{'recall':10} {recall['chosen']:.4f} @{recall['k']}, {recall['target']:g} was wanted; on {recall['queries']} chunks of "
+        "the book as queries"
+    )
+    (name,) = chosen
+    yield f"\n  {name:>10} {'recall':>8} {'compared':>12}"
+    for line in recall["measured"]:
+        mark = "  <- the default" if line[name] == chosen[name] else ""
+        yield f"  {line[name]:>10} {line['recall']:>8.4f} {line['distances']:>12,.0f}{mark}"
 
 
 def _chunk(chunk: dict[str, Any], width: int) -> Iterator[str]:

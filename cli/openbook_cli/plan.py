@@ -58,15 +58,21 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield "\nmemory of a shard's replica, and of a build"
     yield from map(_bytes, plan.memory.items())
     for machine, stages in plan.hours.items():
-        yield f"\nhours     {sum(figure.value for figure in stages.values()):,.1f} on {machine}"
+        yield f"\ntime      {_time(sum(figure.value for figure in stages.values()))} on {machine}"
         for stage, figure in stages.items():
-            yield f"  {stage:18} {figure.value:>12,.2f}  {figure.source:12} {figure.how}"
+            yield f"  {stage:18} {_time(figure.value):>12}  {figure.source:12} {figure.how}"
     rates = plan.rates
     yield (
         f"\nmeasured on {rates.machine}, load {rates.load:g}, {rates.date}, commit {rates.commit[:12]}: {rates.command}\n"
         "extrapolated: operations counted as in `openbook_database.plan`, at the rates measured there\n"
         "published: a bound from others' figures, nothing that was measured here"
     )
+
+
+def _time(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
 
 
 def _bytes(item: tuple[str, Figure]) -> str:

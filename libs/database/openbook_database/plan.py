@@ -16,8 +16,8 @@ Hours follow from measured rates:
 
     chunk        N / rate of the stage
     embed        N / (rate of the bare encoder x its share of the stage)
-    train-index  10 iterations of k-means over S sampled rows, 2 e L S operations each, on one thread as builds train (the same bytes
-                 on every machine); OPQ: 50 iterations over at most 65,536 rows of 2 (2 d e + 256 e) operations
+    train-index  10 iterations of k-means over S sampled rows, 2 e L S operations each, on one thread as builds train (the same
+                 bytes on every machine); OPQ: 50 iterations over at most 65,536 rows of 2 (2 d e + 256 e) operations
     add          to lists: N / rate of walks through a graph of L lists, which grows with log L, or 2 e L N operations; codes
                  N / rate; bytes / rate of writing
     finish       bytes / rate of checksums; recall: 2 d N operations for each of 100 to 1,000 queries
@@ -275,6 +275,7 @@ def _hours(chunks: int, dimension: int, recipe: Recipe, size: float, rates: Rate
 
 def _add(chunks: int, recipe: Recipe, inner: int, size: float, rates: Rates, flops: float, kind: str) -> Figure:
     seconds, parts = size / rates.write_bytes_per_s, [f"writing at {rates.write_bytes_per_s / 1e6:,.0f} MB/s"]
+    source = MEASURED if recipe.exact else EXTRAPOLATED
     walk: Callable[[int], float] = lambda nodes: (  # noqa: E731
         rates.graph_assign_per_s * math.log(rates.graph_lists) / math.log(max(nodes, 2))
     )
@@ -285,11 +286,11 @@ def _add(chunks: int, recipe: Recipe, inner: int, size: float, rates: Rates, flo
         rate = walk(recipe.lists)
         seconds, parts = seconds + chunks / rate, [*parts, f"{rate:,.0f} rows/s to their lists"]
     elif recipe.trained:
-        work = 2.0 * inner * recipe.lists * chunks
+        work, source = 2.0 * inner * recipe.lists * chunks, kind
         seconds, parts = seconds + work / flops, [*parts, f"{work:.1e} operations at {flops / 1e9:,.0f} G/s"]
     if recipe.codes:
         seconds, parts = seconds + chunks / rates.codes_per_s, [*parts, f"{rates.codes_per_s:,.0f} codes/s"]
-    return _figure(seconds, kind if recipe.trained or recipe.kind == "hnsw" else MEASURED, ", ".join(parts))
+    return _figure(seconds, source, ", ".join(parts))
 
 
 def _figure(seconds: float, source: str, how: str) -> Figure:
