@@ -44,6 +44,7 @@ class HashEncoder:
     def __init__(self, dimension: int = 16) -> None:
         self.dimension = dimension
         self.fingerprint = Fingerprint({"architecture": "hash", "dimension": dimension})
+        self.arithmetic: dict[str, str | int] = {}
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         vectors_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
