@@ -177,7 +177,8 @@ def _source(
 ) -> LiveSource | CachedSource:
     settings, k = config.retrieval, config.model.num_neighbors
     if settings.cache is not None and settings.folder is not None:
-        return CachedSource(settings.cache, settings.folder, k, [corpus, held_out])
+        exclude = settings.exclude_own_document
+        return CachedSource(settings.cache, settings.folder, k, [corpus, held_out], exclude_own=exclude)
     return LiveSource(RetrieverClient(settings.address), settings, snapshot, k, config.model.chunk_length)
 
 

@@ -46,9 +46,12 @@ def snapshot_of(folder: Path, wanted: str, tokenizer: Tokenizer, chunk_length: i
 class CachedSource:
     """A `neighbours.NeighborSource` over a cache. Axes as there."""
 
-    def __init__(self, cache: Path, folder: Path, k: int, corpora: Sequence[ChunkedCorpus]) -> None:
+    def __init__(
+        self, cache: Path, folder: Path, k: int, corpora: Sequence[ChunkedCorpus], *, exclude_own: bool = True
+    ) -> None:
         """Raises MismatchError naming the snapshot, or the document of a corpus, for which the cache was not made, and
-        ConfigError where it holds fewer than k neighbours."""
+        ConfigError where it holds fewer than k neighbours, or, with `exclude_own`, where the snapshot has no document of
+        the corpora under its id, so that none was left out for itself."""
         self._snapshot = Snapshot.open(folder)
         self._cache = NeighbourCache.open(cache, snapshot_id=self._snapshot.id)
         if k > self._cache.k:
@@ -63,6 +66,14 @@ class CachedSource:
             for each in corpora
             for name, tokens in each.documents()
         }
+        known, _ = self._snapshot.documents.numbers(self._first)
+        if exclude_own and not known:
+            raise ConfigError(
+                f"none of {len(self._first)} documents of the corpus is in snapshot {self._snapshot.id[:12]}, so a "
+                "sequence's own text could be its neighbour. Train on the documents that the database was built from, or "
+                "set retrieval.exclude_own_document=false if the two share none",
+                field="retrieval.exclude_own_document",
+            )
 
     def close(self) -> None:
         """Nothing is held open but mapped files."""

@@ -53,7 +53,7 @@ class BatchConfig(FrozenConfig):
 
 class RetrievalConfig(FrozenConfig):
     """Where neighbours come from: the retriever at `address`, or a `cache` of `openbook db neighbours` with the `folder`
-    of its snapshot. `snapshot` "" pins the one that is live when the run starts.
+    of its snapshot (then nobody is asked at `address`). `snapshot` "" pins the one that is live when the run starts.
 
     A failed call may be repeated while `retry_budget` lasts: each retry costs 1, each success returns 0.1. Then
     `on_failure` decides: "stop" ends the run, "mask" trains that batch without neighbours and counts it.
@@ -79,8 +79,6 @@ class RetrievalConfig(FrozenConfig):
             )
         if self.cache is None and not (self.address and self.database):
             raise ValueError("retrieval.address: name a retriever's address and the database, or a cache and a folder")
-        if self.cache is not None and not self.exclude_own_document:
-            raise ValueError("retrieval.exclude_own_document: a cache never holds a chunk's own document; leave it out")
         return self
 
 

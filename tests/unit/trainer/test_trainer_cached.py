@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from trainer_fakes import M, byte_tokenizer, settings, write_corpus
 from openbook_core.errors import ConfigError, MismatchError
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
-from openbook_database.neighbours.corpus import SnapshotCorpus
+from openbook_database.neighbours.corpus import SnapshotCorpus, TextCorpus
 from openbook_database.neighbours.find import find_neighbours
+from openbook_database.reader import Source
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder
+from openbook_database.testing import HashEncoder, write_rows
 from openbook_trainer import app, checkpoint
 from openbook_trainer.cached import CachedSource
 from openbook_trainer.config import TrainConfig
@@ -101,13 +103,24 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     [
         ({"cache": "c"}, "a cache holds ids; name it and the folder"),
         ({"address": "here"}, "name a retriever's address and the database, or a cache and a folder"),
-        ({"cache": "c", "folder": "f", "exclude_own_document": False}, "never holds a chunk's own document"),
     ],
 )
 def test_settings_that_cannot_be(folder: Path, tmp_path: Path, retrieval: dict[str, Any], message: str) -> None:
     values = settings(folder, out=str(tmp_path))
     with pytest.raises(ConfigError, match=message):
         TrainConfig.parse({**values, "retrieval": retrieval})
+
+
+def test_a_corpus_that_shares_no_document_must_be_meant(folder: Path, tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    source = write_rows(tmp_path / "rows.jsonl", [{"id": "elsewhere", "text": "river capital north"}])
+    book = Snapshot.open(folder / "book")
+    corpus = ChunkedCorpus([("elsewhere", tokenizer.encode("river capital north"))], tokenizer, M)
+    make = partial(TextCorpus, [Source(path=source)], tokenizer=tokenizer, chunk_length=M)
+    find_neighbours(make, book, HashEncoder(), tmp_path / "cache")
+    with pytest.raises(ConfigError, match="none of 1 documents of the corpus is in snapshot"):
+        CachedSource(tmp_path / "cache", folder / "book", 2, [corpus])
+    CachedSource(tmp_path / "cache", folder / "book", 2, [corpus], exclude_own=False)
 
 
 def test_another_cache_is_another_run(folder: Path, tmp_path: Path) -> None:
