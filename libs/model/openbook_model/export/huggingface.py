@@ -56,10 +56,6 @@ def stored_dtype(source: Path) -> torch.dtype:
     )
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _family(config: RetroConfig) -> str:
     """The family of transformers that computes the same; raises InputError where there is none."""
     square = config.num_heads * config.head_dim == config.hidden_size

@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from openbook_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load
+from openbook_model.export.huggingface import stored_dtype
 
 MODELING_FILE = "modeling_openbook_retro.py"
 CLASS = "OpenbookRetroForCausalLM"
