@@ -31,9 +31,8 @@ def write_decoder(source: Path, folder: Path) -> str:
     model = load(source, torch.float32 if one_p else stored_dtype(source))
     family = _family(model.config)
     settings, tensors = (_gpt2 if family == "GPT2" else _llama_like)(family, model)
-    config = getattr(transformers, f"{family}Config")(
-        **settings, **_special_tokens(source), dtype=_name(model.embedding.weight.dtype)
-    )
+    settings |= {**_special_tokens(source), "dtype": str(model.embedding.weight.dtype).removeprefix("torch.")}
+    config = getattr(transformers, f"{family}Config")(**settings)
     name = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     with torch.device("meta"):
         theirs = getattr(transformers, name)(config)
@@ -49,11 +48,7 @@ def stored_dtype(source: Path) -> torch.dtype:
     """The one type of the weights in a model folder, float32 where there are several."""
     with safe_open(source / WEIGHTS_FILE, framework="pt") as file:
         kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return (
-        {"BF16": torch.bfloat16, "F16": torch.float16}.get(kinds.pop(), torch.float32)
-        if len(kinds) == 1
-        else torch.float32
-    )
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get("".join(kinds), torch.float32)
 
 
 def _family(config: RetroConfig) -> str:
