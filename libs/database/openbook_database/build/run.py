@@ -14,15 +14,18 @@ from openbook_database.build.add_stage import run_add_stage, split_documents
 from openbook_database.build.chunk_stage import run_chunk_stage
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import run_embed_stage
+from openbook_database.build.engine import Engine, LocalEngine
 from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
-from openbook_database.build.recipe import digest_sources, make_recipe
+from openbook_database.build.recipe import make_recipe
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.encoder import Encoder
 from openbook_database.manifest import Manifest
 from openbook_database.reader import Source
 from openbook_database.registry.base import check_database_name
+from openbook_database.sources.digest import digest_sources
+from openbook_database.sources.listing import expand_sources, with_all_metadata
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,12 @@ def build_snapshot(
     encoder: Encoder,
     settings: BuildSettings | None = None,
     progress: Progress = lambda update: None,
+    engine: Engine | None = None,
 ) -> BuildResult:
     """Build the snapshot of `sources` in the folder `out`, or go on with a build that was interrupted.
 
+    A source is a file or folder of any format of `sources.formats`, or a glob, which stands for its files in order.
+    The chunk and the finish stage run in this process, the others where `engine` has them done (default: here too).
     A finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log
     in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted).
     Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ConfigError (work or
@@ -63,10 +69,11 @@ def build_snapshot(
     into the same folder). None of them leaves anything half-written that a next run trips over.
     """
     check_database_name(database)
-    settings = settings or BuildSettings()
-    resolved = [source if isinstance(source, Source) else Source(path=Path(source)) for source in sources]
+    settings, engine = settings or BuildSettings(), engine or LocalEngine()
+    resolved = expand_sources(sources)
     if not resolved:
         raise InputError("no input file was given", field="input")
+    settings = settings.model_copy(update={"fields": with_all_metadata(settings.fields, resolved)})
     work = Workspace(Path(out))
     recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings)
     manifest = work.finished(recipe)
@@ -77,10 +84,10 @@ def build_snapshot(
         if manifest is not None:
             work.discard()
             return _result(work, manifest, settings, reused=True)
-        resumed = work.begin(recipe)
+        resumed = work.begin(recipe, encoder.arithmetic)
         work.log.write("resume" if resumed else "start", out=str(work.out), database=database)
         seconds: dict[str, float] = {}
-        manifest = _run_stages(resolved, recipe, tokenizer, encoder, settings, work, progress, seconds)
+        manifest = _run_stages(resolved, recipe, tokenizer, encoder, settings, work, progress, seconds, engine)
         work.publish()
         work.discard()
         work.log.write("finish", snapshot=manifest.snapshot_id, seconds=seconds)
@@ -105,6 +112,7 @@ def _run_stages(
     work: Workspace,
     progress: Progress,
     seconds: dict[str, float],
+    engine: Engine,
 ) -> Manifest:
     with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
         counts = run_chunk_stage(sources, tokenizer, settings, work, stage).counts
@@ -112,11 +120,11 @@ def _run_stages(
     seconds["chunk"] = stage.seconds
     corpus = Corpus(work, settings.chunk_length)
     with Stage("embed", corpus.chunks, progress, work.log) as stage:
-        run_embed_stage(corpus, tokenizer, encoder, settings, work, stage)
+        run_embed_stage(corpus, tokenizer, encoder, settings, work, stage, engine)
     seconds["embed"] = stage.seconds
     ranges = split_documents(corpus.document_rows, settings.shards)
     with Stage("add", corpus.chunks, progress, work.log) as stage:
-        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage)
+        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage, engine)
     seconds["add"] = stage.seconds
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
         manifest = run_finish_stage(corpus, ranges, counts, recipe, tokenizer, encoder, settings, work)
