@@ -154,6 +154,15 @@ def test_nvidias_843m_is_the_shipped_size() -> None:
     assert megatron_config(_settings(args, dict.fromkeys(names), 64)) == RetroConfig.parse({"size": "800m"})
 
 
+def test_where_the_ranks_lie(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """An iteration of a training run, or the folder of the ranks itself."""
+    source = write_checkpoint(tmp_path / "released", weights, 2)
+    (source / "release").rename(source / "iter_0000012")
+    (source / "latest_checkpointed_iteration.txt").write_text("12\n")
+    assert_golden(convert_legacy(source, EIGHT)[0])
+    assert_golden(convert_legacy(source / "iter_0000012", EIGHT)[0])
+
+
 def test_copies_that_drifted_are_noted(weights: dict[str, Tensor], tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "released", weights, 2)
     record = load_rank(source, 1)
