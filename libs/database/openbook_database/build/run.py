@@ -17,13 +17,15 @@ from openbook_database.build.embed_stage import run_embed_stage
 from openbook_database.build.engine import Engine, LocalEngine
 from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
-from openbook_database.build.recipe import digest_sources, make_recipe
+from openbook_database.build.recipe import make_recipe
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.encoder import Encoder
 from openbook_database.manifest import Manifest
 from openbook_database.reader import Source
 from openbook_database.registry.base import check_database_name
+from openbook_database.sources.digest import digest_sources
+from openbook_database.sources.listing import expand_sources, with_all_metadata
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def build_snapshot(
 ) -> BuildResult:
     """Build the snapshot of `sources` in the folder `out`, or go on with a build that was interrupted.
 
+    A source is a file or folder of any format of `sources.formats`, or a glob, which stands for its files in order.
     The chunk and the finish stage run in this process, the others where `engine` has them done (default: here too).
     A finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log
     in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted).
@@ -67,9 +70,10 @@ def build_snapshot(
     """
     check_database_name(database)
     settings, engine = settings or BuildSettings(), engine or LocalEngine()
-    resolved = [source if isinstance(source, Source) else Source(path=Path(source)) for source in sources]
+    resolved = expand_sources(sources)
     if not resolved:
         raise InputError("no input file was given", field="input")
+    settings = settings.model_copy(update={"fields": with_all_metadata(settings.fields, resolved)})
     work = Workspace(Path(out))
     recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings)
     manifest = work.finished(recipe)
