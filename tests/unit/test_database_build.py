@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,6 +34,12 @@ def build(source: Path | Sequence[Path], out: Path, settings: BuildSettings = SE
     sources = [source] if isinstance(source, Path) else source
     arguments: dict[str, Any] = {"database": "tiny", "tokenizer": tiny_tokenizer(), "encoder": HashEncoder()} | changes
     return build_snapshot(sources, out, settings=settings, **arguments)
+
+
+@pytest.fixture(autouse=True)
+def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing takes most of a tiny build's time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 @pytest.fixture(scope="module")
