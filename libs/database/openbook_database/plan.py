@@ -4,7 +4,7 @@ Bytes follow from the snapshot's format and are exact but for the documents' tab
 d elements, L inverted lists, e elements after the rotation, t bytes of a token, D documents):
 
     tokens.bin 2 or 4 m N,  lengths.bin 2 N,  documents.bin 4 N,  vectors.f16 2 d N,  documents.arrow: measured bytes x D
-    Flat 4 d N,  HNSW (4 d + 8 links) N,  IVF (code + 16) N: the code, its row and its place by row
+    Flat 4 d N,  HNSW (4 d + 8 links + 16) N,  IVF (code + 16) N: the code, its row and its place by row
     quantiser 4 e L, with a graph 272 bytes more for each list, 4 d e of a rotation, 1024 e of codewords;  8 L of list sizes
     work folder while it is built: float32 vectors 4 d N, token rows (m t + 2 + 8) N, documents once more
 
@@ -43,7 +43,8 @@ from openbook_database.index.recipe import Recipe, choose_recipe, parse_recipe
 
 FORMAT, MEASURED, EXTRAPOLATED, PUBLISHED = "format", "measured", "extrapolated", "published"
 _RATES = Path(__file__).parent / "build" / "rates.json"
-_GRAPH_BYTES = 272  # 64 links of the lowest level, levels above, offsets: 32 links each
+_GRAPH_ROW_BYTES = 16  # links above the lowest level, their number and their place
+_GRAPH_BYTES = 2 * 32 * 4 + _GRAPH_ROW_BYTES  # of a list in a graph of 32 links
 _KMEANS_ITERATIONS, _OPQ_ITERATIONS, _OPQ_ROWS, _CODEWORDS = 10, 50, 65_536, 256
 _REPLICA_BYTES = 141e6
 _EF_ASSIGN, _EF_CONSTRUCTION = 64, 100
@@ -159,7 +160,7 @@ def make_plan(
             f"{rates.document_bytes:.0f} bytes a document, {chunks / count:.1f} chunks each, as {rates.data}",
         ),
         "index": Figure(
-            recipe.bytes_per_row(dimension) * chunks, FORMAT, f"{recipe.bytes_per_row(dimension)} bytes a chunk"
+            row_bytes(recipe, dimension) * chunks, FORMAT, f"{row_bytes(recipe, dimension)} bytes a chunk"
         ),
         "quantiser": Figure(
             quantiser_bytes(recipe, dimension), FORMAT, f"{recipe.lists:,} lists, shared by all shards"
@@ -198,6 +199,11 @@ def choose(chunks: int, dimension: int, recall: float, rates: Rates) -> tuple[Re
         f"auto would take {recipe.factory}, whose codes keep {best:.3f} at best (measured, {rates.code_recall_vectors}); "
         f"SQ8 keeps {rates.code_recall.get('SQ8', 1.0):.3f}: build with --index {finer.factory}"
     )
+
+
+def row_bytes(recipe: Recipe, dimension: int) -> int:
+    """Of the index for each chunk, heads of lists left out."""
+    return recipe.bytes_per_row(dimension) + (_GRAPH_ROW_BYTES if recipe.kind == "hnsw" else 0)
 
 
 def quantiser_bytes(recipe: Recipe, dimension: int) -> int:

@@ -21,7 +21,7 @@ from openbook_core.errors import CorruptError
 
 class Candidates(Protocol):
     """The rows that may answer each query of one batch. `margin_Q`: how far a rough and an exact score of one row can
-    lie apart at most. `dimension`: elements of what is compared."""
+    lie apart at most. `dimension`: elements that are gathered for each row."""
 
     dimension: int
     margin_Q: NDArray[np.float64]

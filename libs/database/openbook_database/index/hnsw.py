@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from openbook_core.errors import CorruptError
 from openbook_database.index.base import faiss_write_errors, one_thread, read_mapped, selector_of
 from openbook_database.index.flat import FlatCandidates, FlatReader, require_shape
+from openbook_database.scoring import MISSING
 
 _faiss: Any = faiss  # its types lack some names
 DEFAULT_EF = 64
@@ -69,23 +70,18 @@ class HNSWReader(FlatReader):
     def walk(
         self, queries_QD: NDArray[np.float32], count: int, effort: int, excluded_N: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The `count` best that the graph leads to; all rows are compared for a query where it leads to too few."""
-        if 2 * count >= self.rows:
-            return self.fetch(queries_QD, count, excluded_N)
+        """The `count` best that the graph leads to, -1 where it leads to no more: a function of the query alone."""
         parameters = _faiss.SearchParametersHNSW()
         parameters.efSearch = max(effort, count)
         if excluded_N is not None:
             selector, _bits = selector_of(excluded_N)
             parameters.sel = selector
         scores_QF, rows_QF = self._graph.search(queries_QD, count, params=parameters)
-        short = np.flatnonzero(rows_QF[:, -1] == -1)
-        if len(short):
-            scores_QF[short], rows_QF[short] = self.fetch(queries_QD[short], count, excluded_N)
         return scores_QF, rows_QF
 
 
 class HNSWCandidates(FlatCandidates):
-    """Rows that the graph leads to."""
+    """Rows that the graph leads to; all rows, for a query that wants half of them or is led to too few."""
 
     def __init__(self, reader: HNSWReader, queries_QD: NDArray[np.float32], effort: int) -> None:
         super().__init__(reader, queries_QD)
@@ -94,4 +90,10 @@ class HNSWCandidates(FlatCandidates):
     def fetch(
         self, members: NDArray[np.intp], count: int, excluded_N: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        return self._graph.walk(self._queries_QD[members], count, self._effort, excluded_N)
+        if 2 * count >= self._graph.rows:
+            return super().fetch(members, count, excluded_N)
+        scores_QF, rows_QF = self._graph.walk(self._queries_QD[members], count, self._effort, excluded_N)
+        short = np.flatnonzero(rows_QF[:, -1] == MISSING)
+        if len(short):
+            scores_QF[short], rows_QF[short] = super().fetch(members[short], count, excluded_N)
+        return scores_QF, rows_QF

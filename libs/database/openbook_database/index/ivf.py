@@ -185,7 +185,7 @@ class IVFCandidates:
     ) -> None:
         quantiser = reader.quantiser
         self._reader = reader
-        self.dimension = quantiser.dimension
+        self.dimension = max(quantiser.dimension, reader.lists.code_size)
         self._queries_QE = quantiser.rotate(queries_QD)
         self.margin_Q = reader.margin(self._queries_QE)
         self.compared_Q = np.zeros(len(queries_QD), dtype=np.int64)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class Lists:
             raise CorruptError(f"{path}: {len(mapping)} bytes are not those of its {count} lists")
         self._starts = body + np.cumsum(bytes_of) - bytes_of
         self.faiss: Any = faiss.read_InvertedLists(faiss.FileIOReader(str(path)), faiss.IO_FLAG_MMAP)
+        # Python does not own what Faiss reads: without this it would stay mapped for ever.
+        weakref.finalize(self, faiss.OnDiskInvertedLists.__swig_destroy__, self.faiss).atexit = False
 
     @property
     def rows(self) -> int:

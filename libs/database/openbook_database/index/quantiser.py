@@ -22,7 +22,7 @@ from openbook_database.index.rotation import Rotation
 from openbook_database.scoring import MISSING
 from openbook_database.search import search_rows
 
-_ASSIGN_EF = 64
+_LEAST_EF = 64
 _EF_PER_PROBE = 2
 _STEP = 1 << 16
 
@@ -117,8 +117,7 @@ class Quantiser:
         decided by exact scores.
         """
         if self._graph is not None:
-            lists_N1 = self._graph.walk(rows_NE, 1, _ASSIGN_EF)[1]
-            return lists_N1[:, 0]
+            return self.nearest(rows_NE, 1)[0][:, 0]
         scores_N2, lists_N2 = self._flat.fetch(rows_NE, 2)
         if self.nlist == 1:
             return lists_N2[:, 0]
@@ -130,13 +129,16 @@ class Quantiser:
         return lists_N
 
     def nearest(self, queries_QE: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `count` nearest lists [q, p] of rotated queries, with scores."""
+        """The `count` nearest lists [q, p] of rotated queries, with scores: exactly, or as the graph leads to them."""
         count = min(count, self.nlist)
-        if self._graph is None:
+        if self._graph is None or 2 * count >= self.nlist:
             hits = search_rows(self._flat, queries_QE, count)
             return hits.ids_QK, hits.scores_QK
-        scores_QP, lists_QP = self._graph.walk(queries_QE, count, max(_ASSIGN_EF, _EF_PER_PROBE * count))
-        assert (lists_QP != MISSING).all()
+        scores_QP, lists_QP = self._graph.walk(queries_QE, count, max(_LEAST_EF, _EF_PER_PROBE * count))
+        short = np.flatnonzero(lists_QP[:, -1] == MISSING)
+        if len(short):
+            hits = search_rows(self._flat, queries_QE[short], count)
+            lists_QP[short], scores_QP[short] = hits.ids_QK, hits.scores_QK
         return lists_QP, scores_QP
 
 
