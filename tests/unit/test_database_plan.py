@@ -105,9 +105,7 @@ def test_unmeasured_codes_are_said_to_be_so() -> None:
     assert "PQ48 codes keep was not measured" in note
 
 
-@pytest.mark.parametrize(
-    "index", ["Flat", "HNSW16", "IVF32,SQ8", "IVF64,RaBitQ", "IVF64,PQ8", "IVF512_HNSW32,Flat"]
-)
+@pytest.mark.parametrize("index", ["Flat", "HNSW16", "IVF32,SQ8", "IVF64,RaBitQ", "IVF512_HNSW32,Flat"])
 def test_predicted_bytes_are_those_of_a_built_snapshot(tmp_path: Path, index: str, monkeypatch: Any) -> None:
     out = tmp_path / "book"
     built = build_tiny_snapshot(out, documents=80, dimension=32, shards=2, index=index)
