@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from openbook_core.files import sync
 from openbook_core.probes import PROBE_TEXTS
 from openbook_core.tokenizer import Tokenizer
-from openbook_database.build.chunk_stage import SourceCounts, token_dtype
+from openbook_database.build.chunk_stage import Position, token_dtype
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import encode_checked, read_vectors
 from openbook_database.build.settings import BuildSettings
@@ -25,7 +25,7 @@ from openbook_database.documents import DocumentTable
 from openbook_database.encoder import Encoder
 from openbook_database.files import clear_write_errors, file_digests, write_atomically, write_bytes_atomically
 from openbook_database.index import exact_entry
-from openbook_database.manifest import MANIFEST_NAME, FileEntry, GoldenQueries, Manifest, Probes, ShardEntry
+from openbook_database.manifest import MANIFEST_NAME, FileEntry, GoldenQueries, Manifest, Probes, ShardEntry, totals
 from openbook_database.scoring import merge
 from openbook_database.shard import Shard
 
@@ -35,7 +35,7 @@ _GOLDEN_K = 10
 def run_finish_stage(
     corpus: Corpus,
     ranges: Sequence[tuple[int, int]],
-    counts: Sequence[SourceCounts],
+    chunked: Position,
     recipe: Mapping[str, Any],
     tokenizer: Tokenizer,
     encoder: Encoder,
@@ -48,6 +48,10 @@ def run_finish_stage(
     manifest_path = work.snapshot / MANIFEST_NAME
     manifest_path.unlink(missing_ok=True)
     probes_ND = encode_checked(encoder, list(PROBE_TEXTS), "the probe texts")
+    sources = tuple(
+        {**recipe["sources"][str(place)], **asdict(count), "licences": list(count.licences)}
+        for place, count in enumerate(chunked.counts)
+    )
     manifest = Manifest(
         database=recipe["database"],
         contract=Contract(
@@ -61,12 +65,10 @@ def run_finish_stage(
         token_dtype=token_dtype(tokenizer.vocab_size),
         documents=corpus.documents,
         chunks=corpus.chunks,
-        tokens=sum(count.tokens for count in counts),
+        tokens=sum(count.tokens for count in chunked.counts),
         metadata_columns=settings.fields.metadata,
-        sources=tuple(
-            {**recipe["sources"][str(place)], **asdict(count), "licences": list(count.licences)}
-            for place, count in enumerate(counts)
-        ),
+        sources=sources,
+        cleaning={"removed": totals(sources, "removed"), "evaluation": dict(chunked.evaluation)},
         recipe=dict(recipe),
         index=exact_entry(),
         shards=tuple(_shard_entry(corpus, *ends, encoder.dimension, settings, work) for ends in ranges),

@@ -1,4 +1,5 @@
-"""Work in progress beside the snapshot: DIR.building/ with its lock and recipe, DIR.log.jsonl."""
+"""Work in progress beside the snapshot: DIR.building/ with its lock and recipe, DIR.log.jsonl, and the report of
+what was cleaned away, DIR.report.jsonl."""
 
 from __future__ import annotations
 
@@ -30,9 +31,11 @@ class Workspace:
         self.building = self.out.with_name(self.out.name + ".building")
         self.documents = self.building / "documents"
         self.chunks = self.building / "chunks"
+        self.removed = self.building / "removed"
         self.vectors = self.building / "vectors"
         self.snapshot = self.building / "snapshot"
         self.log = BuildLog(self.out.with_name(self.out.name + ".log.jsonl"))
+        self.report = self.out.with_name(self.out.name + ".report.jsonl")
         self._recipe = self.building / "recipe.json"
 
     @contextmanager
@@ -102,7 +105,7 @@ class Workspace:
             for leftover in self.building.rglob("*.tmp"):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             return True
-        for folder in (self.documents, self.chunks, self.vectors, self.snapshot):
+        for folder in (self.documents, self.chunks, self.removed, self.vectors, self.snapshot):
             shutil.rmtree(folder, ignore_errors=True)
         write_bytes_atomically(self._recipe, canonical_json(recipe).encode())
         return False
