@@ -22,10 +22,11 @@ from openbook_database.build.progress import Update
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.cleaning.config import GRAM
-from openbook_database.cleaning.decontaminate import LEAST, EvaluationIndex, Overlap
+from openbook_database.cleaning.decontaminate import LEAST, EvaluationIndex, Overlap, passage_jaccard
 from openbook_database.cleaning.evaluation import EvaluationText, read_evaluation
 from openbook_database.cleaning.exact import text_digest
 from openbook_database.cleaning.grams import Grams, jaccard, longest_common_run
+from openbook_database.cleaning.kept import KeptTokens
 from openbook_database.cleaning.near import GRAM as NEAR_GRAM
 from openbook_database.cleaning.near import NearDuplicates, bands_and_rows
 from openbook_database.snapshot import Snapshot
@@ -180,6 +181,34 @@ def test_overlap_is_that_of_brute_force(threshold: float, run: int | None) -> No
             assert found.run == true_run(document, texts[int(found.item)])
             assert (found.rule == "run") == (found.jaccard < threshold)
     assert 5 < found_count < 40
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(0, 7), min_size=1, max_size=40),
+    st.sets(st.integers(0, 9), min_size=1),
+    st.integers(1, 12),
+    st.sampled_from([0.2, 0.5, 0.8, 1.0]),
+)
+def test_the_best_stretch_of_a_document(grams: list[int], wanted: set[int], length: int, threshold: float) -> None:
+    windows = [set(grams[start : start + length]) for start in range(max(1, len(grams) - length + 1))]
+    best = max(true_jaccard(window, wanted) for window in windows)
+    found = passage_jaccard(np.asarray(grams, np.uint64), np.asarray(sorted(wanted), np.uint64), length, threshold)
+    assert found == best if best >= threshold else found < threshold
+
+
+def test_tokens_are_held_only_until_their_block_is_written() -> None:
+    documents = [np.asarray(tokens, np.uint32) for tokens in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
+    rows = np.asarray([2, 1]), np.asarray([[1, 2], [3, 0], [4, 0]], np.uint16), np.asarray([2, 1, 1], np.uint16)
+    read: list[int] = []
+    kept = KeptTokens(lambda block: (read.append(block), rows)[1])
+    for document in documents:
+        kept.add(document)
+    assert [kept.tokens(number).tolist() for number in range(3)] == [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    assert not read
+    kept.block_written(2)
+    assert [kept.tokens(number).tolist() for number in range(3)] == [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
+    assert read == [0]
 
 
 def find(document: str, texts: Sequence[str], **options: Any) -> Overlap | None:
