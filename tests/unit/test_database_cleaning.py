@@ -26,7 +26,7 @@ from openbook_database.cleaning.decontaminate import LEAST, EvaluationIndex, Ove
 from openbook_database.cleaning.evaluation import EvaluationText, read_evaluation
 from openbook_database.cleaning.exact import text_digest
 from openbook_database.cleaning.grams import Grams, jaccard, longest_common_run
-from openbook_database.cleaning.kept import KeptTokens
+from openbook_database.cleaning.kept import BlockTokens, KeptTokens
 from openbook_database.cleaning.near import GRAM as NEAR_GRAM
 from openbook_database.cleaning.near import NearDuplicates, bands_and_rows
 from openbook_database.snapshot import Snapshot
@@ -201,7 +201,12 @@ def test_tokens_are_held_only_until_their_block_is_written() -> None:
     documents = [np.asarray(tokens, np.uint32) for tokens in ([1, 2, 3], [4], [5, 6, 7, 8, 9])]
     rows = np.asarray([2, 1]), np.asarray([[1, 2], [3, 0], [4, 0]], np.uint16), np.asarray([2, 1, 1], np.uint16)
     read: list[int] = []
-    kept = KeptTokens(lambda block: (read.append(block), rows)[1])
+
+    def read_block(block: int) -> BlockTokens:
+        read.append(block)
+        return rows
+
+    kept = KeptTokens(read_block)
     for document in documents:
         kept.add(document)
     assert [kept.tokens(number).tolist() for number in range(3)] == [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
