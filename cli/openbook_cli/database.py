@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli import build
+from openbook_cli import book_eval, build, inspect, neighbours, transport
 from openbook_cli.security_options import DIALS, dial_of, takes
 
 if TYPE_CHECKING:
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command("build")(build.build)
+app.command("publish")(transport.publish)
+app.command("pull")(transport.pull)
+app.command("neighbours")(neighbours.neighbours)
+app.command("eval")(book_eval.evaluate)
+app.command("inspect")(inspect.inspect)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 
 
@@ -46,17 +51,6 @@ def snapshot_id(snapshot: Path) -> None:
     from openbook_database.manifest import Manifest
 
     print(Manifest.read(snapshot).snapshot_id)
-
-
-@app.command()
-def inspect(
-    snapshot: Path,
-    chunk: Annotated[int | None, typer.Option(help="Id of the chunk to show.")] = None,
-) -> None:
-    """Counts, recipe, sizes, contract and one chunk, as JSON."""
-    from openbook_database.inspect import inspect as look
-
-    print(json.dumps(look(snapshot, chunk=chunk), indent=1, ensure_ascii=False))
 
 
 @app.command()

@@ -1,5 +1,8 @@
 """The chunked corpus in canonical order, over the mapped blocks of the chunk stage.
 
+Memory does not grow with the corpus: the order of the documents is a file that is mapped, and of the blocks only the
+last used are. Making the order takes, once, 16 bytes for each document.
+
 Axes: N chunks, M tokens of a chunk.
 """
 
@@ -7,17 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.chunk_stage import block_path, read_table
 from openbook_database.build.workspace import Workspace
 from openbook_database.chunking import PassageTemplate
-from openbook_database.documents import document_schema
+from openbook_database.files import write_atomically
 from openbook_database.text import CONTEXT, chunk_text
+
+# Of documents in canonical order: block, place in the block's documents, first row in the block's chunks, rows, first row.
+_PLACE = np.dtype([("block", "<i4"), ("place", "<i4"), ("start", "<i8"), ("rows", "<i8"), ("first_row", "<i8")])
+_MAPPED_BLOCKS = 32
+_STEP = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -31,44 +42,36 @@ class Corpus:
     """Documents sorted by the UTF-8 bytes of their external ids, chunks in order."""
 
     def __init__(self, work: Workspace, chunk_length: int) -> None:
-        self._blocks: list[_Block] = []
-        tables: list[pa.Table] = []
-        blocks: list[NDArray[np.int64]] = []
-        firsts: list[NDArray[np.int64]] = []
-        while block_path(work.chunks, len(tables)).exists():
-            number = len(tables)
-            table = read_table(block_path(work.documents, number))
-            rows = table.column("rows").to_numpy()
-            tables.append(table)
-            blocks.append(np.full(len(rows), number, dtype=np.int64))
-            firsts.append(np.cumsum(rows) - rows)
-            self._blocks.append(_open_block(read_table(block_path(work.chunks, number)), chunk_length))
-        documents = pa.concat_tables(tables)
-        ids = documents.column("external_id").to_pylist()
-        order = np.asarray(sorted(range(len(ids)), key=lambda place: ids[place].encode()), dtype=np.int64)
-        self._table = documents.take(pa.array(order))
-        self._block_of = np.concatenate(blocks)[order]
-        self._first_in_block = np.concatenate(firsts)[order]
-        self.document_rows: NDArray[np.int64] = self._table.column("rows").to_numpy()
-        self.first_rows: NDArray[np.int64] = np.cumsum(self.document_rows) - self.document_rows
+        """What the chunk stage made, once that is done; another process may open it too."""
+        self._work = work
         self.chunk_length = chunk_length
-        self.chunks = int(self.document_rows.sum())
+        if not work.order.exists():
+            write_atomically(work.order, lambda path: _write_order(path, work))
+        self._order = np.memmap(work.order, _PLACE, mode="r")
+        self.document_rows: NDArray[np.int64] = self._order["rows"]
+        self.first_rows: NDArray[np.int64] = self._order["first_row"]
+        self.chunks = int(self.first_rows[-1] + self.document_rows[-1])
+        self._block = lru_cache(_MAPPED_BLOCKS)(lambda block: _open_block(block_path(work.chunks, block), chunk_length))
+        self._table = lru_cache(_MAPPED_BLOCKS)(lambda block: read_table(block_path(work.documents, block)))
 
     @property
     def documents(self) -> int:
-        return len(self.document_rows)
+        return len(self._order)
 
     def external_id(self, document: int) -> str:
-        return str(self._table.column("external_id")[document].as_py())
+        return str(self._value(document, "external_id"))
 
-    def document_batch(self, metadata_columns: Sequence[str]) -> pa.RecordBatch:
-        """The rows of documents.arrow, as one batch."""
-        schema = document_schema(metadata_columns)
-        values = {name: self._table.column(name).to_pylist() for name in schema.names if name != "first_row"}
-        values["first_row"] = self.first_rows.tolist()
-        return pa.RecordBatch.from_arrays(
-            [pa.array(values[name], schema.field(name).type) for name in schema.names], schema=schema
-        )
+    def records(self, first: int, end: int, columns: Sequence[str]) -> pa.Table:
+        """`columns` of the documents [first, end), each of one chunk of strings."""
+        blocks, places = self._order["block"][first:end], self._order["place"][first:end]
+        by_block = np.argsort(blocks, kind="stable")
+        taken = [
+            self._table(int(block)).select(columns).take(pa.array(places[by_block[blocks[by_block] == block]]))
+            for block in np.unique(blocks)
+        ]
+        back = np.empty(end - first, np.int64)
+        back[by_block] = np.arange(end - first)
+        return pa.concat_tables(taken).combine_chunks().take(pa.array(back)).combine_chunks()
 
     def pieces(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
         """The runs of one document each that make up the chunks [first, end): (document, its first and last + 1 chunk
@@ -89,7 +92,7 @@ class Corpus:
         """What is embedded for the chunks [first, end)."""
         passages = []
         for document, begin, stop in self.pieces(first, end):
-            title = self._table.column("title")[document].as_py()
+            title = self._value(document, "title")
             block, rows = self._rows(document, begin, stop)
             headings = block.headings[rows].to_pylist()
             texts = self.texts(document, begin, stop, tokenizer)
@@ -110,12 +113,46 @@ class Corpus:
             texts.append(chunk_text(tokenizer, left, tokens, last=chunk == rows - 1))
         return texts
 
+    def _value(self, document: int, column: str) -> str | None:
+        place = self._order[document]
+        value: str | None = self._table(int(place["block"])).column(column)[int(place["place"])].as_py()
+        return value
+
     def _rows(self, document: int, first: int, end: int) -> tuple[_Block, slice]:
-        start = int(self._first_in_block[document])
-        return self._blocks[int(self._block_of[document])], slice(start + first, start + end)
+        place = self._order[document]
+        start = int(place["start"])
+        return self._block(int(place["block"])), slice(start + first, start + end)
 
 
-def _open_block(table: pa.Table, chunk_length: int) -> _Block:
+def _write_order(path: Path, work: Workspace) -> None:
+    ids: list[pa.Array] = []
+    unsorted = path.with_name("unsorted.tmp")
+    with unsorted.open("wb") as stream:
+        number = 0
+        while block_path(work.chunks, number).exists():
+            table = read_table(block_path(work.documents, number))
+            part = np.zeros(table.num_rows, _PLACE)
+            part["block"], part["place"] = number, np.arange(table.num_rows)
+            part["rows"] = table.column("rows").to_numpy()
+            part["start"] = np.cumsum(part["rows"]) - part["rows"]
+            stream.write(part.tobytes())
+            ids += table.column("external_id").chunks
+            number += 1
+    # Arrow compares strings by their bytes.
+    order = pc.sort_indices(pa.chunked_array(ids, pa.large_string()))
+    places = np.memmap(unsorted, _PLACE, mode="r")
+    first_row = 0
+    with path.open("wb") as stream:
+        for first in range(0, len(order), _STEP):
+            part = places[order[first : first + _STEP].to_numpy()]
+            ends = first_row + np.cumsum(part["rows"])
+            part["first_row"], first_row = ends - part["rows"], int(ends[-1])
+            stream.write(part.tobytes())
+    unsorted.unlink()
+
+
+def _open_block(path: Path, chunk_length: int) -> _Block:
+    table = read_table(path)
     columns = table.combine_chunks()
     if not table.num_rows:
         return _Block(np.empty((0, chunk_length), np.uint16), np.empty(0, np.uint16), pa.array([], pa.large_string()))
