@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from openbook_core.fingerprint import canonical_json
 from openbook_database.contract import Contract
 
 FORMAT = "openbook-snapshot"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -37,7 +38,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A contiguous range of whole documents. `first_id` and `last_id` are external ids (the split keys)."""
+    """A contiguous range of whole documents. `first_id` and `last_id` are external ids (the split keys).
+
+    `max_norm`: of the vectors; `reach`: of what their codes add to a list's centroid (0 where there are no lists).
+    """
 
     first_row: int
     rows: int
@@ -46,6 +50,7 @@ class ShardEntry:
     first_id: str
     last_id: str
     max_norm: float
+    reach: float = 0.0
 
     @property
     def end_row(self) -> int:
@@ -60,8 +65,10 @@ class ShardEntry:
 class IndexEntry:
     """The index recipe, and how good it is.
 
-    `trained_on`: vectors the index was trained on. `search`: default search settings. `recall`: recall@k against exact
-    search, with its sample; 1.0 by definition for an exact index.
+    `factory`: what was built, also where it was chosen automatically. `exact`: search finds the nearest by definition.
+    An exact or IVF index answers the same for any number of shards, HNSW does not. `trained_on`: vectors the index was
+    trained on. `search`: default search settings (nprobe or efSearch). `recall`: recall@k against exact search by that
+    setting, with the mean number of rows compared and the sample; 1.0 by definition for an exact index.
     """
 
     factory: str
@@ -101,6 +108,7 @@ class Manifest:
     tokens: int
     metadata_columns: tuple[str, ...]
     sources: tuple[dict[str, Any], ...]
+    cleaning: dict[str, Any]
     recipe: dict[str, Any]
     index: IndexEntry
     shards: tuple[ShardEntry, ...]
@@ -125,6 +133,7 @@ class Manifest:
             "tokens": self.tokens,
             "metadata_columns": list(self.metadata_columns),
             "sources": list(self.sources),
+            "cleaning": self.cleaning,
             "recipe": self.recipe,
             "index": asdict(self.index),
             "shards": [asdict(shard) for shard in self.shards],
@@ -190,6 +199,7 @@ class Manifest:
             tokens=record["tokens"],
             metadata_columns=tuple(record["metadata_columns"]),
             sources=tuple(record["sources"]),
+            cleaning=record["cleaning"],
             recipe=record["recipe"],
             index=IndexEntry(**record["index"]),
             shards=tuple(ShardEntry(**shard) for shard in record["shards"]),
@@ -200,6 +210,14 @@ class Manifest:
             golden=GoldenQueries(queries_ND, ids_NK, _unpack(golden["scores"], ids_NK.shape[1])),
             probes=Probes(tuple(probes["texts"]), _unpack(probes["vectors"], contract.dimension), probes["min_cosine"]),
         )
+
+
+def totals(sources: Sequence[Mapping[str, Any]], counter: str) -> dict[str, int]:
+    """A counter of the sources' records ("skipped", "removed") added up over all of them."""
+    found: Counter[str] = Counter()
+    for source in sources:
+        found.update(source[counter])
+    return dict(found)
 
 
 def _pack(array: NDArray[np.float32]) -> str:
