@@ -240,6 +240,19 @@ def test_a_ray_cluster_gives_the_same_bytes(
     assert embedded[0]["done"] == updates[-1].total
 
 
+def test_the_command_builds_on_a_cluster(cluster: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "input.jsonl", [{"id": "a", "text": "One short text."}, {"id": "b", "text": "Two"}])
+    command = [sys.executable, "-m", "openbook_cli", "db", "build", "--name", "small", "--input", str(source)]
+    command += ["--dtype", "float32", "--shards", "2"]
+    trees = []
+    for options in (["--engine", "ray", "--ray-address", cluster], ["--workers", "2"]):
+        out = tmp_path / f"book{len(trees)}"
+        done = subprocess.run([*command, "--out", str(out), *options], capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+        trees.append(tree(out))
+    assert trees[0] == trees[1]
+
+
 def test_ray_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ConfigError, match="ray_address: name the cluster, or set RAY_ADDRESS"):
