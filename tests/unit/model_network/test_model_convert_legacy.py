@@ -74,6 +74,15 @@ def test_eight_ranks_of_gelu_with_biases(tmp_path: Path) -> None:
     )
 
 
+def test_rmsnorm(tmp_path: Path) -> None:
+    args = {"swiglu": False, "add_bias_linear": True, "apply_layernorm_1p": False, "normalization": "RMSNorm"}
+    args |= {"position_embedding_type": "learned_absolute", "untie_embeddings_and_output_weights": False}
+    tensors = {name: value for name, value in gelu_tensors().items() if not name.endswith("norm.bias")}
+    model, report = convert_legacy(write_checkpoint(tmp_path / "rms", tensors, 2, {**args, "num_layers": 6}), EIGHT)
+    assert (model.config.norm, model.config.mlp) == ("rmsnorm", "gelu")
+    assert len(report.loaded) == len(tensors)
+
+
 def gelu_tensors() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {
