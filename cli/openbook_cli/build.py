@@ -42,6 +42,9 @@ def build(
         str | None, typer.Option(help="HOST:PORT of a running embedder that encodes, instead of this process.")
     ] = None,
     shards: Annotated[int, typer.Option(help="Shards to make.")] = 1,
+    index: Annotated[str, typer.Option(help="Faiss factory string, such as IVF1024,SQ8, or auto.")] = "auto",
+    target_recall: Annotated[float, typer.Option(help="Recall@10 that the default search shall reach.")] = 0.95,
+    device: Annotated[str, typer.Option(help="Where the index is trained: auto, cpu or cuda.")] = "auto",
     template: Annotated[
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
     ] = "{title}: {text}",
@@ -79,6 +82,8 @@ def build(
     settings = BuildSettings.parse(
         {
             "shards": shards,
+            "index": index,
+            "target_recall": target_recall,
             "passage_template": template,
             "fields": fields,
             "skip_bad_lines": skip_bad_lines,
@@ -109,6 +114,7 @@ def build(
             tokenizer=Tokenizer.load(tokenizer),
             encoder=encoder,
             settings=settings,
+            device=device,
             progress=ProgressLine(),
             engine=chosen,
         )
