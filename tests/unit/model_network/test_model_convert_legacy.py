@@ -303,6 +303,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "tensor on one rank": (edit(0, lambda record: in_encoder(record).pop("layers.7.input_norm.weight")), "not on both"),
     "NaN": (edit(1, lambda record: in_encoder(record)["layers.7.self_attention.dense.weight"].fill_(torch.nan)), "NaN"),
+    "NaN in a copy": (
+        edit(1, lambda record: in_encoder(record)["layers.7.input_norm.weight"].fill_(torch.nan)),
+        r"layers\.7\.input_norm\.weight holds NaN",
+    ),
     "integers": (
         lambda folder: [
             edit(i, lambda r: in_encoder(r).update({"final_norm.bias": torch.ones(32).int()}))(folder) for i in (0, 1)
