@@ -159,9 +159,7 @@ def make_plan(
             MEASURED,
             f"{rates.document_bytes:.0f} bytes a document, {chunks / count:.1f} chunks each, as {rates.data}",
         ),
-        "index": Figure(
-            row_bytes(recipe, dimension) * chunks, FORMAT, f"{row_bytes(recipe, dimension)} bytes a chunk"
-        ),
+        "index": Figure(row_bytes(recipe, dimension) * chunks, FORMAT, f"{row_bytes(recipe, dimension)} bytes a chunk"),
         "quantiser": Figure(
             quantiser_bytes(recipe, dimension), FORMAT, f"{recipe.lists:,} lists, shared by all shards"
         ),
