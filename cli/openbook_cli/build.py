@@ -39,7 +39,10 @@ def build(
     embedder_address: Annotated[
         str | None, typer.Option(help="HOST:PORT of a running embedder that encodes, instead of this process.")
     ] = None,
-    shards: Annotated[int, typer.Option(help="Shards to make.")] = 1,
+    base: Annotated[
+        Path | None, typer.Option(help="Earlier snapshot: only what is new or changed is encoded, the rest is shared.")
+    ] = None,
+    shards: Annotated[int | None, typer.Option(help="Shards to make; the base's number, or 1, unless given.")] = None,
     template: Annotated[
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
     ] = "{title}: {text}",
@@ -65,7 +68,7 @@ def build(
         fields["title"] = tuple(title_field)
     settings = BuildSettings.parse(
         {
-            "shards": shards,
+            "shards": _base_shards(base) if shards is None else shards,
             "passage_template": template,
             "fields": fields,
             "skip_bad_lines": skip_bad_lines,
@@ -75,7 +78,7 @@ def build(
     )
     given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
     given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
-    encoder = _encoder(embedder_address, embedder, dtype, given, out, security)
+    encoder = _encoder(embedder_address, embedder, dtype, given, (out, base), security)
     try:
         result = build_snapshot(
             [*(inputs or ()), *(more or ())],
@@ -84,6 +87,7 @@ def build(
             tokenizer=Tokenizer.load(tokenizer),
             encoder=encoder,
             settings=settings,
+            base=base,
             progress=ProgressLine(),
         )
     except KeyboardInterrupt:
@@ -101,6 +105,11 @@ def _report(result: BuildResult, dtype: str, json_file: Path | None) -> None:
         print(f"skipped: {number} lines ({kind})", file=sys.stderr)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
+    if result.shared:
+        share = (
+            f"{result.shared['chunks']} of {result.chunks} chunks, {result.shared['shards']} of {result.shards} shards"
+        )
+        print(f"taken from the base: {share}", file=sys.stderr)
     verb = "was there already" if result.reused else "built"
     print(
         f"snapshot {result.snapshot_id} {verb}: {result.documents} documents, {result.chunks} chunks, "
@@ -108,16 +117,28 @@ def _report(result: BuildResult, dtype: str, json_file: Path | None) -> None:
     )
 
 
+def _base_shards(base: Path | None) -> int:
+    from openbook_database.manifest import Manifest
+
+    return 1 if base is None else int(Manifest.read(base).recipe["settings"]["shards"])
+
+
 def _encoder(
-    address: str | None, embedder: str, dtype: str, given: dict[str, Any], out: Path, security: dict[str, Any]
+    address: str | None,
+    embedder: str,
+    dtype: str,
+    given: dict[str, Any],
+    earlier: tuple[Path | None, ...],
+    security: dict[str, Any],
 ) -> Encoder:
-    """The service at `address`, or an encoder in this process that stays with the compute type of a build at `out`."""
+    """The service at `address`, or an encoder in this process that stays with the compute type of the builds `earlier`."""
     if address is None:
         from openbook_database.build.run import recorded_dtype
         from openbook_embedder.config import EncoderOptions
         from openbook_embedder.engine import EncoderEngine
 
-        chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
+        recorded = (recorded_dtype(path) for path in earlier if path is not None)
+        chosen = next(filter(None, recorded), dtype) if dtype == "auto" else dtype
         options = EncoderOptions.parse(given, source="openbook db build")
         return EncoderEngine.load(embedder, dtype=chosen, options=options)  # type: ignore[arg-type]
     if embedder != DEFAULT_EMBEDDER or dtype != "auto" or any(value is not None for value in given.values()):

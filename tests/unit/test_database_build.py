@@ -65,7 +65,7 @@ from openbook_database.build.run import build_snapshot, recorded_dtype
 from openbook_database.build.settings import BuildSettings
 from openbook_database.testing import HashEncoder, tiny_tokenizer
 
-def build(source, out, settings, kind, count, limit):
+def build(source, out, settings, kind, count, limit, base):
     def event(*arguments):
         nonlocal count
         count -= 1
@@ -79,10 +79,12 @@ def build(source, out, settings, kind, count, limit):
         os.fsync = before(os.fsync)
     if kind == "renames":
         os.replace = before(os.replace)
+    if kind == "links":
+        os.link = before(os.link)
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     build_snapshot([source], out, database="tiny", tokenizer=tiny_tokenizer(), encoder=HashEncoder(),
-                   settings=BuildSettings.model_validate_json(settings),
+                   settings=BuildSettings.model_validate_json(settings), base=base,
                    progress=event if kind == "updates" else lambda update: None)
 
 for line in sys.stdin:
@@ -109,9 +111,12 @@ class Builder:
             [sys.executable, "-c", BUILDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, source: Path, out: Path, kind: str = "", count: int = 0, limit: int = 0) -> int:
+    def start(
+        self, source: Path, out: Path, kind: str = "", count: int = 0, limit: int = 0, base: Path | None = None
+    ) -> int:
         """The process id of a build that has begun."""
         job = {"source": str(source), "out": str(out), "settings": SETTINGS.model_dump_json()}
+        job |= {"base": base and str(base)}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({**job, "kind": kind, "count": count, "limit": limit}) + "\n")
         self.process.stdin.flush()
@@ -151,6 +156,40 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     build(source, out)
     assert tree(out) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot", "snapshot.log.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def incremental(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, bytes]]:
+    """A base, a source with other documents in its second shard, and what comes of both."""
+    folder = tmp_path_factory.mktemp("incremental")
+    base, rows = build(source, folder / "base").path, tiny_rows(40, seed=2)
+    first = Snapshot.open(base).manifest.shards[1].first_id
+    changed = [{**row, "text": "Other words."} if row["id"] == first else row for row in rows]
+    edited = write_rows(folder / "input.jsonl", [*changed, {"id": first + "+", "text": "New words. " * 200}])
+    build(edited, folder / "snapshot", base=base)
+    verify(folder / "snapshot")
+    return base, edited, tree(folder / "snapshot")
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("updates", count) for count in (1, 8, 14, 20)]
+    + [("links", count) for count in (1, 3, 5, 6, 10)]
+    + [("renames", count) for count in (1, 2, 10, 20, 36, 46)]
+    + [("syncs", count) for count in (1, 4, 40, 80)],
+)
+def test_a_killed_build_with_a_base_goes_on_to_the_same_bytes(
+    incremental: tuple[Path, Path, dict[str, bytes]], builder: Builder, tmp_path: Path, kind: str, count: int
+) -> None:
+    base, source, expected = incremental
+    before = tree(base)
+    out = tmp_path / "snapshot"
+    builder.start(source, out, kind, count, base=base)
+    assert builder.exit_code() == -signal.SIGKILL
+    assert not out.exists() or tree(out) == expected
+    build(source, out, base=base)
+    assert tree(out) == expected
+    assert tree(base) == before
 
 
 def test_killed_again_and_again_at_any_moment(

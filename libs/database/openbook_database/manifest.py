@@ -22,7 +22,7 @@ from openbook_core.fingerprint import canonical_json
 from openbook_database.contract import Contract
 
 FORMAT = "openbook-snapshot"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -164,8 +164,10 @@ class Manifest:
             raise CorruptError(f"{path}: is not the manifest of a snapshot")
         version = record.get("format_version")
         if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
             raise CorruptError(
-                f"{path}: has format version {version}, this program reads version {FORMAT_VERSION}: use a newer Openbook"
+                f"{path}: has format version {version}, this program reads version {FORMAT_VERSION}: "
+                + ("use a newer Openbook" if newer else "build it anew")
             )
         try:
             manifest = cls._from_record(record, str(path))

@@ -12,6 +12,7 @@ from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import read_vectors
 from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
+from openbook_database.build.shares import Links, link_shard
 from openbook_database.build.workspace import Workspace
 from openbook_database.files import write_atomically
 from openbook_database.index import write_index
@@ -43,10 +44,15 @@ def run_add_stage(
     settings: BuildSettings,
     work: Workspace,
     stage: Stage,
+    links: Links | None = None,
 ) -> None:
-    """Write the shards over the document ranges `ranges`."""
+    """Write the shards over the document ranges `ranges`; those in `links` are shared with the base."""
     for number, (first_document, end_document) in enumerate(ranges):
         folder = work.snapshot / shard_folder(number)
+        if corpus.base is not None and links and number in links:
+            link_shard(corpus.base, links[number], folder)
+            stage.advance(int(corpus.document_rows[first_document:end_document].sum()), reused=True)
+            continue
         first = int(corpus.first_rows[first_document])
         rows = int(corpus.document_rows[first_document:end_document].sum())
 

@@ -1,7 +1,8 @@
 """Stage "chunk": sources to token rows and document records, in blocks of whole documents, in the sources' order.
 
 A block is two files: documents/N.arrow, then chunks/N.arrow, whose presence says that the block is done. The latter
-carries the reader's position after it, from which a later run goes on.
+carries the reader's position after it, from which a later run goes on. Documents that are as they were in the base are
+noted with their number there; their token rows are the base's, where it also has their vectors.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import pyarrow as pa
 
 from openbook_core.errors import InputError
 from openbook_core.tokenizer import Tokenizer
+from openbook_database.build.base import Base
 from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.chunking import Chunks, chunk_document
-from openbook_database.documents import METADATA_PREFIX
+from openbook_database.documents import DIGEST_BYTES, METADATA_PREFIX, content_digest
 from openbook_database.files import write_atomically
 from openbook_database.reader import BadLineError, Document, DocumentReader, Source
 
@@ -71,14 +73,33 @@ class Position:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Taken:
+    """A document with its content digest; `base`: its number in the base if it is as it was there, else -1.
+
+    `chunks` is empty where its `rows` are taken from the base.
+    """
+
     document: Document
+    content: bytes
+    base: int
     chunks: Chunks
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    taken: _Taken
     position: Position
 
 
 def run_chunk_stage(
-    sources: Sequence[Source], tokenizer: Tokenizer, settings: BuildSettings, work: Workspace, stage: Stage
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    settings: BuildSettings,
+    work: Workspace,
+    stage: Stage,
+    base: Base | None = None,
 ) -> Position:
     """Do what is left of the stage; the position at its end holds the counts of all sources."""
     position = Position(0, 0, tuple(SourceCounts() for _ in sources))
@@ -86,14 +107,14 @@ def run_chunk_stage(
     block = 0
     while (path := block_path(work.chunks, block)).exists():
         position = Position.from_json(read_table(path).schema.metadata[_POSITION])
-        ids = read_table(block_path(work.documents, block)).column("external_id").to_pylist()
-        known.update(ids)
-        stage.advance(read_table(path).num_rows, reused=True)
+        documents = read_table(block_path(work.documents, block))
+        known.update(documents.column("external_id").to_pylist())
+        stage.advance(int(documents.column("rows").to_numpy().sum()), reused=True)
         block += 1
     if position.done:
         return position
     dtype = token_dtype(tokenizer.vocab_size)
-    reading = _Reading(sources, tokenizer, settings, position, known)
+    reading = _Reading(sources, tokenizer, settings, position, known, base)
     pending: list[_Row] = []
     rows = 0
     for row in reading.rows():
@@ -102,7 +123,7 @@ def run_chunk_stage(
             stage.advance(rows)
             block, rows, pending = block + 1, 0, []
         pending.append(row)
-        rows += len(row.chunks.headings)
+        rows += row.taken.rows
     end = Position(len(sources), 0, tuple(reading.counts), done=True)
     if not block and not pending:
         skipped = sum(sum(counts.skipped.values()) for counts in end.counts)
@@ -126,10 +147,11 @@ class _Reading:
         settings: BuildSettings,
         start: Position,
         known: set[str],
+        base: Base | None,
     ) -> None:
         self.counts = list(start.counts)
         self._sources, self._tokenizer, self._settings = sources, tokenizer, settings
-        self._start, self._known = start, known
+        self._start, self._known, self._base = start, known, base
 
     def rows(self) -> Iterator[_Row]:
         """Documents in order, cut into chunks, each with the position after it."""
@@ -144,20 +166,24 @@ class _Reading:
             reader.skipped.update(self.counts[number].skipped)
             if number == self._start.source:
                 reader.skip_to(self._start.line)
-            for document, chunks in reader.read(self._chunk):
+            for taken in reader.read(self._take):
                 if limit is not None and sum(count.documents for count in self.counts) >= limit:
                     return
-                self.counts[number] = self.counts[number].plus(
-                    document, len(chunks.headings), len(chunks.tokens), reader.skipped
-                )
-                yield _Row(document, chunks, Position(number, reader.line, tuple(self.counts)))
+                self.counts[number] = self.counts[number].plus(taken.document, taken.rows, taken.tokens, reader.skipped)
+                yield _Row(taken, Position(number, reader.line, tuple(self.counts)))
             self.counts[number] = replace(self.counts[number], skipped=dict(reader.skipped))
 
-    def _chunk(self, document: Document) -> tuple[Document, Chunks]:
+    def _take(self, document: Document) -> _Taken:
+        content, base, number = content_digest(document.title, document.text), self._base, -1
+        if base is not None:
+            number = base.find(document.external_id, content)
+            if number >= 0 and base.has_vectors:
+                nothing = Chunks(np.empty(0, np.uint32), [])
+                return _Taken(document, content, number, nothing, *base.size(number))
         chunks = chunk_document(document.text, self._tokenizer, self._settings.chunk_length)
         if not len(chunks.tokens):
             raise BadLineError("no tokens", f"document {document.external_id!r} has no tokens")
-        return document, chunks
+        return _Taken(document, content, number, chunks, len(chunks.headings), len(chunks.tokens))
 
 
 def block_path(folder: Path, block: int) -> Path:
@@ -172,8 +198,9 @@ def read_table(path: Path) -> pa.Table:
 
 
 def _write_block(
-    work: Workspace, block: int, rows: list[_Row], position: Position, settings: BuildSettings, dtype: str
+    work: Workspace, block: int, pending: list[_Row], position: Position, settings: BuildSettings, dtype: str
 ) -> None:
+    rows = [row.taken for row in pending]
     documents = {
         "external_id": [row.document.external_id for row in rows],
         "title": [row.document.title for row in rows],
@@ -185,12 +212,14 @@ def _write_block(
         },
     }
     columns = {name: pa.array(values, pa.large_string()) for name, values in documents.items()}
-    columns["rows"] = pa.array([len(row.chunks.headings) for row in rows], pa.int64())
+    columns["content"] = pa.array([row.content for row in rows], pa.binary(DIGEST_BYTES))
+    columns["rows"] = pa.array([row.rows for row in rows], pa.int64())
+    columns["base"] = pa.array([row.base for row in rows], pa.int64())
     _write_table(block_path(work.documents, block), pa.table(columns))
 
     m = settings.chunk_length
     padded, lengths = [np.empty((0, m), dtype=dtype)], [np.empty(0, dtype=np.uint16)]
-    for row in rows:
+    for row in (row for row in rows if row.chunks.headings):
         tokens = row.chunks.tokens
         table_NM = np.zeros((len(row.chunks.headings), m), dtype=dtype)
         table_NM.reshape(-1)[: len(tokens)] = tokens

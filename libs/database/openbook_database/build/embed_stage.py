@@ -1,4 +1,7 @@
-"""Stage "embed": the vectors of every chunk in canonical order, one file of float32 for each block of chunks."""
+"""Stage "embed": vectors of chunks in canonical order, one file of float32 for each block of chunks.
+
+Chunks whose vectors the base has are passed over.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +52,8 @@ def run_embed_stage(
 
 
 def _blocks(corpus: Corpus, embed_block: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, corpus.chunks, embed_block):
-        yield first, min(first + embed_block, corpus.chunks)
+    for first in range(0, corpus.encoded_chunks, embed_block):
+        yield first, min(first + embed_block, corpus.encoded_chunks)
 
 
 def encode_checked(encoder: Encoder, texts: list[str], what: str) -> NDArray[np.float32]:
@@ -79,10 +82,25 @@ def check_vectors(found: NDArray[np.float32], dimension: int, texts: list[str], 
 def read_vectors(
     work: Workspace, corpus: Corpus, dimension: int, embed_block: int, first: int, end: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Vectors of the chunks [first, end), block after block."""
+    """Vectors of the chunks [first, end), block after block, the base's among them."""
+    for start in range(first - first % embed_block, end, embed_block):
+        parts: list[NDArray[np.float32]] = []
+        for in_base, begin, stop in corpus.runs(max(first, start), min(end, start + embed_block)):
+            if in_base:
+                assert corpus.base is not None
+                parts.append(corpus.base.vectors(begin, stop))
+            else:
+                parts += _encoded(work, corpus, dimension, embed_block, begin, stop)
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _encoded(
+    work: Workspace, corpus: Corpus, dimension: int, embed_block: int, first: int, end: int
+) -> Iterator[NDArray[np.float32]]:
+    """Vectors of the rows [first, end) of this stage."""
     for block in range(first // embed_block, -(-end // embed_block)):
         start = block * embed_block
-        rows = min(embed_block, corpus.chunks - start)
+        rows = min(embed_block, corpus.encoded_chunks - start)
         vectors_ND = map_array(_path(work, block), "f4", (rows, dimension))
         yield vectors_ND[max(first - start, 0) : end - start]
 

@@ -19,6 +19,7 @@ from openbook_database.build.chunk_stage import SourceCounts, token_dtype
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import encode_checked, read_vectors
 from openbook_database.build.settings import BuildSettings
+from openbook_database.build.shares import Links, shared_entries
 from openbook_database.build.workspace import Workspace
 from openbook_database.contract import METRIC_INNER_PRODUCT, Contract
 from openbook_database.documents import DocumentTable
@@ -41,6 +42,7 @@ def run_finish_stage(
     encoder: Encoder,
     settings: BuildSettings,
     work: Workspace,
+    links: Links | None = None,
 ) -> Manifest:
     """Complete the snapshot in the work folder, with its manifest as the last file."""
     _write_documents(work.snapshot / "documents.arrow", corpus, settings)
@@ -61,7 +63,7 @@ def run_finish_stage(
         token_dtype=token_dtype(tokenizer.vocab_size),
         documents=corpus.documents,
         chunks=corpus.chunks,
-        tokens=sum(count.tokens for count in counts),
+        tokens=sum(count.tokens for count in counts) - recipe.get("erased", {}).get("tokens", 0),
         metadata_columns=settings.fields.metadata,
         sources=tuple(
             {**recipe["sources"][str(place)], **asdict(count), "licences": list(count.licences)}
@@ -69,8 +71,11 @@ def run_finish_stage(
         ),
         recipe=dict(recipe),
         index=exact_entry(),
-        shards=tuple(_shard_entry(corpus, *ends, encoder.dimension, settings, work) for ends in ranges),
-        files=_file_entries(work.snapshot),
+        shards=tuple(
+            _shard_entry(corpus, *ends, encoder.dimension, settings, work, (links or {}).get(number))
+            for number, ends in enumerate(ranges)
+        ),
+        files=_file_entries(work.snapshot, shared_entries(corpus.base, links or {})),
         golden=_no_golden(encoder.dimension),
         probes=Probes(PROBE_TEXTS, probes_ND),
     )
@@ -98,12 +103,16 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def _shard_entry(
-    corpus: Corpus, first: int, end: int, dimension: int, settings: BuildSettings, work: Workspace
+    corpus: Corpus, first: int, end: int, dimension: int, settings: BuildSettings, work: Workspace, link: int | None
 ) -> ShardEntry:
     first_row = int(corpus.first_rows[first])
     rows = int(corpus.document_rows[first:end].sum())
-    blocks = read_vectors(work, corpus, dimension, settings.embed_block, first_row, first_row + rows)
-    squares = max(float(np.square(block.astype(np.float64)).sum(axis=1).max()) for block in blocks)
+    if corpus.base is not None and link is not None:
+        max_norm = corpus.base.manifest.shards[link].max_norm
+    else:
+        blocks = read_vectors(work, corpus, dimension, settings.embed_block, first_row, first_row + rows)
+        squares = max(float(np.square(block.astype(np.float64)).sum(axis=1).max()) for block in blocks)
+        max_norm = float(np.float32(np.sqrt(squares) * (1 + 1e-6)))
     return ShardEntry(
         first_row=first_row,
         rows=rows,
@@ -111,15 +120,20 @@ def _shard_entry(
         documents=end - first,
         first_id=corpus.external_id(first),
         last_id=corpus.external_id(end - 1),
-        max_norm=float(np.float32(np.sqrt(squares) * (1 + 1e-6))),
+        max_norm=max_norm,
     )
 
 
-def _file_entries(folder: Path) -> dict[str, FileEntry]:
+def _file_entries(folder: Path, known: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """Sizes and digests of all files; those `known` from the base are not read again."""
     entries = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name in known:
+            entries[name] = known[name]
+            continue
         digest, blocks = file_digests(path)
-        entries[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, digest, tuple(blocks))
+        entries[name] = FileEntry(path.stat().st_size, digest, tuple(blocks))
     return entries
 
 

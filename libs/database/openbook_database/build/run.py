@@ -11,6 +11,7 @@ from typing import Any
 from openbook_core.errors import InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.add_stage import run_add_stage, split_documents
+from openbook_database.build.base import Base, open_base
 from openbook_database.build.chunk_stage import run_chunk_stage
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import run_embed_stage
@@ -18,6 +19,7 @@ from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
 from openbook_database.build.recipe import digest_sources, make_recipe
 from openbook_database.build.settings import BuildSettings
+from openbook_database.build.shares import Links, Ranges, share_shards, skewed
 from openbook_database.build.workspace import Workspace
 from openbook_database.encoder import Encoder
 from openbook_database.manifest import Manifest
@@ -29,7 +31,8 @@ from openbook_database.registry.base import check_database_name
 class BuildResult:
     """The snapshot. `reused`: it was there already; `resumed`: an interrupted build was gone on with.
 
-    `seconds`: of this run, by stage; `skipped`: bad lines, by kind.
+    `seconds`: of this run, by stage; `skipped`: bad lines, by kind. `shared`: with a base, how many documents, chunks and
+    shards of this snapshot were taken from it.
     """
 
     path: Path
@@ -42,6 +45,7 @@ class BuildResult:
     skipped: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shared: dict[str, int] = field(default_factory=dict)
 
 
 def build_snapshot(
@@ -52,12 +56,15 @@ def build_snapshot(
     tokenizer: Tokenizer,
     encoder: Encoder,
     settings: BuildSettings | None = None,
+    base: str | Path | None = None,
     progress: Progress = lambda update: None,
 ) -> BuildResult:
     """Build the snapshot of `sources` in the folder `out`, or go on with a build that was interrupted.
 
     A finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log
     in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted).
+    `base`: the folder of an earlier snapshot of the same contract and compute type. Only documents that are new or have
+    another text or title are tokenised and encoded; shards keep the base's borders, and files of unchanged ones are shared.
     Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ConfigError (work or
     a snapshot that was begun with other settings or input, each difference named) and ConflictError (another build
     into the same folder). None of them leaves anything half-written that a next run trips over.
@@ -69,6 +76,10 @@ def build_snapshot(
         raise InputError("no input file was given", field="input")
     work = Workspace(Path(out))
     recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings)
+    begun_from = None if base is None else open_base(base, work.out)
+    if begun_from is not None:
+        begun_from.require_same(recipe)
+        recipe["base"] = begun_from.id
     manifest = work.finished(recipe)
     if manifest is not None and not work.building.exists():
         return _result(work, manifest, settings, reused=True)
@@ -80,11 +91,14 @@ def build_snapshot(
         resumed = work.begin(recipe)
         work.log.write("resume" if resumed else "start", out=str(work.out), database=database)
         seconds: dict[str, float] = {}
-        manifest = _run_stages(resolved, recipe, tokenizer, encoder, settings, work, progress, seconds)
+        shared: dict[str, int] = {}
+        manifest = _run_stages(
+            resolved, recipe, tokenizer, encoder, settings, begun_from, work, progress, seconds, shared
+        )
         work.publish()
         work.discard()
         work.log.write("finish", snapshot=manifest.snapshot_id, seconds=seconds)
-        return _result(work, manifest, settings, reused=False, resumed=resumed, seconds=seconds)
+        return _result(work, manifest, settings, reused=False, resumed=resumed, seconds=seconds, shared=shared)
 
 
 def recorded_dtype(out: str | Path) -> str | None:
@@ -102,24 +116,35 @@ def _run_stages(
     tokenizer: Tokenizer,
     encoder: Encoder,
     settings: BuildSettings,
+    base: Base | None,
     work: Workspace,
     progress: Progress,
     seconds: dict[str, float],
+    shared: dict[str, int],
 ) -> Manifest:
     with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
-        counts = run_chunk_stage(sources, tokenizer, settings, work, stage).counts
+        counts = run_chunk_stage(sources, tokenizer, settings, work, stage, base).counts
         _require_unchanged(sources, recipe)
     seconds["chunk"] = stage.seconds
-    corpus = Corpus(work, settings.chunk_length)
-    with Stage("embed", corpus.chunks, progress, work.log) as stage:
+    corpus = Corpus.open(work, settings.chunk_length, base)
+    links: Links = {}
+    if base is None:
+        ranges: Ranges = split_documents(corpus.document_rows, settings.shards)
+    else:
+        ranges, links = share_shards(corpus, base)
+        shared |= {
+            "documents": int((corpus.base_documents >= 0).sum()),
+            "chunks": corpus.chunks - corpus.encoded_chunks,
+        }
+        shared["shards"] = len(links)
+    with Stage("embed", corpus.encoded_chunks, progress, work.log) as stage:
         run_embed_stage(corpus, tokenizer, encoder, settings, work, stage)
     seconds["embed"] = stage.seconds
-    ranges = split_documents(corpus.document_rows, settings.shards)
     with Stage("add", corpus.chunks, progress, work.log) as stage:
-        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage)
+        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage, links)
     seconds["add"] = stage.seconds
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
-        manifest = run_finish_stage(corpus, ranges, counts, recipe, tokenizer, encoder, settings, work)
+        manifest = run_finish_stage(corpus, ranges, counts, recipe, tokenizer, encoder, settings, work, links)
         stage.advance(corpus.chunks)
     seconds["finish"] = stage.seconds
     return manifest
@@ -155,17 +180,19 @@ def _result(
     reused: bool,
     resumed: bool = False,
     seconds: dict[str, float] | None = None,
+    shared: dict[str, int] | None = None,
 ) -> BuildResult:
     skipped: dict[str, int] = {}
     for source in manifest.sources:
         for kind, number in source["skipped"].items():
             skipped[kind] = skipped.get(kind, 0) + number
     shards = len(manifest.shards)
-    notes = (
-        (f"{shards} shards were made instead of {settings.shards}: a shard holds whole documents",)
-        if shards < settings.shards
-        else ()
-    )
+    notes = []
+    if shards < settings.shards:
+        why = "the others have become empty" if "base" in manifest.recipe else "a shard holds whole documents"
+        notes.append(f"{shards} shards were made instead of {settings.shards}: {why}")
+    if "base" in manifest.recipe and (note := skewed([shard.rows for shard in manifest.shards])):
+        notes.append(note)
     return BuildResult(
         path=work.out,
         snapshot_id=manifest.snapshot_id,
@@ -176,5 +203,6 @@ def _result(
         resumed=resumed,
         skipped=skipped,
         seconds=seconds or {},
-        notes=notes,
+        notes=tuple(notes),
+        shared=shared or {},
     )

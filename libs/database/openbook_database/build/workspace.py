@@ -69,7 +69,7 @@ class Workspace:
         if not any(self.out.iterdir()):
             return None
         manifest = Manifest.read(self.out)
-        _require_same(
+        require_same(
             manifest.recipe, recipe, f"{self.out} holds a snapshot that was built otherwise", "choose another folder"
         )
         check_files(self.out, manifest, "sizes", {shard_folder(number) for number in range(len(manifest.shards))})
@@ -93,7 +93,7 @@ class Workspace:
     def begin(self, recipe: Mapping[str, Any]) -> bool:
         """Note the recipe, or compare it with that of the work to resume; True where there is some."""
         if self._recipe.exists():
-            _require_same(
+            require_same(
                 self._read_recipe(),
                 recipe,
                 f"{self.building} holds work that was begun otherwise",
@@ -120,7 +120,8 @@ class Workspace:
         shutil.rmtree(self.building, ignore_errors=True)
 
 
-def _require_same(earlier: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:
+def require_same(earlier: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:
+    """Raise ConfigError with `what`, each field that differs with both values, and `advice`; nothing where none does."""
     found = differences(earlier, now)
     if found:
         listing = "; ".join(f"{field}: was {shortened(old)}, now {shortened(new)}" for field, old, new in found)
