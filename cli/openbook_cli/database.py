@@ -1,4 +1,4 @@
-"""`openbook db build|verify|id|inspect|register|swap|rollback|abort|list`."""
+"""`openbook db build|diff|erase|gc|verify|id|inspect|register|swap|rollback|abort|list`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli import build
+from openbook_cli import build, diff, erase, gc
 from openbook_cli.security_options import DIALS, dial_of, takes
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command("build")(build.build)
+app.command("diff")(diff.diff)
+app.command("erase")(erase.erase)
+app.command("gc")(gc.gc)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 
 
