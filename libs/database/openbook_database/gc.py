@@ -172,7 +172,7 @@ def _delete(garbage: Garbage, registries: Sequence[Registry]) -> str | None:
     path = garbage.path
     if garbage.kind == "work":
         try:
-            with clear_write_errors(path), FileLock(path / "lock", timeout=0):
+            with FileLock(path / "lock", timeout=0), clear_write_errors(path):
                 shutil.rmtree(path)
         except Timeout:
             return "a build has begun to work in it"
