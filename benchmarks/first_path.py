@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from first_path_figures import report, summarise
-from measure import ROOT, anonymous_bytes, environment, in_turns, mapped_files, stop_after, write_result
+from measure import ROOT, anonymous_bytes, environment, in_turns, mapped_files, run_benchmark
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,24 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and all trials")
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the services share these cores
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from openbook_core.errors import OpenbookError
-
-    stop_after(size.limit_s)
-    try:
-        with tempfile.TemporaryDirectory(prefix="openbook-bench-") as folder:
-            result = run(size, Path(folder))
-    except (OpenbookError, TimeoutError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    print("\n".join(report(result)))
-    if options.json:
-        write_result(options.json, result)
-    return 0
+    return run_benchmark(lambda work: run(size, work), report, limit_s=size.limit_s, json_file=options.json)
 
 
 def run(size: Size, work: Path) -> dict[str, Any]:

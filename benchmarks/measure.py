@@ -12,7 +12,9 @@ import platform
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Hashable, Mapping
+import sys
+import tempfile
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,6 +46,46 @@ def in_turns(
         for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
             trials[name].append(sides[name]())
     return trials
+
+
+def run_benchmark(
+    measure: Callable[[Path], dict[str, Any]],
+    report: Callable[[dict[str, Any]], Iterable[str]],
+    *,
+    limit_s: int,
+    json_file: Path | None,
+    plot: Callable[[dict[str, Any]], None] | None = None,
+    passed: Callable[[dict[str, Any]], bool] = lambda result: True,
+) -> int:
+    """Measure in a temporary folder, within `limit_s` seconds; print the report, write the result, draw it.
+
+    Exit code 0 with a result that has `passed`; 1, or 130 for Ctrl-C, without one: nothing is written then.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # services share the cores with their callers
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from openbook_core.errors import OpenbookError
+
+    stop_after(limit_s)
+    try:
+        with tempfile.TemporaryDirectory(prefix="openbook-bench-") as folder:
+            result = measure(Path(folder))
+    except (OpenbookError, TimeoutError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print("\n".join(report(result)))
+    if json_file:
+        write_result(json_file, result)
+    if plot:
+        plot(result)
+    return 0 if passed(result) else 1
+
+
+def figure_lines(result: Mapping[str, Any]) -> list[str]:
+    """Each figure on a line; `raw` is left out."""
+    return [f"{name:<28} {value}" for name, value in result.items() if name != "raw"]
 
 
 def stop_after(seconds: int) -> None:

@@ -25,8 +25,8 @@ class TimedEncoder(EncoderEngine):
         self.encode_s += time.perf_counter() - start
         return vectors_ND
 
-    def encode_batch(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+    def encode_ids(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         start = time.perf_counter()
-        vectors_ND = super().encode_batch(ids)
+        vectors_ND = super().encode_ids(ids)
         self.network_s += time.perf_counter() - start
         return vectors_ND

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from openbook_core.errors import ConfigError
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from openbook_database.build.engine import Engine
     from openbook_database.build.run import BuildResult
     from openbook_database.encoder import Encoder
 
@@ -54,12 +56,23 @@ def build(
     metadata: Annotated[list[str] | None, typer.Option(help="Column to keep; repeatable.")] = None,
     skip_bad_lines: Annotated[bool, typer.Option(help="Count lines without a document instead of stopping.")] = False,
     limit_documents: Annotated[int | None, typer.Option(help="Only the first documents.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="Where blocks are embedded and shards written: local, or ray for a cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that write shards; by default what cores and memory allow.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="The cluster's address; its nodes share OUT's file system.")
+    ] = None,
+    ray_gpus: Annotated[float, typer.Option(help="GPUs of each process of the cluster that encodes.")] = 0.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the result as JSON.")] = None,
     *,
     security: dict[str, Any],
 ) -> None:
     """Build a snapshot, or go on with a build that was interrupted."""
     from openbook_core.tokenizer import Tokenizer
+    from openbook_database.build.engine import LocalEngine
     from openbook_database.build.run import build_snapshot
     from openbook_database.build.settings import BuildSettings
 
@@ -78,7 +91,19 @@ def build(
     )
     given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
     given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
-    encoder = _encoder(embedder_address, embedder, dtype, given, (out, base), security)
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"engine: given {engine!r}; known: local, ray", field="engine")
+    load = partial(load_encoder, embedder_address, embedder, dtype, given, (out, base), security)
+    encoder = load()
+    chosen: Engine
+    if engine == "ray":
+        from openbook_database.build.ray_engine import RayEngine
+
+        # Timing the types again, a node might choose another one.
+        again = load if embedder_address else partial(load_encoder, None, embedder, encoder.dtype, given, (), security)
+        chosen = RayEngine(again, address=ray_address, gpus=ray_gpus)
+    else:
+        chosen = LocalEngine(workers)
     try:
         result = build_snapshot(
             [*(inputs or ()), *(more or ())],
@@ -89,10 +114,13 @@ def build(
             settings=settings,
             base=base,
             progress=ProgressLine(),
+            engine=chosen,
         )
     except KeyboardInterrupt:
         print("\ninterrupted: finished work is kept; run the same command again to go on", file=sys.stderr)
         raise typer.Exit(130) from None
+    finally:
+        chosen.close()
     _report(result, encoder.dtype, json_file)
 
 
@@ -123,7 +151,7 @@ def _base_shards(base: Path | None) -> int:
     return 1 if base is None else int(Manifest.read(base).recipe["settings"]["shards"])
 
 
-def _encoder(
+def load_encoder(
     address: str | None,
     embedder: str,
     dtype: str,

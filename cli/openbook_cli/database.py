@@ -1,4 +1,4 @@
-"""`openbook db build|diff|erase|gc|verify|id|inspect|register|swap|rollback|abort|list`."""
+"""`openbook db build|verify|id|inspect|register|swap|rollback|abort|list`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli import build, diff, erase, gc
+from openbook_cli import build, diff, erase, gc, inspect, neighbours, transport
 from openbook_cli.security_options import DIALS, dial_of, takes
 
 if TYPE_CHECKING:
@@ -20,6 +20,10 @@ app.command("build")(build.build)
 app.command("diff")(diff.diff)
 app.command("erase")(erase.erase)
 app.command("gc")(gc.gc)
+app.command("publish")(transport.publish)
+app.command("pull")(transport.pull)
+app.command("neighbours")(neighbours.neighbours)
+app.command("inspect")(inspect.inspect)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 
 
@@ -49,17 +53,6 @@ def snapshot_id(snapshot: Path) -> None:
     from openbook_database.manifest import Manifest
 
     print(Manifest.read(snapshot).snapshot_id)
-
-
-@app.command()
-def inspect(
-    snapshot: Path,
-    chunk: Annotated[int | None, typer.Option(help="Id of the chunk to show.")] = None,
-) -> None:
-    """Counts, recipe, sizes, contract and one chunk, as JSON."""
-    from openbook_database.inspect import inspect as look
-
-    print(json.dumps(look(snapshot, chunk=chunk), indent=1, ensure_ascii=False))
 
 
 @app.command()

@@ -31,8 +31,8 @@ def perplexity(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Perplexity OFF, ON and with shuffled neighbours, with standard errors."""
-    from openbook_cli.progress_line import ProgressLine
     from openbook_cli.figures import write_figures
+    from openbook_cli.progress_line import ProgressLine
     from openbook_database.build.progress import Update
     from openbook_trainer.eval.perplexity import PerplexityConfig, evaluate
 
@@ -77,8 +77,8 @@ def tasks(
     from contextlib import ExitStack
 
     from openbook_cli.alone import alone_in
-    from openbook_cli.progress_line import ProgressLine
     from openbook_cli.figures import write_figures
+    from openbook_cli.progress_line import ProgressLine
     from openbook_cli.task_books import task_books
     from openbook_core.errors import ArgumentError
     from openbook_database.build.progress import Update

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from openbook_cli import ask, database, demo_command, embedder, score, serve, token, train
+from openbook_cli import ask, database, demo_command, embedder, model, score, serve, token, train
 from openbook_cli import eval as evaluation
 from openbook_core.errors import ArgumentError, OpenbookError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.add_typer(serve.app, name="serve", help="Start one service in the foreground.")
 app.add_typer(database.app, name="db", help="Build, check and swap databases.")
 app.add_typer(embedder.app, name="embedder", help="Export an encoder to another runtime, and compare.")
+app.add_typer(model.app, name="model", help="Convert models, and say what one costs.")
 app.add_typer(evaluation.app, name="eval", help="Measure a finished model.")
 app.add_typer(token.app, name="token", help="Tokens that services ask for.")
 app.command("ask")(ask.ask)

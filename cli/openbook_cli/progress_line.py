@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ProgressLine:
-    """Stage, share and rate on one line of a terminal; one line for every tenth elsewhere."""
+    """Stage, share, rate and time left on one line of a terminal; one line for every tenth elsewhere."""
 
     def __init__(self, label: str = "") -> None:
         self._label, self._last = label, ("", -1)
@@ -20,4 +20,17 @@ class ProgressLine:
             return
         self._last = step
         text = f"{self._label}{update.stage}: {update.done}{f' of {update.total}' if update.total else ''}"
+        if update.rate:
+            text += f", {update.rate:,.{1 if update.rate < 100 else 0}f} chunks/s"
+        if update.seconds_left:
+            text += f", {duration(update.seconds_left)} left"
         print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units: "45 s", "3 min 20 s", "5 h 7 min", "2 d 3 h"."""
+    whole = round(seconds)
+    for unit, name, smaller, lesser in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // smaller} {lesser}"
+    return f"{whole} s"

@@ -79,6 +79,7 @@ def running_embedder(
         batch_tokens=config.batch_tokens,
         max_queue_tokens=config.max_queue_tokens,
         metrics=metrics,
+        encode_alone=lambda ids: engine.encode_ids(ids),
         probe=engine.tokenize(["probe"]).ids[0],
         on_ready=lambda ready: server.set_ready(ready),
     )

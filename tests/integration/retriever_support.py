@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,7 @@ class TinyEncoder:
     """Each text's hashed character trigrams through a fixed random projection; `name` makes another encoder."""
 
     dimension, max_tokens, dtype = DIMENSION, 512, "float32"
+    arithmetic: ClassVar[dict[str, str | int]] = {}
 
     def __init__(self, name: str = "tiny", *, sign: float = 1.0) -> None:
         self.fingerprint = Fingerprint({"architecture": name, "pooling": "sum"})

@@ -49,7 +49,7 @@ def under(templates: Path, tmp_path: Path) -> Path:
     (folder / "notes" / "broken" / "manifest.json").write_text('{"format": "openbook-snap')
     work = Workspace(folder / "dead")
     with work.locked():
-        work.begin({"database": "tiny"})
+        work.begin({"database": "tiny"}, {})
     (work.chunks).mkdir()
     (work.chunks / "00000000.arrow").write_bytes(b"x" * 1000)
     return folder

@@ -8,6 +8,7 @@ import sys
 import time
 import uuid
 from contextvars import ContextVar
+from typing import TextIO
 
 from prometheus_client import Histogram, start_http_server
 
@@ -51,9 +52,17 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is when a record comes, which outlives a redirection that has ended."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def setup_logging(service: str, level: str = "info") -> None:
     """One JSON object a line on stderr, from every logger of the process."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(_JsonFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 

@@ -80,7 +80,7 @@ def chunk_document(text: str, tokenizer: Tokenizer, chunk_length: int) -> Chunks
         tokens_parts.append(ids)
         count += len(ids)
     tokens = np.concatenate(tokens_parts)
-    places, names = _headings(text)
+    places, names = find_headings(text)
     under = np.searchsorted(places, _first_letters(text, starts), side="right") - 1
     return Chunks(tokens, [names[place] if place >= 0 else None for place in under.tolist()])
 
@@ -127,7 +127,7 @@ def _cut(text: str, least: int, most: int, tokenizer: Tokenizer) -> int:
     return least
 
 
-def _headings(text: str) -> tuple[NDArray[np.int64], list[str]]:
+def find_headings(text: str) -> tuple[NDArray[np.int64], list[str]]:
     """First character and wording of each heading line outside of fenced code."""
     places, names = [], []
     fenced = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -29,6 +29,11 @@ class Encoder(Protocol):
     @property
     def dtype(self) -> str:
         """Compute type, "float32" or "bfloat16", with the backend before it where that is not torch: "onnx-float32"."""
+
+    @property
+    def arithmetic(self) -> Mapping[str, str | int]:
+        """What else the last bits of the vectors follow from, such as the kind of processor. Empty: the same everywhere, or
+        nobody knows, as behind a network."""
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [n, d] of n passages, in order."""

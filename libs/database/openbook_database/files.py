@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,10 @@ _READ_BYTES = 1 << 20
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Have `write` fill a temporary file beside `path`, flush it to the disk, and rename it.
 
-    A crash leaves either no `path` or all of it. Raises InputError where the disk is full or writing is not allowed.
+    A crash leaves either no `path` or all of it; no two writers share a temporary file.
+    Raises InputError where the disk is full or writing is not allowed.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with clear_write_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,32 @@
-"""What a snapshot is and holds, for people."""
+"""What a snapshot is and holds, for people: as JSON values, which `openbook db inspect` prints or folds for a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
+from openbook_core.errors import ArgumentError, MismatchError
+from openbook_core.fingerprint import Fingerprint, require_equal
+from openbook_database.manifest import Manifest
+from openbook_database.scoring import MISSING
 from openbook_database.snapshot import Snapshot
+
+
+class QueryEncoder(Protocol):
+    """What a search by text needs of an embedder."""
+
+    @property
+    def fingerprint(self) -> Fingerprint: ...
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors [n, d] of passages."""
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors [n, d] of queries."""
 
 
 def inspect(path: str | Path, *, chunk: int | None = None) -> dict[str, Any]:
@@ -24,6 +43,7 @@ def inspect(path: str | Path, *, chunk: int | None = None) -> dict[str, Any]:
         "chunks": manifest.chunks,
         "tokens": manifest.tokens,
         "bytes": sum(entry.size for entry in manifest.files.values()),
+        "bytes_by_file": _bytes_by_file(manifest),
         "shards": [
             {
                 "shard": number,
@@ -39,6 +59,7 @@ def inspect(path: str | Path, *, chunk: int | None = None) -> dict[str, Any]:
         "index": {
             "factory": manifest.index.factory,
             "exact": manifest.index.exact,
+            "trained_on": manifest.index.trained_on,
             "search": manifest.index.search,
             "recall": manifest.index.recall,
         },
@@ -50,8 +71,18 @@ def inspect(path: str | Path, *, chunk: int | None = None) -> dict[str, Any]:
     }
 
 
+def _bytes_by_file(manifest: Manifest) -> dict[str, int]:
+    """Bytes of all files of one name (a shard's folder left out), or of one folder, the largest first."""
+    sizes: dict[str, int] = {}
+    for name, entry in manifest.files.items():
+        folder, _, file = name.rpartition("/")
+        kind = file if not folder or folder.startswith("shard-") else f"{folder}/"
+        sizes[kind] = sizes.get(kind, 0) + entry.size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
 def describe_chunk(snapshot: Snapshot, chunk_id: int) -> dict[str, Any]:
-    """A chunk with its continuation and its document, as JSON values."""
+    """A chunk with the text before and after it in its document (empty at the document's ends), as JSON values."""
     shard = snapshot.shard_of(chunk_id)
     ids = np.asarray([chunk_id])
     _, lengths_N2 = shard.tokens(ids)
@@ -60,6 +91,7 @@ def describe_chunk(snapshot: Snapshot, chunk_id: int) -> dict[str, Any]:
         "id": chunk_id,
         "tokens": int(lengths_N2[0, 0]),
         "text": shard.text(ids)[0],
+        "context": shard.text(ids - 1)[0] if chunk_id > document.first_row else "",
         "continuation": shard.continuation_text(ids)[0],
         "document": {
             "number": document.number,
@@ -72,3 +104,47 @@ def describe_chunk(snapshot: Snapshot, chunk_id: int) -> dict[str, Any]:
             "metadata": document.metadata,
         },
     }
+
+
+def neighbours_of_chunk(snapshot: Snapshot, chunk_id: int, k: int) -> list[dict[str, Any]]:
+    """The k chunks whose vectors are nearest to a chunk's stored one, itself left out: `score` and the chunk."""
+    if k < 1:
+        raise ArgumentError(f"k: must be at least 1, given {k}", field="k")
+    query_1D = snapshot.shard_of(chunk_id).vectors(np.asarray([chunk_id]))
+    found = _search(snapshot, query_1D, min(k + 1, snapshot.manifest.chunks))
+    return [neighbour for neighbour in found if neighbour["id"] != chunk_id][:k]
+
+
+def neighbours_of_text(snapshot: Snapshot, text: str, k: int, encoder: QueryEncoder) -> list[dict[str, Any]]:
+    """The k chunks nearest to `text` as a query. Raises MismatchError where `encoder` is not the snapshot's embedder."""
+    if not text.strip():
+        raise ArgumentError("text: is empty, there is nothing to search for", field="text")
+    require_same_embedder(snapshot.manifest, encoder)
+    return _search(snapshot, encoder.encode_queries([text]), k)
+
+
+def require_same_embedder(manifest: Manifest, encoder: QueryEncoder) -> None:
+    """Raise MismatchError unless the fingerprints are equal and the probe texts' vectors agree (design, section 2)."""
+    require_equal(
+        "embedder", encoder.fingerprint, manifest.contract.embedder, "the given embedder", f"{manifest.database}"
+    )
+    probes = manifest.probes
+    found_ND = encoder.encode(probes.texts)
+    norms_N = np.linalg.norm(found_ND, axis=1) * np.linalg.norm(probes.vectors_ND, axis=1)
+    cosines_N = (found_ND * probes.vectors_ND).sum(axis=1) / np.maximum(norms_N, np.finfo(np.float32).tiny)
+    worst = int(np.argmin(np.nan_to_num(cosines_N, nan=-1.0)))
+    if not cosines_N[worst] >= probes.min_cosine:
+        raise MismatchError(
+            f"embedder: its vector of probe text {worst} ({probes.texts[worst][:40]!r}) has cosine {cosines_N[worst]:.6f} "
+            f"with the snapshot's, at least {probes.min_cosine} is needed: another compute type or export, too coarse",
+            field="probe_vectors",
+        )
+
+
+def _search(snapshot: Snapshot, query_1D: NDArray[np.float32], k: int) -> list[dict[str, Any]]:
+    hits = snapshot.search(query_1D, k)
+    return [
+        {"score": float(score), **describe_chunk(snapshot, int(number))}
+        for number, score in zip(hits.ids_QK[0], hits.scores_QK[0], strict=True)
+        if number != MISSING
+    ]

@@ -1,40 +1,27 @@
-"""Documents from JSON Lines files, with fields by name, and what is done about lines that hold none."""
+"""Documents from the rows of a source, with fields by name, and what is done about rows that hold none."""
 
 from __future__ import annotations
 
-import json
+import base64
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any, TypeVar
+from uuid import UUID
 
-from pydantic import Field
+import blake3
 
-from openbook_core.config import FrozenConfig
-from openbook_core.errors import InputError
 from openbook_core.fingerprint import canonical_json
-from openbook_database.streams import read_lines
+from openbook_database.sources.base import BadLineError, FieldNames, Source
+from openbook_database.sources.formats import open_rows
+from openbook_database.sources.jsonl import kind_name
+
+__all__ = ["BadLineError", "Document", "DocumentReader", "FieldNames", "Source"]
 
 Result = TypeVar("Result")
-
-
-class FieldNames(FrozenConfig):
-    """Where in a row a document's parts are. Of several names the first that a row has is taken."""
-
-    text: str = "text"
-    id: str = "id"
-    title: tuple[str, ...] = ("title", "country", "name")
-    uri: tuple[str, ...] = ("uri", "url")
-    licence: tuple[str, ...] = ("licence", "license")
-    metadata: tuple[str, ...] = Field(default=(), description="columns to keep, which come back with neighbours")
-
-
-class Source(FrozenConfig):
-    """One input file. `licence` is for rows that name none themselves."""
-
-    path: Path
-    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,44 +36,43 @@ class Document:
     metadata: tuple[str | None, ...]
 
 
-class BadLineError(InputError):
-    """A line that holds no document; `kind` groups such lines in counts."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message, field="input")
-        self.kind = kind
-
-
 class DocumentReader:
-    """Reads one source from its beginning; `line` is the number of the last line taken, `skipped` what was left out."""
+    """Reads one source from its beginning, whatever its format.
+
+    `line` is the number of the last row (line, file, document) taken, `skipped` the bad rows by kind, `left_out` the
+    documents that the source's weight left out.
+    """
 
     def __init__(self, source: Source, fields: FieldNames, *, skip_bad_lines: bool, known: set[str]) -> None:
         """`known`: ids seen so far, over all sources; the reader adds those of documents that it keeps."""
         self.line = 0
         self.skipped: Counter[str] = Counter()
+        self.left_out = 0
         self._source = source
-        self._fields = fields
         self._skip_bad_lines = skip_bad_lines
         self._known = known
-        self._lines = read_lines(source.path)
+        self._rows = open_rows(source, fields)
+        self._fields = self._rows.fields
 
     def skip_to(self, line: int) -> None:
-        """Pass over lines up to and including number `line`, which an earlier run has read."""
-        while self.line < line and next(self._lines, None) is not None:
-            self.line += 1
+        """Pass over rows up to and including number `line`, which an earlier run has read."""
+        self.line = max(self.line, line)
 
     def read(self, use: Callable[[Document], Result]) -> Iterator[Result]:
         """`use(document)` for each document.
 
-        A bad line, for the reader or for `use` (which raises BadLineError), is skipped and counted or raises
-        BadLineError with the file's name and the line's number.
+        A bad row, for the reader or for `use` (which raises BadLineError), is skipped and counted or raises
+        BadLineError with the file's name and the row's number.
         """
-        for data in self._lines:
-            self.line += 1
-            if not data.strip():
-                continue
+        for item in self._rows.rows(self.line):
+            self.line = item.number
             try:
-                document = self._parse(data.removeprefix(b"\xef\xbb\xbf") if self.line == 1 else data)
+                if isinstance(item.row, BadLineError):
+                    raise item.row
+                document = self._document(item.row, item.number)
+                if not is_chosen(document.external_id, self._source.weight):
+                    self.left_out += 1
+                    continue
                 result = use(document)
             except BadLineError as error:
                 if self._skip_bad_lines:
@@ -94,28 +80,19 @@ class DocumentReader:
                     continue
                 raise BadLineError(
                     error.kind,
-                    f"{self._source.path}, line {self.line}: {error}. Correct it, or skip and count such lines "
-                    "(--skip-bad-lines)",
+                    f"{item.where}: {error}. Correct it, or skip and count such lines (--skip-bad-lines)",
                 ) from error
             self._known.add(document.external_id)
             yield result
 
-    def _parse(self, data: bytes) -> Document:
-        try:
-            row = json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise BadLineError("not UTF-8", f"is not UTF-8: byte {data[error.start]:#04x} at {error.start}") from error
-        except (ValueError, RecursionError) as error:
-            raise BadLineError("not JSON", f"is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise BadLineError("not an object", f"holds a JSON {_kind(row)}, expected an object with fields")
+    def _document(self, row: Mapping[str, Any], number: int) -> Document:
         fields = self._fields
-        external_id = self._external_id(row)
+        external_id = self._external_id(row, number)
         text = row.get(fields.text)
         if fields.text not in row:
             raise BadLineError("no text", f"has no field {fields.text!r} for the text; it has {_names(row)}")
         if not isinstance(text, str):
-            raise BadLineError("text is no string", f"field {fields.text!r} is a {_kind(text)}, expected a string")
+            raise BadLineError("text is no string", f"field {fields.text!r} is a {kind_name(text)}, expected a string")
         if not text.strip():
             raise BadLineError("empty text", f"document {external_id!r} has an empty text")
         return Document(
@@ -125,21 +102,22 @@ class DocumentReader:
             uri=_first_string(row, fields.uri),
             licence=_first_string(row, fields.licence) or self._source.licence,
             metadata=tuple(
-                None if row.get(name) is None else _clean(canonical_json(row[name]), name) for name in fields.metadata
+                None if row.get(name) is None else metadata_json(row[name], name) for name in fields.metadata
             ),
         )
 
-    def _external_id(self, row: dict[str, Any]) -> str:
+    def _external_id(self, row: Mapping[str, Any], number: int) -> str:
         name = self._fields.id
-        value = row.get(name)
+        value = row.get(name) if name else f"{self._source.path.name}:{number}"
         if value is None or value == "":
             raise BadLineError(
                 "no id",
-                f"has no field {name!r} for the document's id; it has {_names(row)}: name another field for the id (--id-field)",
+                f"has no field {name!r} for the document's id; it has {_names(row)}: name another field for the id, or none "
+                "to have the rows numbered (--id-field)",
             )
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise BadLineError(
-                "id is no string", f"field {name!r} is a {_kind(value)}, expected a string or an integer"
+                "id is no string", f"field {name!r} is a {kind_name(value)}, expected a string or an integer"
             )
         external_id = _clean(str(value), name)
         if external_id in self._known:
@@ -147,7 +125,38 @@ class DocumentReader:
         return external_id
 
 
-def _first_string(row: dict[str, Any], names: tuple[str, ...]) -> str | None:
+def is_chosen(external_id: str, weight: float) -> bool:
+    """Whether a document is in the share `weight` of its source: its id's hash, as a number in [0, 1), is below it."""
+    if weight >= 1:
+        return True
+    return int.from_bytes(blake3.blake3(external_id.encode()).digest(8), "big") < weight * 2**64
+
+
+def metadata_json(value: Any, name: str) -> str:
+    """A kept value as JSON: times as ISO 8601 or seconds, decimals and UUIDs as strings, bytes as base64, and numbers
+    that are not finite as strings, since JSON has none of them."""
+    return _clean(canonical_json(_plain(value)), name)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value
+
+
+def _first_string(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
     for name in names:
         value = row.get(name)
         if isinstance(value, str) and value.strip():
@@ -164,11 +173,6 @@ def _clean(text: str, name: str) -> str:
     return text
 
 
-def _kind(value: Any) -> str:
-    kinds = {str: "string", bool: "boolean", int: "number", float: "number", list: "list", dict: "object"}
-    return kinds.get(type(value), "null")
-
-
-def _names(row: dict[str, Any]) -> str:
+def _names(row: Mapping[str, Any]) -> str:
     names = sorted(str(name) for name in row)
     return ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "") if names else "no fields"

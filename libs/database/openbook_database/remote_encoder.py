@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class RemoteEncoder:
         self.dimension = info.dimension
         self.max_tokens = info.max_tokens
         self.dtype = info.dtype
+        self.arithmetic: Mapping[str, str | int] = {}
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [n, d] of n passages, in order."""

@@ -36,7 +36,7 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 class HashEncoder:
-    """An `encoder.Encoder`: a bag of hashed words, normalised; equal texts get equal vectors."""
+    """A `query_encoder.QueryEncoder`: a bag of hashed words, normalised; equal texts get equal vectors in both roles."""
 
     max_tokens = 256
     dtype = "float32"
@@ -44,6 +44,7 @@ class HashEncoder:
     def __init__(self, dimension: int = 16) -> None:
         self.dimension = dimension
         self.fingerprint = Fingerprint({"architecture": "hash", "dimension": dimension})
+        self.arithmetic: dict[str, str | int] = {}
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         vectors_ND = np.zeros((len(texts), self.dimension), dtype=np.float32)
@@ -54,6 +55,9 @@ class HashEncoder:
             vectors_ND[row, 0] += 0.5
             vectors_ND[row] /= max(1e-6, float(np.linalg.norm(vectors_ND[row])))
         return vectors_ND
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.encode(texts)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:

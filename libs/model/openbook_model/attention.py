@@ -7,11 +7,13 @@ Axes: B batch (or chunk rows), T queries, S keys, D width, H heads, G key/value 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openbook_model.layers import Rotary
+from openbook_model.layers import Norm, Rotary
 
 
 def attend(
@@ -37,20 +39,35 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """Multi-head or grouped-query attention; `qkv` holds all query rows, then all key rows, then all value rows."""
+    """Multi-head or grouped-query attention; `qkv` holds all query rows, then all key rows, then all value rows.
+
+    `head_norm` makes the norm of queries and the one of keys, over the channels of a head.
+    """
 
     def __init__(
-        self, size: int, num_heads: int, num_kv_heads: int, head_dim: int, *, qkv_bias: bool, output_bias: bool
+        self,
+        size: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool,
+        output_bias: bool,
+        head_norm: Callable[[], Norm] | None = None,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.qkv = nn.Linear(size, (num_heads + 2 * num_kv_heads) * head_dim, bias=qkv_bias)
         self.output = nn.Linear(num_heads * head_dim, size, bias=output_bias)
+        self.query_norm: Norm | None = head_norm() if head_norm else None
+        self.key_norm: Norm | None = head_norm() if head_norm else None
 
     def project(self, hidden_TD: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
         """Query [..., H, P], key and value [..., G, P] of hidden states [..., D]."""
         heads = self.qkv(hidden_TD).unflatten(-1, (-1, self.head_dim))
         query_THP, key_TGP, value_TGP = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=-2)
+        if self.query_norm is not None and self.key_norm is not None:
+            query_THP, key_TGP = self.query_norm(query_THP), self.key_norm(key_TGP)
         if rotary is not None:
             query_THP, key_TGP = rotary.turn(query_THP), rotary.turn(key_TGP)
         return query_THP, key_TGP, value_TGP

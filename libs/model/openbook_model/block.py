@@ -47,10 +47,17 @@ class Block(nn.Module):
         def norm() -> Norm:
             return Norm(config.norm, config.hidden_size, config.norm_epsilon, config.norm_bias)
 
+        def head_norm() -> Norm:
+            return Norm(config.norm, config.head_dim, config.norm_epsilon, bias=False)
+
         heads = (config.num_heads, config.num_kv_heads, config.head_dim)
         self.attention_norm = norm()
         self.attention = SelfAttention(
-            config.hidden_size, *heads, qkv_bias=config.qkv_bias, output_bias=config.output_bias
+            config.hidden_size,
+            *heads,
+            qkv_bias=config.qkv_bias,
+            output_bias=config.output_bias,
+            head_norm=head_norm if config.qk_norm else None,
         )
         self.has_cross = layer in config.cross_attention_layers
         if self.has_cross:

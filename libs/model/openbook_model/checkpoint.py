@@ -161,7 +161,7 @@ def read_config(folder: Path) -> RetroConfig:
         architecture = record.get("architectures") or record.get("model_type") or record.get("implementation")
         raise InputError(
             f"{path} is not an Openbook model (architecture {architecture!r}); convert it with "
-            "openbook_model.convert.convert_model",
+            "`openbook model convert`",
             field="model",
         )
     if record.get("format_version") != FORMAT_VERSION:

@@ -5,11 +5,14 @@ Layers are counted from 1, as in the papers. Impossible combinations are refused
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from openbook_core.config import FrozenConfig
+from openbook_core.config import FrozenConfig, read_yaml
+from openbook_core.errors import ArgumentError
 
 Norm = Literal["layernorm", "layernorm1p", "rmsnorm"]
 Mlp = Literal["gelu", "gelu_tanh", "swiglu"]
@@ -30,6 +33,43 @@ def _check_head_dim(config: EncoderConfig | RetroConfig) -> None:
             f"hidden_size: {config.hidden_size} is not a multiple of num_heads {config.num_heads}; change one or set "
             "head_dim"
         )
+
+
+_SIZES = Path(__file__).parent / "sizes"
+
+
+def size_names() -> tuple[str, ...]:
+    """The shipped sizes, smallest first: what `RetroConfig.parse({"size": NAME})` takes."""
+    return ("tiny", "125m", "350m", "800m", "2b", "7.5b", "8b", "48b")
+
+
+def read_size(name: str) -> dict[str, Any]:
+    """The settings of a shipped size. Raises ArgumentError for another name."""
+    if name not in size_names():
+        raise ArgumentError(f"size: no size {name!r}; there are {', '.join(size_names())}", field="size")
+    return read_yaml(_SIZES / f"{name}.yaml")
+
+
+class RotaryScaling(FrozenConfig):
+    """Llama 3.1's stretch of the rotary positions (`rope_type: llama3`), by wavelength in tokens.
+
+    Above `original_positions / low_frequency_factor` a frequency is divided by `factor`, below `original_positions /
+    high_frequency_factor` it stays, and in between it is blended.
+    """
+
+    factor: PositiveFloat
+    low_frequency_factor: PositiveFloat
+    high_frequency_factor: PositiveFloat
+    original_positions: PositiveInt
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.low_frequency_factor >= self.high_frequency_factor:
+            raise ValueError(
+                f"rotary_scaling.low_frequency_factor: {self.low_frequency_factor} must be below the high one, "
+                f"{self.high_frequency_factor}"
+            )
+        return self
 
 
 class EncoderConfig(FrozenConfig):
@@ -80,6 +120,8 @@ class RetroConfig(FrozenConfig):
     `cross_attention_layers=()` is a plain decoder. `gate` multiplies each chunked cross attention: a constant, or
     "learned", a scalar per layer that starts at 0 so that the model starts as the decoder it was made from.
     `neighbor_padding="attended"` attends to all R tokens of every present neighbour, as NVIDIA's models do.
+    `qk_norm` is a norm over each head of the self attention's queries and keys (Qwen 3). A key `size` starts from a
+    shipped size (`size_names`), whose settings the other keys replace.
     """
 
     vocab_size: PositiveInt
@@ -96,6 +138,8 @@ class RetroConfig(FrozenConfig):
     positions: Literal["learned", "rotary"] = "rotary"
     rotary_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
     rotary_base: PositiveFloat = 10000.0
+    rotary_scaling: RotaryScaling | None = None
+    qk_norm: bool = False
     mlp: Mlp = "swiglu"
     qkv_bias: bool = False
     output_bias: bool = False
@@ -118,6 +162,17 @@ class RetroConfig(FrozenConfig):
             positions="learned" if data["head_dim"] % 2 else "rotary",
         )
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_size(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "size" not in data:
+            return data
+        settings = {**read_size(data["size"]), **data}
+        del settings["size"]
+        if isinstance(data.get("encoder"), Mapping):
+            settings["encoder"] = {**read_size(data["size"]).get("encoder", {}), **data["encoder"]}
+        return settings
 
     @property
     def rotary_dim(self) -> int:

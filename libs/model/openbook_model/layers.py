@@ -5,12 +5,15 @@ Axes: T tokens (of any leading shape), D width, H heads, P head size, F rotary f
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openbook_model.config import Mlp as MlpKind
 from openbook_model.config import Norm as NormKind
+from openbook_model.config import RotaryScaling
 
 
 class Norm(nn.Module):
@@ -51,9 +54,19 @@ class Mlp(nn.Module):
 class Rotary:
     """Cosines and sines of some positions, to turn the first `dim` channels of each head in pairs (i, i + dim/2)."""
 
-    def __init__(self, positions_T: Tensor, dim: int, base: float, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        positions_T: Tensor,
+        dim: int,
+        base: float,
+        dtype: torch.dtype,
+        scaling: RotaryScaling | None = None,
+    ) -> None:
         exponents_F = torch.arange(0, dim, 2, device=positions_T.device, dtype=torch.float32) / dim
-        angles_TF = positions_T[..., None].float() * (1.0 / base**exponents_F)
+        frequencies_F = 1.0 / base**exponents_F
+        if scaling is not None:
+            frequencies_F = _stretched(frequencies_F, scaling)
+        angles_TF = positions_T[..., None].float() * frequencies_F
         self.dim = dim
         self.cos_T1F = angles_TF.cos().to(dtype)[..., None, :]
         self.sin_T1F = angles_TF.sin().to(dtype)[..., None, :]
@@ -71,3 +84,11 @@ class Rotary:
             ),
             dim=-1,
         )
+
+
+def _stretched(frequencies_F: Tensor, scaling: RotaryScaling) -> Tensor:
+    """Frequencies after RotaryScaling's rule."""
+    turns_F = scaling.original_positions * frequencies_F / (2 * math.pi)
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    kept_F = ((turns_F - low) / (high - low)).clamp(0.0, 1.0)
+    return frequencies_F * (kept_F + (1 - kept_F) / scaling.factor)

@@ -129,7 +129,9 @@ class RetroModel(nn.Module):
         hidden_TD: Tensor = self.embedding(ids_T)
         if self.config.positions == "learned":
             return hidden_TD + self.position_embedding(positions_T), None
-        return hidden_TD, Rotary(positions_T, self.config.rotary_dim, self.config.rotary_base, hidden_TD.dtype)
+        config = self.config
+        turns = (config.rotary_dim, config.rotary_base, hidden_TD.dtype, config.rotary_scaling)
+        return hidden_TD, Rotary(positions_T, *turns)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Logits [..., V] of the last block's states."""

@@ -66,6 +66,7 @@ def serve(config: EmbedderConfig) -> None:
         batch_tokens=config.batch_tokens,
         max_queue_tokens=config.max_queue_tokens,
         metrics=metrics,
+        encode_alone=engine.encode_ids,
         probe=engine.tokenize(engine.probe_texts[:1]).ids[0],
         on_ready=readiness.change,
     )

@@ -35,7 +35,7 @@ _log = get_logger(__name__)
 
 
 class Batcher:
-    """Owns the queue and the worker thread that calls `encode`.
+    """Owns the queue and the worker thread that calls `encode`, or `encode_alone` for batches that nothing else joins.
 
     `probe` are the token ids that tell whether the encoder answers; `on_ready` hears of every change of `ready`.
     """
@@ -47,10 +47,11 @@ class Batcher:
         batch_tokens: int,
         max_queue_tokens: int,
         metrics: EmbedderMetrics,
+        encode_alone: EncodeBatch | None = None,
         probe: Sequence[int] = (0,),
         on_ready: Callable[[bool], None] = lambda ready: None,
     ) -> None:
-        self._encode = encode
+        self._encode, self._encode_alone = encode, encode_alone or encode
         self._batch_tokens = batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._metrics = metrics
@@ -264,7 +265,7 @@ class Batcher:
         read = sum(item.tokens for item in batch)
         start = time.monotonic()
         try:
-            vectors_ND = self._encode(ids)
+            vectors_ND = (self._encode_alone if batch[0].alone else self._encode)(ids)
             if len(vectors_ND) != len(ids):
                 raise RuntimeError(f"the encoder gave {len(vectors_ND)} vectors for {len(ids)} texts")
         except Exception as error:  # noqa: BLE001  whatever the encoder raises

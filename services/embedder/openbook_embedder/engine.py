@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -51,8 +52,8 @@ class EncoderEngine:
         on_cores = isinstance(network, TorchNetwork) and network.device == "cpu"
         threads = torch.get_num_threads() if on_cores else 1
         self._rows = RowThreads(self._encode_rows, threads)
-        # Part of what makes a build's bytes repeatable.
-        self._sub_batch_tokens = BEST_TOKENS * threads if on_cores else _SUB_BATCH_TOKENS
+        # Part of what makes a build's bytes repeatable, so no function of the number of threads.
+        self._sub_batch_tokens = BEST_TOKENS if on_cores else _SUB_BATCH_TOKENS
         self.dimension = folder.architecture.dimension
         self.max_tokens = folder.max_tokens
         self.vocab_size = folder.architecture.vocab_size
@@ -115,21 +116,43 @@ class EncoderEngine:
         """Compute type, "float32" or "bfloat16"; with the backend before it where that is not torch: "onnx-int8"."""
         return self._network.dtype
 
+    @property
+    def arithmetic(self) -> Mapping[str, str | int]:
+        """What the last bits of `encode` follow from, beside the texts, the network, its dtype and the libraries.
+
+        In torch on a CPU the number of threads is not among it.
+        """
+        if not isinstance(self._network, TorchNetwork):
+            return {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+        if self._network.device == "cpu":
+            return {"cpu": torch.backends.cpu.get_cpu_capability()}
+        return {"gpu": torch.cuda.get_device_name(self._network.device)}
+
     def tokenize(self, texts: Sequence[str], role: str = "passage") -> TokenizedTexts:
         """Token ids with the prompt of `role` ("query" or "passage") and special tokens, cut to `max_tokens`."""
         return self._tokenizer.tokenize(texts, role)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [n, d] of passages, in order; the result is a function of this list alone."""
-        return self._encode_sorted(self.tokenize(texts, "passage").ids)
+        return self.encode_ids(self.tokenize(texts, "passage").ids)
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Vectors [n, d] of queries, in order; differs from `encode` where the model has a prompt for queries."""
-        return self._encode_sorted(self.tokenize(texts, "query").ids)
+        return self.encode_ids(self.tokenize(texts, "query").ids)
 
     def encode_batch(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Vectors [n, d] of token ids that pass `check_ids`, as one batch: padded, and divided between cores."""
         return self._rows.encode(ids)
+
+    def encode_ids(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Vectors [n, d] of token ids that pass `check_ids`, in sub-batches, each on one core: the same bytes for any
+        number of threads, and for these ids in the parts that `batches` makes."""
+        vectors_ND = np.empty((len(ids), self.dimension), dtype=np.float32)
+        sub_batches = self.sub_batches(ids)
+        encoded = self._rows.map([[ids[place] for place in places] for places in sub_batches])
+        for places, part_ND in zip(sub_batches, encoded, strict=True):
+            vectors_ND[places] = part_ND
+        return vectors_ND
 
     def _encode_rows(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         width = max(len(row) for row in ids)
@@ -153,14 +176,16 @@ class EncoderEngine:
                 f"{field}: token id {wrong} is out of range, this encoder's are 0 to {self.vocab_size - 1}", field=field
             )
 
-    def _encode_sorted(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        vectors_ND = np.empty((len(ids), self.dimension), dtype=np.float32)
-        for places in self.sub_batches(ids):
-            vectors_ND[places] = self.encode_batch([ids[place] for place in places])
-        return vectors_ND
+    def batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Places in `ids` for one call of `encode_ids` after the other: as many sub-batches each as there are cores."""
+        found, step = self.sub_batches(ids), self._rows.count
+        return [list(chain.from_iterable(found[first : first + step])) for first in range(0, len(found), step)]
 
     def sub_batches(self, ids: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Places in `ids` that `encode` puts into one batch, a function of `ids` and the number of threads alone."""
+        """Places in `ids` that go into one sub-batch, longest first: a function of `ids` alone.
+
+        Sub-batches one after the other, as `ids` themselves, are divided into the same.
+        """
         batches: list[list[int]] = []
         width = padding = 0
         for place in sorted(range(len(ids)), key=lambda place: len(ids[place]), reverse=True):

@@ -123,7 +123,7 @@ class Intake:
         if exclusive:
             if self._cache is not None:
                 self._cache.bypass(tokenized.ids)
-            batches = self.engine.sub_batches(tokenized.ids)
+            batches = self.engine.batches(tokenized.ids)
             return self._batcher.feed(tokenized.ids, deadline, batches=batches, gone=gone)
         known = self._look_up(tokenized.ids, deadline)
         return self._remember(self._batcher.feed(tokenized.ids, deadline, batches=None, gone=gone, known=known))

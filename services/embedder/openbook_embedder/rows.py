@@ -7,7 +7,7 @@ services work on the same cores, that adds up.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -29,13 +29,13 @@ class RowThreads:
 
     def __init__(self, encode: EncodeRows, count: int) -> None:
         self._encode = encode
-        self._count = count
-        self._pool = ThreadPoolExecutor(self._count, "embedder-rows", initializer=_use_one_thread)
-        if self._count > 1:
-            all_begun = threading.Barrier(self._count)
-            list(self._pool.map(lambda _: all_begun.wait(), range(self._count)))
+        self.count = count
+        self._pool = ThreadPoolExecutor(self.count, "embedder-rows", initializer=_use_one_thread)
+        if self.count > 1:
+            all_begun = threading.Barrier(self.count)
+            list(self._pool.map(lambda _: all_begun.wait(), range(self.count)))
             # What a thread sets holds for itself and for those that begin later.
-            torch.set_num_threads(self._count)
+            torch.set_num_threads(self.count)
 
     def encode(self, ids: Rows) -> NDArray[np.float32]:
         """The vectors of one batch, in equal parts on all threads where each is worth it.
@@ -43,11 +43,15 @@ class RowThreads:
         The parts follow from the rows' lengths and the number of threads.
         """
         padded = len(ids) * max(map(len, ids))
-        if self._count == 1 or len(ids) < self._count or padded < _LEAST_TOKENS * self._count:
+        if self.count == 1 or len(ids) < self.count or padded < _LEAST_TOKENS * self.count:
             return self._encode(ids)
-        ends = [len(ids) * part // self._count for part in range(self._count + 1)]
+        ends = [len(ids) * part // self.count for part in range(self.count + 1)]
         parts = [ids[first:last] for first, last in pairwise(ends)]
         return np.concatenate(list(self._pool.map(self._encode, parts)))
+
+    def map(self, batches: Sequence[Rows]) -> Iterator[NDArray[np.float32]]:
+        """The vectors of each batch, each computed by one thread, so that the bits follow from the batch alone."""
+        return self._pool.map(self._encode, batches) if self.count > 1 else map(self._encode, batches)
 
 
 def _use_one_thread() -> None:

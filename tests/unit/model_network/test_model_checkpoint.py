@@ -81,7 +81,7 @@ def _change_config(folder: Path, **values: object) -> None:
         (
             lambda folder: _change_config(folder, format=None, model_type="bert"),
             InputError,
-            "bert.*openbook_model\\.convert\\.convert_model",
+            "bert.*openbook model convert",
         ),
         (lambda folder: _change_config(folder, format_version=9), InputError, "version 9"),
         (lambda folder: _change_config(folder, model={"vocab_size": 3}), ConfigError, "hidden_size"),

@@ -38,16 +38,37 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama",
         LLAMA | {"head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 5e4}},
     ),
+    "llama 3.1": (
+        "Llama",
+        LLAMA
+        | {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            }
+        },
+    ),
     "qwen2": ("Qwen2", LLAMA | {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "qwen2 untied, unused window": ("Qwen2", LLAMA | {"num_key_value_heads": 4, "sliding_window": 16}),
+    "qwen3": ("Qwen3", LLAMA | {"num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": True}),
+    "qwen3 biases": (
+        "Qwen3",
+        LLAMA | {"num_key_value_heads": 1, "attention_bias": True, "head_dim": 8, "tie_word_embeddings": False},
+    ),
     "gpt2": ("GPT2", GPT2),
+    "gpt2 untied": ("GPT2", GPT2 | {"tie_word_embeddings": False}),
     "gpt2 exact gelu": ("GPT2", GPT2 | {"activation_function": "gelu", "n_inner": 40}),
 }
 
 
-def make_source(family: str, settings: dict[str, Any], folder: Path) -> Any:
+def make_source(family: str, settings: dict[str, Any], folder: Path, seed: int = 0) -> Any:
     import transformers
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = getattr(transformers, f"{family}Config")(**settings, bos_token_id=0, eos_token_id=1)
     kind = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     original = getattr(transformers, kind)(config).eval()
@@ -65,10 +86,13 @@ def assert_equals(model: RetroModel, original: Any, ids: Tensor) -> None:
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
 
 
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_off_equals_transformers(variant: str, tmp_path: Path) -> None:
-    original = make_source(*VARIANTS[variant], tmp_path)
+def test_off_equals_transformers(variant: str, seed: int, tmp_path: Path) -> None:
+    original = make_source(*VARIANTS[variant], tmp_path, seed)
     model, report = convert_huggingface(tmp_path, SMALL)
+    for shape in ((1, 1), (3, 60)):
+        assert_equals(model, original, torch.randint(0, 60, shape, generator=torch.Generator().manual_seed(seed)))
     ids = torch.randint(0, 60, (2, 20), generator=torch.Generator().manual_seed(1))
     assert_equals(model, original, ids)
     assert cross_attention_state(model) == "off (gate 0)"
@@ -80,6 +104,40 @@ def test_off_equals_transformers(variant: str, tmp_path: Path) -> None:
     assert "blocks.5.gate" in report.new
     assert all("cross" in name or "gate" in name or name.startswith("encoder.") for name in report.new)
     assert "blocks.5.gate" in report.render()
+
+
+def test_without_cross_attention(tmp_path: Path) -> None:
+    original = make_source(*VARIANTS["qwen3"], tmp_path)
+    model, report = convert_huggingface(tmp_path, SMALL.model_copy(update={"cross_attention_layers": ()}))
+    assert report.new == ()
+    assert cross_attention_state(model) == "absent"
+    assert_equals(model, original, torch.arange(30)[None])
+
+
+def test_the_sources_own_dtype(tmp_path: Path) -> None:
+    from transformers import Qwen3ForCausalLM
+
+    make_source(*VARIANTS["qwen3"], tmp_path / "source").bfloat16().save_pretrained(tmp_path / "source")
+    convert_model("hf", tmp_path / "source", tmp_path / "model", SMALL, dtype=None)
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    original = Qwen3ForCausalLM.from_pretrained(tmp_path / "source", dtype=torch.float32)
+    assert_equals(load(tmp_path / "model"), original, torch.arange(30)[None])
+
+
+def test_cached_decoding_with_head_norms_and_stretched_positions(tmp_path: Path) -> None:
+    """What is new in the attention goes through the cache too."""
+    for variant in ("qwen3", "llama 3.1"):
+        original = make_source(*VARIANTS[variant], tmp_path / variant)
+        model, _ = convert_huggingface(tmp_path / variant, SMALL)
+        ids = torch.randint(0, 60, (40,), generator=torch.Generator().manual_seed(2))
+        cache = model.new_cache(1, 64)
+        model.prefill(cache, [0], [ids[:20]])
+        for position in range(20, 40):
+            last = model.step(cache, [0], ids[position : position + 1])
+        with torch.no_grad():
+            theirs = original(ids[None]).logits[:, -1]
+        assert (last - theirs).abs().max() <= 2e-5 * theirs.abs().max()
 
 
 def test_directory_with_options_and_dtype(tmp_path: Path) -> None:
@@ -118,7 +176,11 @@ def _edit_weights(folder: Path, edit: Any) -> None:
             "rope_type",
         ),
         (lambda folder: _edit_config(folder, num_hidden_layers=7), "missing"),
-        (lambda folder: _edit_config(folder, num_hidden_layers=5), "unexpected"),
+        (lambda folder: _edit_config(folder, num_hidden_layers=5), "no place"),
+        (lambda folder: _edit_config(folder, num_attention_heads=3), "num_heads|another shape|cannot be read"),
+        (lambda folder: _edit_config(folder, hidden_size=64), "another shape|cannot be read"),
+        (lambda folder: _edit_config(folder, quantization_config={"quant_method": "gptq", "bits": 4}), "quantised"),
+        (lambda folder: _edit_config(folder, model_type="qwen3_moe"), "qwen3_moe"),
         (lambda folder: _edit_weights(folder, lambda tensors: tensors.pop("model.norm.weight")), "missing"),
         (lambda folder: _edit_weights(folder, lambda t: t["model.norm.weight"].fill_(torch.nan)), "NaN"),
         (lambda folder: (folder / "config.json").write_text("[]"), "JSON object"),
@@ -134,6 +196,16 @@ def test_sources_that_do_not_fit_are_refused(tmp_path: Path, spoil: Any, message
         convert_model("hf", tmp_path / "source", tmp_path / "model", SMALL)
     assert caught.value.field
     assert not (tmp_path / "model").exists()
+
+
+def test_unexpected_tensors_can_be_left_out_and_are_listed(tmp_path: Path) -> None:
+    original = make_source(*VARIANTS["llama untied"], tmp_path / "source")
+    _edit_weights(tmp_path / "source", lambda tensors: tensors.update({"model.vision.weight": torch.ones(2)}))
+    with pytest.raises(InputError, match=r"model\.vision\.weight"):
+        convert_model("hf", tmp_path / "source", tmp_path / "model", SMALL)
+    report = convert_model("hf", tmp_path / "source", tmp_path / "model", SMALL, allow_unexpected=True)
+    assert report.unexpected == ("model.vision.weight",)
+    assert_equals(load(tmp_path / "model"), original, torch.arange(30)[None])
 
 
 def test_wrong_kind_of_source(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,9 @@ from numpy.typing import NDArray
 
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import read_vectors
+from openbook_database.build.engine import Engine
 from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
-from openbook_database.build.shares import Links, link_shard
 from openbook_database.build.workspace import Workspace
 from openbook_database.files import write_atomically
 from openbook_database.index import write_index
@@ -26,11 +28,13 @@ def split_documents(document_rows: NDArray[np.int64], shards: int) -> list[tuple
     documents = len(document_rows)
     shards = min(shards, documents)
     ends = np.cumsum(document_rows)
-    ranges = []
+    ranges: list[tuple[int, int]] = []
     first = 0
     for shard in range(1, shards + 1):
         wanted = ends[-1] * shard / shards
-        end = int(np.argmin(np.abs(ends - wanted))) + 1
+        place = min(int(np.searchsorted(ends, wanted)), documents - 1)
+        nearer = place > 0 and wanted - ends[place - 1] <= ends[place] - wanted
+        end = place if nearer else place + 1
         end = min(max(end, first + 1), documents - (shards - shard))
         ranges.append((first, end))
         first = end
@@ -44,15 +48,44 @@ def run_add_stage(
     settings: BuildSettings,
     work: Workspace,
     stage: Stage,
-    links: Links | None = None,
+    engine: Engine,
 ) -> None:
-    """Write the shards over the document ranges `ranges`; those in `links` are shared with the base."""
-    for number, (first_document, end_document) in enumerate(ranges):
+    """Write the shards over the document ranges `ranges`."""
+    job = AddJob(work, settings, tuple(ranges), dimension)
+    rows = [int(corpus.document_rows[first:end].sum()) for first, end in ranges]
+    missing = [number for number, range_ in enumerate(ranges) if job.files(corpus, number, *range_)]
+    stage.advance(sum(rows) - sum(rows[number] for number in missing), reused=True)
+    item_bytes = 4 * dimension * max(rows)
+    with closing(engine.map(job, missing, name="shard", item_bytes=item_bytes)) as done:
+        for number in done:
+            stage.advance(rows[number])
+
+
+@dataclass(frozen=True)
+class AddJob:
+    """An `engine.Job`: the shard of a number. In any process that sees the work folder under the same path."""
+
+    work: Workspace
+    settings: BuildSettings
+    ranges: tuple[tuple[int, int], ...]
+    dimension: int
+
+    def __call__(self) -> Callable[[int], None]:
+        corpus = Corpus(self.work, self.settings.chunk_length)
+
+        def write(number: int) -> None:
+            folder = self.work.snapshot / shard_folder(number)
+            for name, write in self.files(corpus, number, *self.ranges[number]).items():
+                write_atomically(folder / name, write)
+
+        return write
+
+    def files(
+        self, corpus: Corpus, number: int, first_document: int, end_document: int
+    ) -> dict[str, Callable[[Path], None]]:
+        """What writes the files of a shard that are not there yet."""
+        work, settings, dimension = self.work, self.settings, self.dimension
         folder = work.snapshot / shard_folder(number)
-        if corpus.base is not None and links and number in links:
-            link_shard(corpus.base, links[number], folder)
-            stage.advance(int(corpus.document_rows[first_document:end_document].sum()), reused=True)
-            continue
         first = int(corpus.first_rows[first_document])
         rows = int(corpus.document_rows[first_document:end_document].sum())
 
@@ -69,21 +102,22 @@ def run_add_stage(
                 for document in range(first_document, end_document)
             ),
             "documents.bin": _bytes(
-                [
-                    np.repeat(
-                        np.arange(end_document - first_document, dtype="<u4"),
-                        corpus.document_rows[first_document:end_document],
-                    ).tobytes()
-                ]
+                np.repeat(
+                    np.arange(start - first_document, end - first_document, dtype="<u4"),
+                    corpus.document_rows[start:end],
+                ).tobytes()
+                for start, end in _steps(first_document, end_document)
             ),
-            "lists.faiss": lambda path, blocks=vectors: write_index(path, dimension, blocks()),  # type: ignore[misc]
+            "lists.faiss": lambda path: write_index(path, dimension, vectors()),
         }
         if settings.keep_vectors:
             files["vectors.f16"] = _bytes(block.astype("<f2").tobytes() for block in vectors())
-        missing = {name: write for name, write in files.items() if not (folder / name).exists()}
-        for name, write in missing.items():
-            write_atomically(folder / name, write)
-        stage.advance(rows, reused=not missing)
+        return {name: write for name, write in files.items() if not (folder / name).exists()}
+
+
+def _steps(first: int, end: int, step: int = 1 << 12) -> Iterator[tuple[int, int]]:
+    for start in range(first, end, step):
+        yield start, min(start + step, end)
 
 
 def _bytes(parts: Iterable[bytes]) -> Callable[[Path], None]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import InputError
-from openbook_database.build.workspace import require_same
+from openbook_database.build.workspace import Workspace, require_same
 from openbook_database.documents import DocumentTable
 from openbook_database.index import FLAT, IndexReader
 from openbook_database.manifest import Manifest
@@ -118,11 +118,13 @@ class Base:
         return tokens_NM, lengths_N, lambda first, end: index.vectors(np.arange(first, end))
 
 
-def open_base(path: str | Path, out: Path) -> Base:
-    """The base of a build into `out`; raises InputError where that is the base itself."""
-    if Path(path).resolve() == out.resolve():
-        raise InputError(f"{out} is the base itself, which never changes: choose another folder", field="base")
-    return Base(path)
+def open_base(work: Workspace) -> Base | None:
+    """The base of a build, if it has one; raises InputError where it would be written over."""
+    if work.base is None:
+        return None
+    if work.base.resolve() == work.out.resolve():
+        raise InputError(f"{work.out} is the base itself, which never changes: choose another folder", field="base")
+    return Base(work.base)
 
 
 def _contract(recipe: Mapping[str, Any]) -> dict[str, Any]:

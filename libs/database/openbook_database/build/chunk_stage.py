@@ -215,7 +215,7 @@ def _write_block(
     columns["content"] = pa.array([row.content for row in rows], pa.binary(DIGEST_BYTES))
     columns["rows"] = pa.array([row.rows for row in rows], pa.int64())
     columns["base"] = pa.array([row.base for row in rows], pa.int64())
-    _write_table(block_path(work.documents, block), pa.table(columns))
+    write_table(block_path(work.documents, block), pa.table(columns))
 
     m = settings.chunk_length
     padded, lengths = [np.empty((0, m), dtype=dtype)], [np.empty(0, dtype=np.uint16)]
@@ -236,10 +236,12 @@ def _write_block(
             "headings": pa.array(headings, pa.large_string()),
         }
     )
-    _write_table(block_path(work.chunks, block), table.replace_schema_metadata({_POSITION: position.to_json()}))
+    write_table(block_path(work.chunks, block), table.replace_schema_metadata({_POSITION: position.to_json()}))
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """A block's table, whole or not at all."""
+
     def write(temporary: Path) -> None:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)

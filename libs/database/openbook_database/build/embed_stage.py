@@ -6,7 +6,9 @@ Chunks whose vectors the base has are passed over.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from numpy.typing import NDArray
 from openbook_core.errors import InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.corpus import Corpus
+from openbook_database.build.engine import Engine
 from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
-from openbook_database.build.workspace import Workspace
+from openbook_database.build.workspace import Workspace, require_arithmetic
 from openbook_database.chunking import PassageTemplate
 from openbook_database.encoder import Encoder, encode_all
 from openbook_database.files import map_array, write_bytes_atomically
@@ -30,30 +33,76 @@ def run_embed_stage(
     settings: BuildSettings,
     work: Workspace,
     stage: Stage,
+    engine: Engine,
 ) -> None:
     """Encode the blocks that are not there yet. A block's vectors follow from its passages alone."""
+    blocks = range(-(-corpus.encoded_chunks // settings.embed_block))
+    missing = [block for block in blocks if not _path(work, block).exists()]
+    todo = sum(_length(corpus, settings, block) for block in missing)
+    stage.advance(corpus.encoded_chunks - todo, reused=True)
+    if engine.load_encoder is None:
+        encoded = _encode_here(corpus, tokenizer, encoder, settings, work, missing)
+    else:
+        tokenizer.save(work.tokenizer)
+        job = EmbedJob(work, settings, dict(encoder.arithmetic), engine.load_encoder)
+        item_bytes = 4 * encoder.dimension * settings.embed_block
+        encoded = engine.map(job, missing, name="embed block", item_bytes=item_bytes)
+    with closing(encoded):
+        for block in encoded:
+            stage.advance(_length(corpus, settings, block))
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """An `engine.Job`: the vectors of a block, by an encoder that each process loads once. `arithmetic` is that of the
+    build's own encoder, which it must equal."""
+
+    work: Workspace
+    settings: BuildSettings
+    arithmetic: Mapping[str, str | int]
+    load_encoder: Callable[[], Encoder]
+
+    def __call__(self) -> Callable[[int], None]:
+        corpus = Corpus(self.work, self.settings.chunk_length)
+        tokenizer, encoder = Tokenizer.load(self.work.tokenizer), self.load_encoder()
+        require_arithmetic(self.arithmetic, encoder.arithmetic, "a process of the engine computes otherwise")
+
+        def encode(block: int) -> None:
+            for _ in _encode_here(corpus, tokenizer, encoder, self.settings, self.work, [block]):
+                pass
+
+        return encode
+
+
+def _encode_here(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    encoder: Encoder,
+    settings: BuildSettings,
+    work: Workspace,
+    blocks: Sequence[int],
+) -> Generator[int]:
     template = PassageTemplate(settings.passage_template)
-    blocks = list(_blocks(corpus, settings.embed_block))
-    missing = {block for block in range(len(blocks)) if not _path(work, block).exists()}
-    pulled: deque[list[str]] = deque()
+    pulled: deque[tuple[str, list[str]]] = deque()
 
     def passages() -> Iterator[list[str]]:
-        for block in sorted(missing):
-            pulled.append(corpus.passages(*blocks[block], tokenizer, template))
-            yield pulled[-1]
+        for block in blocks:
+            first = block * settings.embed_block
+            end = first + _length(corpus, settings, block)
+            texts = corpus.passages(first, end, tokenizer, template)
+            pulled.append((f"chunks {first} to {end - 1}", texts))
+            yield texts
 
-    encoded = encode_all(encoder, passages())
-    for block, (first, end) in enumerate(blocks):
-        if block in missing:
-            found = next(encoded)
-            vectors_ND = check_vectors(found, encoder.dimension, pulled.popleft(), f"chunks {first} to {end - 1}")
-            write_bytes_atomically(_path(work, block), vectors_ND.tobytes())
-        stage.advance(end - first, reused=block not in missing)
+    for block, found in zip(blocks, encode_all(encoder, passages()), strict=True):
+        what, texts = pulled.popleft()
+        vectors_ND = check_vectors(found, encoder.dimension, texts, what)
+        write_bytes_atomically(_path(work, block), vectors_ND.tobytes())
+        yield block
 
 
-def _blocks(corpus: Corpus, embed_block: int) -> Iterator[tuple[int, int]]:
-    for first in range(0, corpus.encoded_chunks, embed_block):
-        yield first, min(first + embed_block, corpus.encoded_chunks)
+def _length(corpus: Corpus, settings: BuildSettings, block: int) -> int:
+    """Chunks of a block."""
+    return min(settings.embed_block, corpus.encoded_chunks - block * settings.embed_block)
 
 
 def encode_checked(encoder: Encoder, texts: list[str], what: str) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,18 @@ from openbook_core.fingerprint import Fingerprint
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.add_stage import run_add_stage
 from openbook_database.build.base import Base, open_base
-from openbook_database.build.chunk_stage import SourceCounts
+from openbook_database.build.chunk_stage import SourceCounts, block_path, write_table
 from openbook_database.build.corpus import Corpus
+from openbook_database.build.engine import LocalEngine
 from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
 from openbook_database.build.settings import BuildSettings
-from openbook_database.build.shares import share_shards
+from openbook_database.build.shares import link_shards, share_shards
 from openbook_database.build.workspace import Workspace
 from openbook_database.documents import DocumentTable
 from openbook_database.manifest import Manifest
+
+_BLOCK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,9 @@ def erase_documents(
     documents are in no file that stays. Raises InputError (unknown ids unless `ignore_missing`, nothing or everything
     erased), ConfigError and ConflictError as a build does, NotFoundError and CorruptError for `snapshot`.
     """
-    work = Workspace(Path(out))
-    base = open_base(snapshot, work.out)
+    work = Workspace(Path(out), Path(snapshot).absolute())
+    base = open_base(work)
+    assert base is not None
     erased, missing = _erased(base, ids, ignore_missing)
     kept = np.setdiff1d(np.arange(base.manifest.documents), erased)
     recipe = _recipe(base, erased)
@@ -72,7 +76,7 @@ def erase_documents(
             _require_kept(work, manifest, base, kept)
         else:
             names = b"\0".join(base.documents.id_bytes(int(number)) for number in erased)
-            work.begin({**recipe, "ids": blake3.blake3(names).hexdigest()})
+            work.begin({**recipe, "ids": blake3.blake3(names).hexdigest()}, {})
             work.log.write("erase", out=str(work.out), base=base.id, documents=len(erased))
             manifest = _run_stages(base, kept, recipe, work, progress)
             work.publish()
@@ -146,7 +150,8 @@ def _run_stages(
     settings = BuildSettings.parse(base.manifest.recipe["settings"], source=str(base.path / "manifest.json"))
     tokenizer = Tokenizer.load(base.path / "tokenizer")
     encoder = _Recorded(base.manifest)
-    corpus = Corpus.of_base(base, kept)
+    _write_blocks(base, kept, work)
+    corpus = Corpus(work, settings.chunk_length)
     ranges, links = share_shards(corpus, base)
     if corpus.encoded_chunks:
         raise InputError(
@@ -155,7 +160,8 @@ def _run_stages(
             field="snapshot",
         )
     with Stage("add", corpus.chunks, progress, work.log) as stage:
-        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage, links)
+        link_shards(base, links, work.snapshot)
+        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage, LocalEngine())
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
         counts = _counts(base, kept)
         manifest = run_finish_stage(corpus, ranges, counts, recipe, tokenizer, encoder, settings, work, links)
@@ -178,6 +184,16 @@ def _counts(base: Base, kept: NDArray[np.int64]) -> list[SourceCounts]:
     ]
 
 
+def _write_blocks(base: Base, kept: NDArray[np.int64], work: Workspace) -> None:
+    """What the chunk stage would make of the documents that are left: all are in the base."""
+    rows = pa.schema([("tokens", pa.list_(pa.uint16(), 1)), ("lengths", pa.uint16()), ("headings", pa.large_string())])
+    for block, first in enumerate(range(0, len(kept), _BLOCK)):
+        numbers = pa.array(kept[first : first + _BLOCK])
+        documents = base.documents.table.take(numbers).append_column("base", numbers)
+        write_table(block_path(work.documents, block), documents)
+        write_table(block_path(work.chunks, block), rows.empty_table())
+
+
 class _Recorded:
     """An `encoder.Encoder` that knows the probe texts alone, as the base's manifest has them."""
 
@@ -187,6 +203,7 @@ class _Recorded:
         self.dimension = manifest.contract.dimension
         self.max_tokens = int(manifest.recipe["encoder"]["max_tokens"])
         self.dtype = str(manifest.recipe["encoder"]["dtype"])
+        self.arithmetic: Mapping[str, str | int] = {}
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         assert tuple(texts) == self._probes.texts

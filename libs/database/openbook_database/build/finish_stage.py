@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from openbook_core.files import sync
@@ -17,6 +16,7 @@ from openbook_core.probes import PROBE_TEXTS
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.chunk_stage import SourceCounts, token_dtype
 from openbook_database.build.corpus import Corpus
+from openbook_database.build.document_file import write_document_file
 from openbook_database.build.embed_stage import encode_checked, read_vectors
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.shares import Links, shared_entries
@@ -24,7 +24,7 @@ from openbook_database.build.workspace import Workspace
 from openbook_database.contract import METRIC_INNER_PRODUCT, Contract
 from openbook_database.documents import DocumentTable
 from openbook_database.encoder import Encoder
-from openbook_database.files import clear_write_errors, file_digests, write_atomically, write_bytes_atomically
+from openbook_database.files import clear_write_errors, file_digests, write_bytes_atomically
 from openbook_database.index import exact_entry
 from openbook_database.manifest import MANIFEST_NAME, FileEntry, GoldenQueries, Manifest, Probes, ShardEntry
 from openbook_database.scoring import merge
@@ -45,7 +45,8 @@ def run_finish_stage(
     links: Links | None = None,
 ) -> Manifest:
     """Complete the snapshot in the work folder, with its manifest as the last file."""
-    _write_documents(work.snapshot / "documents.arrow", corpus, settings)
+    work.sweep()
+    write_document_file(work.snapshot / "documents.arrow", corpus, settings.fields.metadata, work.columns)
     _write_tokenizer(work.snapshot / "tokenizer", tokenizer)
     manifest_path = work.snapshot / MANIFEST_NAME
     manifest_path.unlink(missing_ok=True)
@@ -82,16 +83,6 @@ def run_finish_stage(
     manifest = replace(manifest, golden=_golden(manifest, work, corpus, tokenizer, settings, probes_ND))
     write_bytes_atomically(manifest_path, manifest.to_bytes())
     return manifest
-
-
-def _write_documents(path: Path, corpus: Corpus, settings: BuildSettings) -> None:
-    batch = corpus.document_batch(settings.fields.metadata)
-
-    def write(temporary: Path) -> None:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-            writer.write_batch(batch)
-
-    write_atomically(path, write)
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,24 @@ from typing import Self
 
 from openbook_database.files import clear_write_errors
 
+# The rate is that of the last minute: a resumed build, and one beside which another program began, soon tell the truth.
+_WINDOW_S = 60.0
+_LOG_EVERY_S = 10.0
+
 
 @dataclass(frozen=True)
 class Update:
-    """How far a stage is, in chunks. `total` is None while it is not known; `rate` is chunks per second of this run."""
+    """How far a stage is, in chunks. `total` is None while it is not known.
+
+    `rate`: chunks per second over the last minute, without those that an earlier run did; `seconds_left` at that rate,
+    None where total or rate are not known.
+    """
 
     stage: str
     done: int
     total: int | None
     rate: float
+    seconds_left: float | None = None
 
 
 Progress = Callable[[Update], None]
@@ -40,21 +50,29 @@ class BuildLog:
 
 
 class Stage:
-    """One stage of a build: reports progress, and its duration to the log."""
+    """One stage of a build: tells `progress` of every advance and the log of one every ten seconds."""
 
-    def __init__(self, name: str, total: int | None, progress: Progress, log: BuildLog) -> None:
-        self._name, self._total, self._progress, self._log = name, total, progress, log
+    def __init__(
+        self,
+        name: str,
+        total: int | None,
+        progress: Progress,
+        log: BuildLog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name, self._total, self._progress, self._log, self._clock = name, total, progress, log, clock
         self._done = self._reused = 0
-        self._started = time.monotonic()
+        self._started = self._logged = clock()
+        # Times, and chunks that this run had done by then.
+        self._window: deque[tuple[float, int]] = deque([(self._started, 0)])
         self.seconds = 0.0
 
     def __enter__(self) -> Self:
         self._log.write("begin", stage=self._name, total=self._total)
-        self._started = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.seconds = time.monotonic() - self._started
+        self.seconds = self._clock() - self._started
         outcome = "end" if kind is None else "stopped"
         details = {} if error is None else {"error": f"{type(error).__name__}: {error}"}
         self._log.write(
@@ -64,7 +82,32 @@ class Stage:
     def advance(self, chunks: int, *, reused: bool = False) -> None:
         """Count finished chunks; `reused` ones were done by an earlier run."""
         self._done += chunks
-        self._reused += chunks if reused else 0
-        seconds = time.monotonic() - self._started
-        rate = (self._done - self._reused) / seconds if seconds > 0 else 0.0
-        self._progress(Update(self._name, self._done, self._total, rate))
+        now = self._clock()
+        if reused:
+            self._reused += chunks
+            if self._done == self._reused:  # what this run does begins now
+                self._window = deque([(now, 0)])
+        update = self._update(now)
+        self._progress(update)
+        if now - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            self._log.write(
+                "progress",
+                stage=self._name,
+                done=self._done,
+                total=self._total,
+                reused=self._reused,
+                rate=round(update.rate, 3),
+                seconds_left=None if update.seconds_left is None else round(update.seconds_left, 1),
+            )
+
+    def _update(self, now: float) -> Update:
+        fresh = self._done - self._reused
+        self._window.append((now, fresh))
+        while len(self._window) > 2 and self._window[1][0] <= now - _WINDOW_S:
+            self._window.popleft()
+        then, before = self._window[0]
+        rate = (fresh - before) / (now - then) if now > then else 0.0
+        left = None if self._total is None else self._total - self._done
+        seconds_left = 0.0 if left == 0 else left / rate if left is not None and rate > 0 else None
+        return Update(self._name, self._done, self._total, rate, seconds_left)

@@ -8,28 +8,14 @@ from typing import Any
 
 import faiss
 
-from openbook_core.errors import InputError
 from openbook_core.fingerprint import Fingerprint
 from openbook_database.build.settings import BuildSettings
 from openbook_database.encoder import Encoder
 from openbook_database.manifest import FORMAT_VERSION
-from openbook_database.reader import Source
-from openbook_database.streams import file_digest
 
 # Grows when a stage's output changes for the same input.
-STAGES = {"chunk": 2, "embed": 2, "add": 1, "finish": 2}
+STAGES = {"chunk": 3, "embed": 3, "add": 1, "finish": 2}
 _LIBRARIES = ("numpy", "pyarrow", "tokenizers", "torch", "transformers")
-
-
-def digest_sources(sources: Sequence[Source]) -> list[dict[str, Any]]:
-    """Name (without folders), size and digest of each source as it lies on the disk."""
-    records = []
-    for source in sources:
-        size, digest = file_digest(source.path)
-        if size == 0:
-            raise InputError(f"{source.path} is empty", field="input")
-        records.append({"name": source.path.name, "size": size, "blake3": digest, "licence": source.licence})
-    return records
 
 
 def make_recipe(

@@ -15,16 +15,19 @@ from openbook_database.build.base import Base, open_base
 from openbook_database.build.chunk_stage import run_chunk_stage
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import run_embed_stage
+from openbook_database.build.engine import Engine, LocalEngine
 from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
-from openbook_database.build.recipe import digest_sources, make_recipe
+from openbook_database.build.recipe import make_recipe
 from openbook_database.build.settings import BuildSettings
-from openbook_database.build.shares import Links, Ranges, share_shards, skewed
+from openbook_database.build.shares import Links, Ranges, link_shards, share_shards, skewed
 from openbook_database.build.workspace import Workspace
 from openbook_database.encoder import Encoder
 from openbook_database.manifest import Manifest
 from openbook_database.reader import Source
 from openbook_database.registry.base import check_database_name
+from openbook_database.sources.digest import digest_sources
+from openbook_database.sources.listing import expand_sources, with_all_metadata
 
 
 @dataclass(frozen=True)
@@ -58,25 +61,29 @@ def build_snapshot(
     settings: BuildSettings | None = None,
     base: str | Path | None = None,
     progress: Progress = lambda update: None,
+    engine: Engine | None = None,
 ) -> BuildResult:
     """Build the snapshot of `sources` in the folder `out`, or go on with a build that was interrupted.
 
+    A source is a file or folder of any format of `sources.formats`, or a glob, which stands for its files in order.
+    The chunk and the finish stage run in this process, the others where `engine` has them done (default: here too).
+    base: the folder of an earlier snapshot of the same contract and compute type. Only documents that are new or have
+    another text or title are tokenised and encoded; shards keep the base's borders, and files of unchanged ones are shared.
     A finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log
     in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted).
-    `base`: the folder of an earlier snapshot of the same contract and compute type. Only documents that are new or have
-    another text or title are tokenised and encoded; shards keep the base's borders, and files of unchanged ones are shared.
     Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ConfigError (work or
     a snapshot that was begun with other settings or input, each difference named) and ConflictError (another build
     into the same folder). None of them leaves anything half-written that a next run trips over.
     """
     check_database_name(database)
-    settings = settings or BuildSettings()
-    resolved = [source if isinstance(source, Source) else Source(path=Path(source)) for source in sources]
+    settings, engine = settings or BuildSettings(), engine or LocalEngine()
+    resolved = expand_sources(sources)
     if not resolved:
         raise InputError("no input file was given", field="input")
-    work = Workspace(Path(out))
+    settings = settings.model_copy(update={"fields": with_all_metadata(settings.fields, resolved)})
+    work = Workspace(Path(out), None if base is None else Path(base).absolute())
     recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings)
-    begun_from = None if base is None else open_base(base, work.out)
+    begun_from = open_base(work)
     if begun_from is not None:
         begun_from.require_same(recipe)
         recipe["base"] = begun_from.id
@@ -88,12 +95,12 @@ def build_snapshot(
         if manifest is not None:
             work.discard()
             return _result(work, manifest, settings, reused=True)
-        resumed = work.begin(recipe)
+        resumed = work.begin(recipe, encoder.arithmetic)
         work.log.write("resume" if resumed else "start", out=str(work.out), database=database)
         seconds: dict[str, float] = {}
         shared: dict[str, int] = {}
         manifest = _run_stages(
-            resolved, recipe, tokenizer, encoder, settings, begun_from, work, progress, seconds, shared
+            resolved, recipe, tokenizer, encoder, settings, begun_from, work, progress, seconds, shared, engine
         )
         work.publish()
         work.discard()
@@ -121,12 +128,13 @@ def _run_stages(
     progress: Progress,
     seconds: dict[str, float],
     shared: dict[str, int],
+    engine: Engine,
 ) -> Manifest:
     with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
         counts = run_chunk_stage(sources, tokenizer, settings, work, stage, base).counts
         _require_unchanged(sources, recipe)
     seconds["chunk"] = stage.seconds
-    corpus = Corpus.open(work, settings.chunk_length, base)
+    corpus = Corpus(work, settings.chunk_length)
     links: Links = {}
     if base is None:
         ranges: Ranges = split_documents(corpus.document_rows, settings.shards)
@@ -138,10 +146,12 @@ def _run_stages(
         }
         shared["shards"] = len(links)
     with Stage("embed", corpus.encoded_chunks, progress, work.log) as stage:
-        run_embed_stage(corpus, tokenizer, encoder, settings, work, stage)
+        run_embed_stage(corpus, tokenizer, encoder, settings, work, stage, engine)
     seconds["embed"] = stage.seconds
     with Stage("add", corpus.chunks, progress, work.log) as stage:
-        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage, links)
+        if base is not None:
+            link_shards(base, links, work.snapshot)
+        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage, engine)
     seconds["add"] = stage.seconds
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
         manifest = run_finish_stage(corpus, ranges, counts, recipe, tokenizer, encoder, settings, work, links)

@@ -52,10 +52,11 @@ def share_shards(corpus: Corpus, base: Base) -> tuple[Ranges, Links]:
     return ranges, links
 
 
-def link_shard(base: Base, number: int, folder: Path) -> None:
-    """Give the files of the base's shard `number` a second name in `folder`; a file that is there is whole."""
-    for name in shard_files(base, number):
-        link_file(base.path / name, folder / Path(name).name)
+def link_shards(base: Base, links: Links, snapshot: Path) -> None:
+    """Give the files of unchanged shards of the base a second name in the folder `snapshot`; one that is there is whole."""
+    for number, shared in links.items():
+        for name in shard_files(base, shared):
+            link_file(base.path / name, snapshot / shard_folder(number) / Path(name).name)
 
 
 def shard_files(base: Base, number: int) -> dict[str, FileEntry]:

@@ -25,15 +25,22 @@ from openbook_database.snapshot import check_files
 class Workspace:
     """Paths of one build, and the guards against mixing two."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, base: Path | None = None) -> None:
+        """`base`: the folder of the snapshot that the build begins from."""
+        self.base = base
         self.out = out.absolute()
         self.building = self.out.with_name(self.out.name + ".building")
         self.documents = self.building / "documents"
         self.chunks = self.building / "chunks"
+        self.order = self.building / "documents.order"
+        self.encoded = self.building / "encoded.order"
+        self.columns = self.building / "columns.tmp"
+        self.tokenizer = self.building / "tokenizer"
         self.vectors = self.building / "vectors"
         self.snapshot = self.building / "snapshot"
         self.log = BuildLog(self.out.with_name(self.out.name + ".log.jsonl"))
         self._recipe = self.building / "recipe.json"
+        self._arithmetic = self.building / "arithmetic.json"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -80,32 +87,41 @@ class Workspace:
         if (self.out / MANIFEST_NAME).exists():
             return dict(Manifest.read(self.out).recipe)
         if self._recipe.exists():
-            return self._read_recipe()
+            return _read_json(self._recipe, self.building)
         return None
 
-    def _read_recipe(self) -> dict[str, Any]:
-        try:
-            recipe: dict[str, Any] = json.loads(self._recipe.read_bytes())
-        except ValueError as error:
-            raise CorruptError(f"{self._recipe}: is not JSON: {error}; delete {self.building}") from error
-        return recipe
-
-    def begin(self, recipe: Mapping[str, Any]) -> bool:
-        """Note the recipe, or compare it with that of the work to resume; True where there is some."""
+    def begin(self, recipe: Mapping[str, Any], arithmetic: Mapping[str, str | int]) -> bool:
+        """Note the recipe and the encoder's arithmetic, or compare them with those of the work to resume; True where there
+        is some. The arithmetic is not part of the snapshot: it tells vectors apart only in their last bits."""
         if self._recipe.exists():
             require_same(
-                self._read_recipe(),
+                _read_json(self._recipe, self.building),
                 recipe,
                 f"{self.building} holds work that was begun otherwise",
                 "delete it, or run with what it was begun with",
             )
-            for leftover in self.building.rglob("*.tmp"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            require_arithmetic(
+                _read_json(self._arithmetic, self.building),
+                arithmetic,
+                f"{self.building} holds vectors that were begun with another arithmetic",
+            )
+            self.sweep()
             return True
         for folder in (self.documents, self.chunks, self.vectors, self.snapshot):
             shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.order, self.encoded):
+            file.unlink(missing_ok=True)
+        write_bytes_atomically(self._arithmetic, canonical_json(dict(arithmetic)).encode())
         write_bytes_atomically(self._recipe, canonical_json(recipe).encode())
         return False
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written."""
+        for leftover in self.building.rglob("*.tmp"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
     def publish(self) -> None:
         """Make the finished snapshot appear under its name by one rename."""
@@ -118,6 +134,22 @@ class Workspace:
     def discard(self) -> None:
         """Remove the work in progress."""
         shutil.rmtree(self.building, ignore_errors=True)
+
+
+def _read_json(path: Path, building: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+    except (ValueError, FileNotFoundError) as error:
+        raise CorruptError(f"{path}: is not JSON: {error}; delete {building}") from error
+    return record
+
+
+def require_arithmetic(earlier: Mapping[str, Any], now: Mapping[str, Any], what: str) -> None:
+    """Raise ConfigError where an encoder rounds otherwise than the one that the build began with."""
+    advice = (
+        "go on with the kind of processor, embedder and number of threads that it was begun with, or delete the work"
+    )
+    require_same(earlier, now, what, advice)
 
 
 def require_same(earlier: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:

@@ -1,27 +1,29 @@
 """Import of NVIDIA's Retro weights under their Megatron names, core and legacy, into a RetroModel.
 
-The source is a folder with `config.json` (hyper-parameters under NVIDIA's names) and a safetensors file. Differences
-of the two code bases: names, and what the encoder's cross attention is added to.
+The source of `convert_megatron` is a folder with `config.json` (hyper-parameters under NVIDIA's names) and a safetensors
+file; `openbook_model.convert.legacy` reads NVIDIA's own files. Differences of the two code bases: names, and what the
+encoder's cross attention is added to.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from openbook_core.errors import CorruptError, InputError, NotFoundError
-from openbook_model.config import EncoderConfig, Mlp, RetroConfig
-from openbook_model.convert.report import ConversionReport, fill
+from openbook_model.config import Mlp, RetroConfig
+from openbook_model.convert.report import ConversionReport, common_dtype, fill
 from openbook_model.model import RetroModel
 
-_MLPS: dict[str, Mlp] = {"gelu": "gelu", "swiglu": "swiglu"}
+_MLPS: dict[str, Mlp] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "swiglu": "swiglu"}
 _GLOBAL = (
     (r"embedding\.word_embeddings\.weight", "embedding.weight"),
     (r"embedding\.position_embeddings\.weight", "position_embedding.weight"),
@@ -46,8 +48,10 @@ _ENCODER_LAYER = re.compile(
 _DECODER_LAYER = re.compile(r"(?:en|de)coder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 
 
-def convert_megatron(folder: Path) -> tuple[RetroModel, ConversionReport]:
-    """The model (float32) of a folder, and the account of its tensors.
+def convert_megatron(
+    folder: Path, *, dtype: torch.dtype | None = torch.float32, allow_unexpected: bool = False
+) -> tuple[RetroModel, ConversionReport]:
+    """The model of a folder, and the account of its tensors. A `dtype` of None is the source's own.
 
     Raises NotFoundError, CorruptError or InputError naming the file, the setting or the tensor at fault.
     """
@@ -60,74 +64,119 @@ def convert_megatron(folder: Path) -> tuple[RetroModel, ConversionReport]:
         source = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CorruptError(f"{path} is not a whole safetensors file: {error}", field="source") from error
-    model = RetroModel.allocate(config)
-    tensors, unexpected, ignored = {}, [], []
-    for name, tensor in source.items():
+    model = RetroModel.allocate(config, dtype or common_dtype(source))
+    names, unexpected, ignored = sort_names(source, config)
+    report = fill(
+        model,
+        Regrouped(names, source.__getitem__, config),
+        unexpected=unexpected,
+        ignored=ignored,
+        allow_unexpected=allow_unexpected,
+    )
+    return model.eval(), report
+
+
+class Regrouped(Mapping[str, Tensor]):
+    """Tensors under our names, each read and put into our order when it is asked for.
+
+    `names`: ours -> the source's.
+    """
+
+    def __init__(self, names: Mapping[str, str], read: Callable[[str], Tensor], config: RetroConfig) -> None:
+        self._names, self._read, self._config = names, read, config
+
+    def __getitem__(self, target: str) -> Tensor:
+        return regroup(target, self._read(self._names[target]), self._config)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def sort_names(source: Iterable[str], config: RetroConfig) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+    """The source's names by ours, those without a place, and those that hold nothing."""
+    names, unexpected, ignored = {}, [], []
+    for name in source:
         target = target_name(name, config)
         if name.endswith("_extra_state"):
             ignored.append(name)
-        elif target is None:
+        elif target is None or target in names:
             unexpected.append(name)
         else:
-            tensors[target] = regroup(target, tensor, config)
-    return model, fill(model, tensors, unexpected=tuple(unexpected), ignored=tuple(ignored))
+            names[target] = name
+    return names, tuple(unexpected), tuple(ignored)
 
 
 def megatron_config(settings: Mapping[str, Any]) -> RetroConfig:
-    """Our configuration for NVIDIA's hyper-parameters; raises InputError naming a missing or unknown one."""
+    """Our configuration for NVIDIA's hyper-parameters.
 
-    def get(key: str) -> Any:
-        if key not in settings:
-            raise InputError(f"config.json has no {key!r}", field=key)
-        return settings[key]
+    Raises InputError naming a missing or unknown one, ConfigError for values that do not go together.
+    """
+    rotary = _get(settings, "position_embedding") == "rope"
+    bias = _get(settings, "add_bias_linear")
+    normalised = _get(settings, "encoder_cross_attention_residual") == "normalised"
+    encoder = {
+        "hidden_size": _get(settings, "hidden_size"),
+        "num_heads": _get(settings, "num_attention_heads"),
+        "num_layers": _get(settings, "encoder_num_layers"),
+        "head_dim": _get(settings, "head_dim"),
+        "ffn_hidden_size": _get(settings, "ffn_hidden_size"),
+        "positions": "none" if rotary else "shared",
+        "bias": bias,
+        "conditioned": True,
+        "cross_attention_layers": _get(settings, "encoder_cross_attention_layers_1based"),
+        "cross_attention_residual": "normalised" if normalised else "residual",
+        "final_norm": False,
+    }
+    retro = {
+        "cross_attention_bias": bias,
+        "chunk_length": _get(settings, "chunk_length"),
+        "neighbor_length": _get(settings, "retrieved_length"),
+        "num_neighbors": _get(settings, "num_neighbors"),
+        "neighbor_padding": "attended",
+        "cross_attention_layers": _get(settings, "cross_attention_layers_1based"),
+        "gate": _get(settings, "retro_attention_gate"),
+        "encoder": encoder,
+    }
+    return RetroConfig.parse({**decoder_settings(settings), **retro}, source="the source's settings")
 
-    activation = get("activation")
+
+def decoder_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a RetroConfig that describes the decoder; errors as in `megatron_config`."""
+    activation = _get(settings, "activation")
     if activation not in _MLPS:
         raise InputError(f"activation {activation!r} is not one of {', '.join(_MLPS)}", field="activation")
-    rotary = get("position_embedding") == "rope"
-    bias = get("add_bias_linear")
-    normalised = get("encoder_cross_attention_residual") == "normalised"
-    encoder = EncoderConfig(
-        hidden_size=get("hidden_size"),
-        num_heads=get("num_attention_heads"),
-        num_layers=get("encoder_num_layers"),
-        head_dim=get("head_dim"),
-        ffn_hidden_size=get("ffn_hidden_size"),
-        positions="none" if rotary else "shared",
-        bias=bias,
-        conditioned=True,
-        cross_attention_layers=get("encoder_cross_attention_layers_1based"),
-        cross_attention_residual="normalised" if normalised else "residual",
-        final_norm=False,
-    )
-    return RetroConfig(
-        vocab_size=settings.get("padded_vocab_size", get("vocab_size")),
-        hidden_size=get("hidden_size"),
-        num_layers=get("num_layers"),
-        num_heads=get("num_attention_heads"),
-        head_dim=get("head_dim"),
-        ffn_hidden_size=get("ffn_hidden_size"),
-        max_positions=get("max_position_embeddings"),
-        norm="layernorm1p" if get("layernorm_zero_centered_gamma") else "layernorm",
-        norm_epsilon=get("layernorm_epsilon"),
-        norm_bias=True,
-        positions="rotary" if rotary else "learned",
-        rotary_fraction=get("rotary_percent") if rotary else 1.0,
-        rotary_base=get("rotary_base") if rotary else 10000.0,
-        mlp=_MLPS[activation],
-        qkv_bias=bias,
-        output_bias=bias,
-        mlp_bias=bias,
-        cross_attention_bias=bias,
-        tied_embeddings=get("tied_embeddings"),
-        chunk_length=get("chunk_length"),
-        neighbor_length=get("retrieved_length"),
-        num_neighbors=get("num_neighbors"),
-        neighbor_padding="attended",
-        cross_attention_layers=get("cross_attention_layers_1based"),
-        gate=get("retro_attention_gate"),
-        encoder=encoder,
-    )
+    rotary = _get(settings, "position_embedding") == "rope"
+    bias = _get(settings, "add_bias_linear")
+    norm = settings.get("norm", "layernorm1p" if _get(settings, "layernorm_zero_centered_gamma") else "layernorm")
+    return {
+        "vocab_size": settings.get("padded_vocab_size") or _get(settings, "vocab_size"),
+        "hidden_size": _get(settings, "hidden_size"),
+        "num_layers": _get(settings, "num_layers"),
+        "num_heads": _get(settings, "num_attention_heads"),
+        "head_dim": _get(settings, "head_dim"),
+        "ffn_hidden_size": _get(settings, "ffn_hidden_size"),
+        "max_positions": _get(settings, "max_position_embeddings"),
+        "norm": norm,
+        "norm_epsilon": _get(settings, "layernorm_epsilon"),
+        "norm_bias": norm != "rmsnorm",
+        "positions": "rotary" if rotary else "learned",
+        "rotary_fraction": _get(settings, "rotary_percent") if rotary else 1.0,
+        "rotary_base": _get(settings, "rotary_base") if rotary else 10000.0,
+        "mlp": _MLPS[activation],
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "mlp_bias": bias,
+        "tied_embeddings": _get(settings, "tied_embeddings"),
+    }
+
+
+def _get(settings: Mapping[str, Any], key: str) -> Any:
+    if key not in settings:
+        raise InputError(f"the source's settings have no {key!r}", field=key)
+    return settings[key]
 
 
 def target_name(source: str, config: RetroConfig) -> str | None:
@@ -157,6 +206,10 @@ def regroup(target: str, tensor: Tensor, config: RetroConfig) -> Tensor:
     if groups == 1:
         return tensor
     rest = tensor.shape[1:]
+    if len(tensor) % (groups * config.head_dim):
+        raise InputError(
+            f"{target}: {len(tensor)} rows are no whole heads of {groups} x {config.head_dim} channels", field="source"
+        )
     return tensor.reshape(-1, groups, config.head_dim, *rest).transpose(0, 1).reshape(-1, *rest).contiguous()
 
 

@@ -1,0 +1,168 @@
+"""`openbook db inspect`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_core.errors import ArgumentError
+from openbook_core.weights import DEFAULT_EMBEDDER
+
+_WIDEST = 120
+
+
+def inspect(
+    snapshot: Annotated[Path, typer.Argument(help="Folder of the snapshot.")],
+    chunk: Annotated[int | None, typer.Option(help="Id of a chunk to show with its document.")] = None,
+    text: Annotated[str | None, typer.Option(help="Show the neighbours of this text.")] = None,
+    neighbours_of: Annotated[int | None, typer.Option(help="Show the neighbours of the chunk of this id.")] = None,
+    k: Annotated[int, typer.Option("-k", help="How many neighbours.")] = 5,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw recall against latency, and chunk lengths.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    embedder: Annotated[
+        str, typer.Option(help="Folder or name of the snapshot's encoder, for --text.")
+    ] = DEFAULT_EMBEDDER,
+    dtype: Annotated[str, typer.Option(help="Compute type of the encoder: auto, float32 or bfloat16.")] = "auto",
+    pooling: Pooling = None,
+    normalize: Normalize = None,
+    query_prompt: QueryPrompt = None,
+    passage_prompt: PassagePrompt = None,
+    max_tokens: MaxTokens = None,
+) -> None:
+    """Look at a snapshot: counts, recipe, recall and sizes; a chunk; the neighbours of a text or of a chunk."""
+    from openbook_database import inspect as looking
+    from openbook_database.snapshot import Snapshot
+
+    if sum(each is not None for each in (chunk, text, neighbours_of)) > 1:
+        raise ArgumentError("chunk, text, neighbours_of: give one of them", field="text")
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    if text is None and neighbours_of is None:
+        shown = looking.inspect(snapshot, chunk=chunk)
+        lines = _overview(shown) if chunk is None else _chunk(shown["sample"], width)
+    else:
+        opened = Snapshot.open(snapshot, "sizes")
+        if text is None:
+            assert neighbours_of is not None
+            found = looking.neighbours_of_chunk(opened, neighbours_of, k)
+        else:
+            from openbook_embedder.config import EncoderOptions
+            from openbook_embedder.engine import EncoderEngine
+
+            given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
+            given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
+            options = EncoderOptions.parse(given, source="openbook db inspect")
+            encoder = EncoderEngine.load(embedder, dtype=dtype, options=options)  # type: ignore[arg-type]
+            found = looking.neighbours_of_text(opened, text, k, encoder)
+        of = {"chunk": looking.describe_chunk(opened, neighbours_of)} if neighbours_of is not None else {"text": text}
+        shown = {"database": opened.manifest.database, "snapshot": opened.id, "of": of, "neighbours": found}
+        lines = _neighbours(shown, width)
+    print(json.dumps(shown, indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
+    if plot is not None:
+        from openbook_database.inspect_plot import plot as draw
+
+        draw(Snapshot.open(snapshot, "sizes"), plot)
+
+
+def _overview(shown: dict[str, Any]) -> Iterator[str]:
+    contract, index = shown["contract"], shown["index"]
+    embedder = contract["embedder"].get("architecture")
+    name = embedder.get("model_type", "") if isinstance(embedder, dict) else embedder
+    facts = {
+        "database": shown["database"],
+        "snapshot": shown["snapshot"],
+        "documents": f"{shown['documents']:,}",
+        "chunks": f"{shown['chunks']:,} of up to {contract['chunk_length']} tokens, {shown['tokens']:,} tokens",
+        "vectors": f"{contract['dimension']} elements, {contract['metric'].replace('_', ' ')}, "
+        f"encoder {name} in {shown['encoder_dtype']}",
+        "passages": repr(contract["passage_template"]),
+        "index": f"{index['factory']}, "
+        + ("exact" if index["exact"] else f"trained on {index['trained_on']:,} vectors"),
+        "search": ", ".join(f"{key} {value}" for key, value in index["search"].items()) or "no settings",
+        "size": f"{_size(shown['bytes'])}, {shown['bytes'] / shown['chunks']:,.0f} bytes a chunk",
+    }
+    yield from (f"{key:10} {value}" for key, value in facts.items())
+    yield from _recall(index)
+    yield "\nfiles"
+    for name, size in shown["bytes_by_file"].items():
+        yield f"  {name:18} {_size(size):>10}  {size / shown['bytes']:6.1%}"
+    yield "\nsources"
+    for source in shown["sources"]:
+        skipped = sum(source["skipped"].values())
+        yield (
+            f"  {source['name']}: {source['documents']:,} documents, {source['chunks']:,} chunks, "
+            f"{source['tokens']:,} tokens; licence {', '.join(source['licences']) or 'not stated'}"
+            + (f"; {skipped:,} lines skipped" if skipped else "")
+        )
+    yield "\nshards"
+    for shard in shown["shards"]:
+        yield (
+            f"  {shard['shard']:>3}  {shard['rows']:>12,} chunks from {shard['first_row']:,}, {shard['documents']:,} documents "
+            f"{shard['first_id']} to {shard['last_id']}"
+        )
+
+
+def _recall(index: dict[str, Any]) -> Iterator[str]:
+    if index["exact"]:
+        yield f"{'recall':10} 1 by definition"
+        return
+    yield f"{'recall':10} {json.dumps(index['recall'])}"
+
+
+def _chunk(chunk: dict[str, Any], width: int) -> Iterator[str]:
+    document = chunk["document"]
+    yield f"chunk {chunk['id']}: {chunk['tokens']} tokens, number {document['chunk'] + 1} of {document['chunks']} of its document"
+    for key in ("id", "title", "uri", "licence"):
+        if document[key] is not None:
+            yield f"{key:12} {document[key]}"
+    for key, value in document["metadata"].items():
+        yield f"{key:12} {json.dumps(value, ensure_ascii=False)}"
+    for key, absent in (
+        ("context", "the document begins here"),
+        ("text", ""),
+        ("continuation", "the document ends here"),
+    ):
+        yield f"\n{key}" + ("" if chunk[key] else f": {absent}")
+        yield from _folded(chunk[key], width, "  ")
+
+
+def _neighbours(shown: dict[str, Any], width: int) -> Iterator[str]:
+    of = shown["of"]
+    yield f"{shown['database']}, snapshot {shown['snapshot'][:12]}; nearest to"
+    yield from _folded(of.get("text") or of["chunk"]["text"], width, "  ")
+    for neighbour in shown["neighbours"]:
+        document = neighbour["document"]
+        title = "" if document["title"] is None else f"{document['title']} "
+        yield (
+            f"\n{neighbour['score']:.4f}  chunk {neighbour['id']}  {title}({document['id']}, {document['chunk'] + 1} of "
+            f"{document['chunks']})"
+        )
+        yield from _folded(neighbour["text"], width, "  ")
+
+
+def _folded(text: str, width: int, indent: str) -> list[str]:
+    """Lines of `text` folded to the terminal; blank lines are left out, characters that steer a terminal shown as such."""
+    lines = (
+        "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in line) for line in text.splitlines()
+    )
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(line, max(width, 20), initial_indent=indent, subsequent_indent=indent)
+    ]
+
+
+def _size(number: int) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
+        number /= 1000  # type: ignore[assignment]
+    return f"{number:,.1f} TB"

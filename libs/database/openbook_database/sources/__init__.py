@@ -1,0 +1,1 @@
+"""Where documents come from: one file for each format, all behind `base.Rows`."""

@@ -1,0 +1,1 @@
+"""Snapshots to and from object stores and shared folders, through fsspec."""
