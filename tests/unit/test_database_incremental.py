@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import ConfigError, CorruptError, InputError, NotFoundError
 from openbook_database.build import run
-from openbook_database.build.run import BuildResult
+from openbook_database.build.engine import LocalEngine
+from openbook_database.build.run import BuildResult, build_snapshot
+from openbook_database.build.settings import BuildSettings
 from openbook_database.manifest import Manifest
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows
+from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, write_rows
 from openbook_database.verify import verify
 
 Row = dict[str, Any]
@@ -189,6 +191,23 @@ def test_links_that_cannot_be_made_are_copies(base: Path, tmp_path: Path, monkey
     assert linked.snapshot_id == copied.snapshot_id
     assert tree(linked.path) == tree(copied.path)
     assert all(path.stat().st_nlink == 1 for path in copied.path.rglob("*") if path.is_file())
+
+
+def test_several_processes_write_the_shards_from_a_base(base: Path, tmp_path: Path) -> None:
+    after = edited(ROWS, {in_order(1, base)[0]: "text", in_order(2, base)[0]: "removed"})
+    source = write_rows(tmp_path / "new.jsonl", after)
+    build_snapshot(
+        [source],
+        tmp_path / "several",
+        database="tiny",
+        tokenizer=tiny_tokenizer(),
+        encoder=HashEncoder(),
+        settings=BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32),
+        base=base,
+        engine=LocalEngine(workers=2),
+    )
+    alone = build_tiny_snapshot(tmp_path / "new", rows=after, shards=3, base=base)
+    assert tree(tmp_path / "several") == tree(alone.path)
 
 
 def test_growth_that_lands_in_one_shard_is_noted(base: Path, tmp_path: Path) -> None:
