@@ -45,6 +45,12 @@ def build(
         Path | None, typer.Option(help="Earlier snapshot: only what is new or changed is encoded, the rest is shared.")
     ] = None,
     shards: Annotated[int | None, typer.Option(help="Shards to make; the base's number, or 1, unless given.")] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(help="Faiss factory string, such as IVF1024,SQ8, or auto; the base's, or auto, unless given."),
+    ] = None,
+    target_recall: Annotated[float, typer.Option(help="Recall@10 that the default search shall reach.")] = 0.95,
+    device: Annotated[str, typer.Option(help="Where the index is trained: auto, cpu or cuda.")] = "auto",
     template: Annotated[
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
     ] = "{title}: {text}",
@@ -81,7 +87,9 @@ def build(
         fields["title"] = tuple(title_field)
     settings = BuildSettings.parse(
         {
-            "shards": _base_shards(base) if shards is None else shards,
+            "shards": shards or _recorded(base, "shards", 1),
+            "index": index or _recorded(base, "index", "auto"),
+            "target_recall": target_recall,
             "passage_template": template,
             "fields": fields,
             "skip_bad_lines": skip_bad_lines,
@@ -113,6 +121,7 @@ def build(
             encoder=encoder,
             settings=settings,
             base=base,
+            device=device,
             progress=ProgressLine(),
             engine=chosen,
         )
@@ -145,10 +154,11 @@ def _report(result: BuildResult, dtype: str, json_file: Path | None) -> None:
     )
 
 
-def _base_shards(base: Path | None) -> int:
+def _recorded(base: Path | None, setting: str, default: Any) -> Any:
+    """What the base was built with."""
     from openbook_database.manifest import Manifest
 
-    return 1 if base is None else int(Manifest.read(base).recipe["settings"]["shards"])
+    return default if base is None else Manifest.read(base).recipe["settings"][setting]
 
 
 def load_encoder(

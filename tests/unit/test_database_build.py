@@ -226,7 +226,8 @@ def test_interrupted_by_the_keyboard(source: Path, expected: dict[str, bytes], t
     assert tree(out) == expected
     assert {update.stage for update in updates} == {"chunk", "embed", "add", "finish"}
     events = [json.loads(line) for line in (tmp_path / "snapshot.log.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events if "stage" not in event] == ["start", "resume", "finish"]
+    named = [event["event"] for event in events if "stage" not in event]
+    assert named == ["start", "index", "resume", "index", "finish"]
     assert next(e["reused"] for e in events if e["event"] == "end" and e.get("stage") == "embed") == 96
 
 
@@ -562,7 +563,7 @@ def test_many_shards_cover_all_documents() -> None:
 
 def test_settings_say_what_is_wrong() -> None:
     for data, field in (
-        ({"index": "IVF16,Flat"}, "index"),
+        ({"index": "IVF16,Pancake"}, "index"),
         ({"passage_template": "{title}"}, "passage_template"),
         ({"shards": 0}, "shards"),
         ({"chunk_length": -1}, "chunk_length"),

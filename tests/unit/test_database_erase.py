@@ -18,11 +18,13 @@ from openbook_core.errors import ConfigError, CorruptError, InputError, NotFound
 from openbook_database.build.erase import erase_documents
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
+from openbook_database.index.lists import Lists
 from openbook_database.manifest import Manifest
 from openbook_database.snapshot import Snapshot
 from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer
 from openbook_database.verify import verify
 
+LISTS = 300
 SECRET = {
     "id": "doc/0000--secret-é",  # the first of all, so the first border and the first golden query are its own
     "title": "Zarquon Beblebrox",
@@ -59,6 +61,8 @@ def traces(snapshot: Path, external_id: str) -> dict[str, list[bytes]]:
     words = [word for word in words if len(word) > 10]
     vectors_ND = shard.vectors(ids)
     packed = [vector_D.astype("<f4").tobytes() for vector_D in vectors_ND]
+    lists = folder_lists(snapshot / f"shard-{shard.number:05d}")
+    codes = [] if lists is None else [lists[int(row - shard.entry.first_row)] for row in ids]
     runs = [tokens[start : start + 8] for start in range(0, len(tokens) - 8, 16)]
     return {
         "text": [word.encode() for word in words],
@@ -66,10 +70,19 @@ def traces(snapshot: Path, external_id: str) -> dict[str, list[bytes]]:
         "uint16": [run.astype("<u2").tobytes() for run in runs],
         "uint32": [run.astype("<u4").tobytes() for run in runs],
         "float32": packed,
+        "codes": codes,
         "float16": [vector_D.astype("<f2").tobytes() for vector_D in vectors_ND],
         # Bytes in the middle of base64, for each place at which they can begin.
         "base64": [base64.b64encode(bytes(pad) + data)[4:-4] for data in packed for pad in range(3)],
     }
+
+
+def folder_lists(folder: Path) -> list[bytes] | None:
+    """The code of each row of a shard with inverted lists, long ones alone (a short one may stand anywhere)."""
+    if not (folder / "places.bin").exists():
+        return None
+    lists, places_N2 = Lists(folder / "lists.faiss"), np.fromfile(folder / "places.bin", "<u4").reshape(-1, 2)
+    return [lists.list_codes(int(number))[int(place)].tobytes() for number, place in places_N2]
 
 
 def files_with(folder: Path, found: list[bytes]) -> set[str]:
@@ -84,16 +97,20 @@ def test_the_search_for_traces_finds_them(old: Path) -> None:
         "JSON": {"documents.arrow", "manifest.json"},
         "uint16": {"shard-00000/tokens.bin"},
         "uint32": set(),
+        "codes": set(),
         "float32": {"shard-00000/lists.faiss"},
         "float16": {"shard-00000/vectors.f16"},
         "base64": {"manifest.json"},
     }
 
 
-@pytest.mark.parametrize("how", ["erase", "build", "build without vectors"])
-def test_a_deleted_document_is_gone_from_every_file(
-    old: Path, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("how", ["erase", "build", "erase lossy", "build lossy", "build without vectors"])
+def test_a_deleted_document_is_gone_from_every_file(old: Path, tmp_path: Path, how: str) -> None:
+    exact = how in ("erase", "build")
+    if not exact:
+        # So many lists that training gives some to one chunk, whose vector is then the centroid.
+        kept = how.endswith("lossy")
+        old = build(tmp_path.parent / f"{tmp_path.name}-old", keep_vectors=kept, index=f"IVF{LISTS},SQ8")
     secrets = [piece for pieces in traces(old, SECRET["id"]).values() for piece in pieces]
     looked = 0
 
@@ -103,28 +120,27 @@ def test_a_deleted_document_is_gone_from_every_file(
         assert files_with(tmp_path, secrets) == set()
 
     out = tmp_path / "new"
-    if how == "erase":
+    if how.startswith("erase"):
         erase_documents(old, [SECRET["id"]], out, progress=look)
     else:
-        if how == "build without vectors":
-            monkeypatch.setattr("openbook_database.build.base.FLAT", "another")
-            old = build(tmp_path.parent / f"{tmp_path.name}-bare", keep_vectors=False)
         source = tmp_path / "input.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in ROWS[1:]))
-        settings = BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32)
+        index = "auto" if exact else f"IVF{LISTS},SQ8"
+        settings = BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32, index=index)
         build_snapshot(
             [source],
             out,
             database="tiny",
             tokenizer=tiny_tokenizer(),
             encoder=HashEncoder(),
-            settings=settings.model_copy(update={"keep_vectors": how == "build"}),
+            settings=settings.model_copy(update={"keep_vectors": how != "build without vectors"}),
             base=old,
             progress=look,
         )
     assert looked > 2
     look(None)
-    assert (old / "shard-00002" / "tokens.bin").samefile(out / "shard-00002" / "tokens.bin")
+    assert (old / "shard-00002" / "tokens.bin").samefile(out / "shard-00002" / "tokens.bin") == exact
+    verify(out)
     assert Manifest.read(out).shards[0].first_id == ids_in_order(old)[1]
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".jsonl") == ["new"]
 
@@ -134,7 +150,7 @@ def test_what_is_left_is_what_a_build_without_the_documents_gives(tmp_path: Path
     old = build(tmp_path / "old", shards=shards)
     random = np.random.default_rng(8)
     ids = ids_in_order(old)
-    for attempt in range(6):
+    for attempt in range(4):
         gone = set(random.choice(ids, int(random.integers(1, len(ids))), replace=False).tolist())
         folder = tmp_path / str(attempt)
         done = erase_documents(old, gone, folder / "erased")

@@ -84,7 +84,7 @@ def edited(rows: Sequence[Row], changes: dict[int, str], added: Sequence[Row] = 
 
 @pytest.mark.parametrize("shards", [1, 3])
 @settings(
-    max_examples=8, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_random_edits_give_what_a_full_build_gives(
@@ -282,27 +282,34 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_where_only_float16_vectors_are_kept_they_are_taken(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_beside_a_lossy_index_the_kept_float16_vectors_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for a lossy index, whose own vectors must not be used."""
-    monkeypatch.setattr("openbook_database.build.base.FLAT", "another")
-    after = edited(ROWS, {in_order(1, base)[0]: "text"})
-    made = build_tiny_snapshot(tmp_path / "new", rows=after, shards=3, base=base)
-    snapshot, earlier = Snapshot.open(made.path), Snapshot.open(base)
-    shard = snapshot.shards[1]
-    ids = np.arange(shard.entry.first_row, shard.entry.end_row)
+    monkeypatch.setattr("openbook_database.testing.HashEncoder", Counting)
+    settings: dict[str, Any] = {"shards": 3, "index": "IVF2,SQ8"}
+    base = build_tiny_snapshot(tmp_path / "base", rows=ROWS, **settings).path
+    changed = in_order(1, base)[0]
+    after = edited(ROWS, {changed: "text"})
+    made = build_tiny_snapshot(tmp_path / "new", rows=after, base=base, **settings)
+    snapshot = Snapshot.open(made.path)
+    number = snapshot.documents.number(str(ROWS[changed]["id"]))
+    assert made.shared == {
+        "documents": 29,
+        "chunks": made.chunks - snapshot.documents.record(number or 0).rows,
+        "shards": 2,
+    }
+    assert (base / "quantiser.faiss").samefile(made.path / "quantiser.faiss")
+    assert (base / "shard-00000" / "places.bin").samefile(made.path / "shard-00000" / "places.bin")
+    entry = snapshot.manifest.shards[1]
+    ids = np.arange(entry.first_row, entry.end_row)
     full_ND = HashEncoder().encode(passages(snapshot, ids))
-    same = [
-        earlier.documents.number(snapshot.documents.record(int(number)).external_id) is not None
-        and snapshot.documents.record(int(number)).external_id != ROWS[in_order(1, base)[0]]["id"]
-        for number in shard.document_numbers(ids)
-    ]
-    expected_ND = np.where(np.asarray(same)[:, None], full_ND.astype(np.float16).astype(np.float32), full_ND)
-    np.testing.assert_array_equal(shard.vectors(ids), expected_ND)
-    assert (expected_ND != full_ND).any()
-    kept = np.fromfile(made.path / "shard-00001" / "vectors.f16", "<f2").reshape(-1, 16)
-    np.testing.assert_array_equal(kept, full_ND.astype(np.float16))
+    kept_ND = np.fromfile(made.path / "shard-00001" / "vectors.f16", "<f2").reshape(-1, 16)
+    np.testing.assert_array_equal(kept_ND, full_ND.astype(np.float16))
+    np.testing.assert_allclose(snapshot.shards[1].vectors(ids), full_ND, atol=0.02)
+    verify(made.path)
+    recall = snapshot.manifest.index.recall
+    assert recall["chosen"] >= 0.95
+    assert recall["measured"] != Manifest.read(base).index.recall["measured"]
 
 
 def passages(snapshot: Snapshot, ids: NDArray[np.int64]) -> list[str]:
@@ -311,15 +318,50 @@ def passages(snapshot: Snapshot, ids: NDArray[np.int64]) -> list[str]:
     return [f"{title}: {text}" for title, text in zip(titles, texts, strict=True)]
 
 
-def test_without_any_vectors_changed_shards_are_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = build_tiny_snapshot(tmp_path / "base", rows=ROWS, shards=3, keep_vectors=False).path
-    monkeypatch.setattr("openbook_database.build.base.FLAT", "another")
-    after = edited(ROWS, {in_order(1, base)[0]: "text"})
-    made = build_tiny_snapshot(tmp_path / "new", rows=after, shards=3, base=base, keep_vectors=False)
+def test_without_any_vectors_changed_shards_are_encoded_again(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"shards": 3, "index": "IVF2,SQ8", "keep_vectors": False}
+    base = build_tiny_snapshot(tmp_path / "base", rows=ROWS, **settings).path
+    changed = in_order(1, base)[0]
+    made = build_tiny_snapshot(tmp_path / "new", rows=edited(ROWS, {changed: "text"}), base=base, **settings)
     entry = Manifest.read(made.path).shards[1]
     assert made.shared == {"documents": 29, "chunks": made.chunks - entry.rows, "shards": 2}
-    full = build_like(made.path, after, monkeypatch, shards=3, keep_vectors=False)
-    require_equal(made.path, full.path)
+    snapshot = Snapshot.open(made.path)
+    ids = np.arange(entry.first_row, entry.end_row)
+    full_ND = HashEncoder().encode(passages(snapshot, ids))
+    np.testing.assert_allclose(snapshot.shards[1].vectors(ids), full_ND, atol=0.02)
+    # Nothing exact is left to measure by.
+    assert snapshot.manifest.index == Manifest.read(base).index
+    verify(made.path)
+
+
+@pytest.mark.parametrize("index", ["HNSW8", "IVF2,Flat"])
+def test_indexes_that_hold_float32_need_no_kept_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: str
+) -> None:
+    settings: dict[str, Any] = {"shards": 3, "index": index, "keep_vectors": False}
+    base = build_tiny_snapshot(tmp_path / "base", rows=ROWS, **settings).path
+    after = edited(ROWS, {in_order(1, base)[0]: "text"})
+    made = build_tiny_snapshot(tmp_path / "new", rows=after, base=base, **settings)
+    full = build_like(made.path, after, monkeypatch, **settings)
+    verify(made.path)
+    ours, theirs = tree(made.path), tree(full.path)
+    differ = {name for name in ours if ours[name] != theirs[name]}
+    # The full build trains anew, and so divides its lists in another way.
+    assert differ == {"manifest.json"} or index.startswith("IVF")
+    snapshot, other = Snapshot.open(made.path), Snapshot.open(full.path)
+    for shard, same in zip(snapshot.shards, other.shards, strict=True):
+        ids = np.arange(shard.entry.first_row, shard.entry.end_row)
+        np.testing.assert_array_equal(shard.vectors(ids), same.vectors(ids))
+
+
+def test_a_corpus_that_has_outgrown_its_quantiser_is_noted(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"index": "IVF2,SQ8"}
+    base = build_tiny_snapshot(tmp_path / "base", rows=ROWS[:8], **settings)
+    more = build_tiny_snapshot(tmp_path / "more", rows=ROWS[:13], base=base.path, **settings)
+    assert more.notes == ()
+    most = build_tiny_snapshot(tmp_path / "most", rows=ROWS, base=more.path, **settings)
+    assert (base.path / "quantiser.faiss").samefile(most.path / "quantiser.faiss")
+    assert any(f"was trained when there were {base.chunks} chunks" in note for note in most.notes)
 
 
 def test_bad_lines_and_counts_are_those_of_a_full_build(

@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, CorruptError
-from openbook_database.index import IndexReader, write_index
+from openbook_database.index.flat import FlatReader, write_flat
 from openbook_database.scoring import Hits, exact_scores, float32_error, merge
 from openbook_database.search import RowRanges, check_query, search_rows
 
 SLOW_OK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def make_index(vectors_ND: NDArray[np.float32]) -> IndexReader:
+def make_index(vectors_ND: NDArray[np.float32]) -> FlatReader:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lists.faiss"
-        write_index(path, vectors_ND.shape[1], [vectors_ND[:3], vectors_ND[3:]])
+        write_flat(path, vectors_ND.shape[1], [vectors_ND[:3], vectors_ND[3:]])
         norm = float(np.linalg.norm(vectors_ND.astype(np.float64), axis=1).max())
-        return IndexReader(path, rows=len(vectors_ND), dimension=vectors_ND.shape[1], max_norm=norm * 1.000001)
+        return FlatReader.open(path, rows=len(vectors_ND), dimension=vectors_ND.shape[1], max_norm=norm * 1.000001)
 
 
 def brute_force(
@@ -171,10 +171,10 @@ def test_a_file_that_is_no_index_is_corrupt(tmp_path: Path) -> None:
     path = tmp_path / "lists.faiss"
     path.write_bytes(b"not an index at all")
     with pytest.raises(CorruptError, match=r"lists\.faiss"):
-        IndexReader(path, rows=1, dimension=4, max_norm=1.0)
-    write_index(path, 4, [np.ones((2, 4), np.float32)])
+        FlatReader.open(path, rows=1, dimension=4, max_norm=1.0)
+    write_flat(path, 4, [np.ones((2, 4), np.float32)])
     with pytest.raises(CorruptError, match="2 vectors of 4"):
-        IndexReader(path, rows=3, dimension=4, max_norm=1.0)
+        FlatReader.open(path, rows=3, dimension=4, max_norm=1.0)
 
 
 def anonymous_mebibytes() -> float:
@@ -188,11 +188,11 @@ def test_the_index_is_mapped_and_not_copied(tmp_path: Path) -> None:
     vectors_ND = random.normal(size=(80_000, 256)).astype(np.float32)
     queries_QD = vectors_ND[:8].copy()
     path = tmp_path / "lists.faiss"
-    write_index(path, 256, [vectors_ND])
+    write_flat(path, 256, [vectors_ND])
     search_rows(make_index(vectors_ND[:100]), queries_QD, 5)
     del vectors_ND
     before = anonymous_mebibytes()
-    index = IndexReader(path, rows=80_000, dimension=256, max_norm=30.0)
+    index = FlatReader.open(path, rows=80_000, dimension=256, max_norm=30.0)
     hits = search_rows(index, queries_QD, 5)
     assert hits.ids_QK[:, 0].tolist() == list(range(8))
     assert path.stat().st_size > 78 << 20

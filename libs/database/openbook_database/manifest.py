@@ -37,7 +37,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A contiguous range of whole documents. `first_id` and `last_id` are external ids (the split keys)."""
+    """A contiguous range of whole documents. `first_id` and `last_id` are external ids (the split keys).
+
+    `max_norm`: of the vectors; `reach`: of what their codes add to a list's centroid (0 where there are no lists).
+    """
 
     first_row: int
     rows: int
@@ -46,6 +49,7 @@ class ShardEntry:
     first_id: str
     last_id: str
     max_norm: float
+    reach: float = 0.0
 
     @property
     def end_row(self) -> int:
@@ -60,8 +64,10 @@ class ShardEntry:
 class IndexEntry:
     """The index recipe, and how good it is.
 
-    `trained_on`: vectors the index was trained on. `search`: default search settings. `recall`: recall@k against exact
-    search, with its sample; 1.0 by definition for an exact index.
+    `factory`: what was built, also where it was chosen automatically. `exact`: search finds the nearest by definition.
+    An exact or IVF index answers the same for any number of shards, HNSW does not. `trained_on`: vectors the index was
+    trained on. `search`: default search settings (nprobe or efSearch). `recall`: recall@k against exact search by that
+    setting, with the mean number of rows compared and the sample; 1.0 by definition for an exact index.
     """
 
     factory: str

@@ -34,11 +34,11 @@ def exact_scores(queries_QD: NDArray[np.float32], candidates_QCD: NDArray[np.flo
     for start in range(0, queries, step):
         block = slice(start, start + step)
         products: NDArray[np.float64] = candidates_QCD[block].astype(np.float64) * queries_QD[block, None, :]
-        scores_QC[block] = _tree_sum(products)
+        scores_QC[block] = tree_sum(products)
     return scores_QC
 
 
-def _tree_sum(terms: NDArray[np.float64]) -> NDArray[np.float64]:
+def tree_sum(terms: NDArray[np.float64]) -> NDArray[np.float64]:
     """Sum over the last axis: its second half is added to its first until one is left. Overwrites `terms`."""
     length = terms.shape[-1]
     while length > 1:

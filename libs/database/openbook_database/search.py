@@ -1,4 +1,5 @@
-"""Exact search in one shard: fetch more than asked, rescore, and go on until nothing that was left out could matter.
+"""Search in one shard: fetch more candidates than asked by rough scores, rescore, and go on until none that was left out could
+matter.
 
 Axes: Q queries, K neighbours, F fetched, D dimension.
 """
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError
-from openbook_database.index import IndexReader
-from openbook_database.scoring import MISSING, Hits, exact_scores, merge
+from openbook_database.index.base import Candidates, IndexReader
+from openbook_database.scoring import MISSING, Hits, merge
 
 MAX_K = 4096
 _SLACK = 16
@@ -57,16 +58,25 @@ def search_rows(
     *,
     excluded: Sequence[RowRanges] | None = None,
     min_score: float | None = None,
+    wanted_Q: NDArray[np.int64] | None = None,
+    effort: int | None = None,
 ) -> Hits:
-    """The k best rows of the index for each query, exactly: by score, then row. -1 where fewer qualify.
+    """The k best of each query's candidates by exact score, then row (all rows are, for an exact index). -1 where fewer
+    qualify.
 
-    `excluded`: for each query the row ranges [first, end) that must not come back.
+    `excluded`: for each query the row ranges [first, end) that must not come back. `wanted_Q`: how many candidates there
+    should be in the whole snapshot; by default k and as many as are excluded here. `effort`: nprobe or efSearch, instead
+    of the default.
     """
+    if wanted_Q is None:
+        sizes = [sum(end - first for first, end in ranges) for ranges in excluded or [()] * len(queries_QD)]
+        wanted_Q = k + np.asarray(sizes, dtype=np.int64)
+    candidates = index.begin(queries_QD, wanted_Q, effort)
     hits = Hits(
         np.full((len(queries_QD), k), MISSING, dtype=np.int64), np.zeros((len(queries_QD), k), dtype=np.float32)
     )
     for group in _groups(excluded, len(queries_QD)):
-        _search_group(index, queries_QD, k, group, min_score, hits)
+        _search_group(candidates, index.rows, k, group, min_score, hits)
     if min_score is not None:
         low_QK = hits.scores_QK < np.float32(min_score)
         hits.ids_QK[low_QK] = MISSING
@@ -96,8 +106,8 @@ def _groups(excluded: Sequence[RowRanges] | None, queries: int) -> list[_Group]:
 
 
 def _search_group(
-    index: IndexReader,
-    queries_QD: NDArray[np.float32],
+    candidates: Candidates,
+    rows: int,
     k: int,
     group: _Group,
     min_score: float | None,
@@ -107,30 +117,30 @@ def _search_group(
     k-th, by more than the rounding of the rough scores."""
     passed_over_N = None
     if group.passed_over:
-        passed_over_N = np.zeros(index.rows, dtype=np.bool_)
+        passed_over_N = np.zeros(rows, dtype=np.bool_)
         for first, end in group.passed_over:
             passed_over_N[first:end] = True
-    margin_Q = index.margin(queries_QD[group.queries])
+    margin_Q = candidates.margin_Q[group.queries]
     pending = np.arange(len(group.queries))
     count = k + group.largest + _SLACK
     while len(pending):
-        count = min(count, index.rows)
+        count = min(count, rows)
         unsettled = []
         step = max(1, _RESULT_ELEMENTS // count)
         for start in range(0, len(pending), step):
             some = pending[start : start + step]
             queries = group.queries[some]
-            rough_QF, rows_QF = index.fetch(queries_QD[queries], count, passed_over_N)
+            rough_QF, rows_QF = candidates.fetch(queries, count, passed_over_N)
             last_Q = np.where(rows_QF[:, -1] == MISSING, -np.inf, rough_QF[:, -1].astype(np.float64))
             if group.dropped:
-                kept = count if count == index.rows else count - group.largest
+                kept = count if count == rows else count - group.largest
                 ranges = [group.dropped[member] for member in some]
                 rows_QF, last_Q = _drop(rows_QF, rough_QF, last_Q, ranges, kept)
-            found = _rescore(index, queries_QD[queries], rows_QF, k)
+            found = _rescore(candidates, queries, rows_QF, k)
             kth_Q = np.where(found.ids_QK[:, -1] == MISSING, -np.inf, found.scores_QK[:, -1].astype(np.float64))
             if min_score is not None:
                 kth_Q = np.maximum(kth_Q, np.float32(min_score))
-            settled_Q = (last_Q + margin_Q[some] < kth_Q) | (count == index.rows) | np.isneginf(last_Q)
+            settled_Q = (last_Q + margin_Q[some] < kth_Q) | (count == rows) | np.isneginf(last_Q)
             hits.ids_QK[queries[settled_Q]] = found.ids_QK[settled_Q]
             hits.scores_QK[queries[settled_Q]] = found.scores_QK[settled_Q]
             unsettled.append(some[~settled_Q])
@@ -156,19 +166,19 @@ def _drop(
     return np.take_along_axis(rows_QF, order_QF, axis=1), np.where(left_over_Q, kept_last_Q, last_Q)
 
 
-def _rescore(index: IndexReader, queries_QD: NDArray[np.float32], rows_QF: NDArray[np.int64], k: int) -> Hits:
+def _rescore(candidates: Candidates, queries: NDArray[np.intp], rows_QF: NDArray[np.int64], k: int) -> Hits:
     """The k best of the fetched rows (-1: none) by their exact scores, in blocks of bounded memory."""
-    dimension = queries_QD.shape[1]
+    dimension = candidates.dimension
     fetched = rows_QF.shape[1]
     columns = min(fetched, max(k, _GATHER_ELEMENTS // dimension))
     step = max(1, _GATHER_ELEMENTS // (columns * dimension))
     parts = []
-    for start in range(0, len(queries_QD), step):
+    for start in range(0, len(queries), step):
         some = slice(start, start + step)
         found = []
         for column in range(0, fetched, columns):
             rows_QC = rows_QF[some, column : column + columns]
-            scores_QC = exact_scores(queries_QD[some], index.vectors(np.maximum(rows_QC, 0)))
+            scores_QC = candidates.scores(queries[some], np.maximum(rows_QC, 0))
             found.append((rows_QC, scores_QC))
         parts.append(merge(found, k))
     return Hits(np.concatenate([part.ids_QK for part in parts]), np.concatenate([part.scores_QK for part in parts]))

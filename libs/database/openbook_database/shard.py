@@ -16,7 +16,8 @@ from openbook_core.errors import ArgumentError, CorruptError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.documents import DocumentTable
 from openbook_database.files import map_array
-from openbook_database.index import IndexReader
+from openbook_database.index.files import open_index
+from openbook_database.index.recipe import parse_recipe
 from openbook_database.manifest import Manifest, ShardEntry
 from openbook_database.scoring import MISSING, Hits, best
 from openbook_database.search import RowRanges, check_query, search_rows
@@ -49,8 +50,15 @@ class Shard:
         )
         self._lengths_N: NDArray[np.uint16] = map_array(folder / "lengths.bin", "u2", (rows,))
         self._documents_N: NDArray[np.uint32] = map_array(folder / "documents.bin", "u4", (rows,))
-        self._index = IndexReader(
-            folder / "lists.faiss", rows=rows, dimension=self.dimension, max_norm=self.entry.max_norm
+        self._index = open_index(
+            parse_recipe(manifest.index.factory),
+            snapshot,
+            folder,
+            rows=rows,
+            dimension=self.dimension,
+            max_norm=self.entry.max_norm,
+            reach=self.entry.reach,
+            search=manifest.index.search,
         )
 
     @property
@@ -70,10 +78,10 @@ class Shard:
         exclude: Sequence[Collection[int]] | None = None,
         min_score: float | None = None,
     ) -> Hits:
-        """The k nearest chunks of this shard for each query, exactly.
+        """The k nearest chunks of this shard for each query, among the rows that the index compares with it.
 
         queries_QD: float32 [q, d]. exclude: for each query the numbers of documents whose chunks must not come back
-        (numbers of other shards' documents are passed over). min_score: neighbours that score less are left out.
+        (numbers of other shards' documents only widen the search). min_score: neighbours that score less are left out.
         The answer depends on the query alone, not on others in the batch. Raises ArgumentError naming the field.
         """
         queries_QD = check_query(queries_QD, k, self.dimension)
@@ -83,7 +91,8 @@ class Shard:
                 field="exclusions",
             )
         excluded = None if exclude is None else [self._row_ranges(numbers) for numbers in exclude]
-        hits = search_rows(self._index, queries_QD, k, excluded=excluded, min_score=min_score)
+        wanted_Q = k + np.asarray([self._chunks_of(n) for n in exclude or [()] * len(queries_QD)], dtype=np.int64)
+        hits = search_rows(self._index, queries_QD, k, excluded=excluded, min_score=min_score, wanted_Q=wanted_Q)
         return Hits(np.where(hits.ids_QK == MISSING, MISSING, hits.ids_QK + self.entry.first_row), hits.scores_QK)
 
     def holds(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -117,7 +126,7 @@ class Shard:
         return self._documents_N[self._local(ids)].astype(np.int64) + self.entry.first_document
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Vectors [n, d] as the index holds them."""
+        """Vectors [n, d] as the index holds them; decoded, where it holds codes."""
         return self._index.vectors(self._local(ids)).copy()
 
     def check_golden(self) -> None:
@@ -162,6 +171,11 @@ class Shard:
         last = row + 1 == self.rows or self._documents_N[row + 1] != document
         left = self._tokens_NM[first:row].reshape(-1)[-CONTEXT:]
         return chunk_text(self._tokenizer, left, self._tokens_NM[row, : self._lengths_N[row]], last=bool(last))
+
+    def _chunks_of(self, numbers: Collection[int]) -> int:
+        """Chunks of documents in the whole snapshot."""
+        known = [n for n in set(numbers) if 0 <= n < len(self.documents.rows)]
+        return int(self.documents.rows[known].sum()) if known else 0
 
     def _row_ranges(self, numbers: Collection[int]) -> RowRanges:
         """Local row ranges of this shard's documents among `numbers`, in order."""

@@ -17,7 +17,8 @@ from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.files import write_atomically
-from openbook_database.index import write_index
+from openbook_database.index.files import index_writers
+from openbook_database.index.recipe import Recipe
 from openbook_database.shard import shard_folder
 
 Block = NDArray[np.float32]
@@ -44,18 +45,21 @@ def split_documents(document_rows: NDArray[np.int64], shards: int) -> list[tuple
 def run_add_stage(
     corpus: Corpus,
     ranges: Sequence[tuple[int, int]],
+    recipe: Recipe,
     dimension: int,
     settings: BuildSettings,
     work: Workspace,
     stage: Stage,
     engine: Engine,
+    *,
+    gpu: bool = False,
 ) -> None:
     """Write the shards over the document ranges `ranges`."""
-    job = AddJob(work, settings, tuple(ranges), dimension)
+    job = AddJob(work, settings, tuple(ranges), dimension, recipe, gpu)
     rows = [int(corpus.document_rows[first:end].sum()) for first, end in ranges]
     missing = [number for number, range_ in enumerate(ranges) if job.files(corpus, number, *range_)]
     stage.advance(sum(rows) - sum(rows[number] for number in missing), reused=True)
-    item_bytes = 4 * dimension * max(rows)
+    item_bytes = recipe.bytes_per_row(dimension) * max(rows)
     with closing(engine.map(job, missing, name="shard", item_bytes=item_bytes)) as done:
         for number in done:
             stage.advance(rows[number])
@@ -69,6 +73,8 @@ class AddJob:
     settings: BuildSettings
     ranges: tuple[tuple[int, int], ...]
     dimension: int
+    index: Recipe
+    gpu: bool = False
 
     def __call__(self) -> Callable[[int], None]:
         corpus = Corpus(self.work, self.settings.chunk_length)
@@ -108,7 +114,7 @@ class AddJob:
                 ).tobytes()
                 for start, end in _steps(first_document, end_document)
             ),
-            "lists.faiss": lambda path: write_index(path, dimension, vectors()),
+            **index_writers(self.index, work.snapshot, folder, dimension, vectors, gpu=self.gpu),
         }
         if settings.keep_vectors:
             files["vectors.f16"] = _bytes(block.astype("<f2").tobytes() for block in vectors())

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from openbook_core.errors import InputError
 from openbook_database.build.workspace import Workspace, require_same
 from openbook_database.documents import DocumentTable
-from openbook_database.index import FLAT, IndexReader
+from openbook_database.index.files import LIST_SIZES, LISTS, PLACES, QUANTISER, open_index
+from openbook_database.index.lists import map_places
+from openbook_database.index.quantiser import Quantiser
+from openbook_database.index.recipe import parse_recipe
 from openbook_database.manifest import Manifest
 from openbook_database.shard import shard_folder
 from openbook_database.snapshot import check_digest, check_files
@@ -21,7 +24,9 @@ from openbook_database.snapshot import check_digest, check_files
 # Of these two snapshots must agree for rows of one to be rows of the other.
 _SETTINGS = ("chunk_length", "passage_template", "index", "shards", "keep_vectors")
 _ENCODER = ("fingerprint", "dimension", "max_tokens", "dtype")
-_STAGES = ("chunk", "embed", "add")
+_STAGES = ("chunk", "embed", "train-index", "add")
+# Of a vector with itself after rounding to float16: 1 - 4e-8.
+_SAME_COSINE = 1 - 1e-5
 
 
 class Base:
@@ -39,8 +44,10 @@ class Base:
         self.documents = DocumentTable(self.path / "documents.arrow", documents=self.manifest.documents)
         self._first_documents = np.asarray([shard.first_document for shard in self.manifest.shards])
         self._first_rows = np.asarray([shard.first_row for shard in self.manifest.shards])
-        if self.manifest.index.factory == FLAT:
-            self.vector_file: str | None = "lists.faiss"
+        self.index = parse_recipe(self.manifest.index.factory)
+        """Its recipe, which every snapshot that begins from it has too."""
+        if not self.index.trained or (self.index.codec == "Flat" and not self.index.opq):
+            self.vector_file: str | None = LISTS
         elif "shard-00000/vectors.f16" in self.manifest.files:
             self.vector_file = "vectors.f16"
         else:
@@ -52,8 +59,14 @@ class Base:
         return self.manifest.snapshot_id
 
     @property
+    def record(self) -> dict[str, Any]:
+        """What the recipe of a build says of it: the id, and how many chunks there were when its quantiser was trained."""
+        trained = {"trained_chunks": self.manifest.recipe.get("trained_chunks", self.manifest.chunks)}
+        return {"base": self.id, **(trained if self.index.trained else {})}
+
+    @property
     def has_vectors(self) -> bool:
-        """Whether vectors of its chunks can be had: float32 of an exact index, else those kept as float16."""
+        """Whether vectors of its chunks can be had: float32 where the index holds them, else those kept as float16."""
         return self.vector_file is not None
 
     def require_same(self, recipe: Mapping[str, Any]) -> None:
@@ -95,9 +108,34 @@ class Base:
             first, shard = stop, shard + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+    def quantiser_keeps(self, documents: NDArray[np.int64]) -> bool:
+        """Whether a centroid is the vector of a chunk of `documents`, as it is where training gave it a list of its own.
+
+        Without the vectors: whether a list holds nothing but chunks of these documents.
+        """
+        m = self.manifest
+        quantiser = Quantiser(self.path / QUANTISER, dimension=m.contract.dimension)
+        gone_L = np.zeros(quantiser.nlist, dtype=np.int64)
+        sizes_L = np.fromfile(self.path / LIST_SIZES, dtype="<i8")
+        for document in documents.tolist():
+            first, rows = int(self.documents.first_rows[document]), int(self.documents.rows[document])
+            shard = int(np.searchsorted(self._first_rows, first, side="right")) - 1
+            start = first - m.shards[shard].first_row
+            places_N2 = map_places(self.path / shard_folder(shard) / PLACES, m.shards[shard].rows)
+            lists_N = places_N2[start : start + rows, 0].astype(np.int64)
+            np.add.at(gone_L, lists_N, 1)
+            if self.has_vectors:
+                rotated_NE = quantiser.rotate(self.vectors(first, first + rows)).astype(np.float64)
+                centroids_NE = quantiser.centroids_LE[lists_N].astype(np.float64)
+                norms_N = np.linalg.norm(rotated_NE, axis=1) * np.linalg.norm(centroids_NE, axis=1)
+                if ((rotated_NE * centroids_NE).sum(axis=1) >= _SAME_COSINE * norms_N).any():
+                    return True
+        return not self.has_vectors and bool(((gone_L == sizes_L) & (gone_L > 0)).any())
+
     def check_shard(self, number: int) -> None:
         """Compare the files that rows are taken from with their checksums; raises CorruptError naming the file."""
-        for name in ("tokens.bin", "lengths.bin", *([self.vector_file] if self.vector_file else [])):
+        used = ["tokens.bin", "lengths.bin", *([self.vector_file] if self.vector_file else [])]
+        for name in [*used, *([PLACES] if self.vector_file == LISTS and self.index.trained else [])]:
             name = f"{shard_folder(number)}/{name}"
             check_digest(self.path / name, self.manifest.files[name], whole=True)
 
@@ -114,7 +152,16 @@ class Base:
         if self.vector_file == "vectors.f16":
             kept_ND = np.memmap(folder / "vectors.f16", "<f2", "r", shape=(rows, dimension))
             return tokens_NM, lengths_N, lambda first, end: kept_ND[first:end].astype("<f4")
-        index = IndexReader(folder / "lists.faiss", rows=rows, dimension=dimension, max_norm=entry.max_norm)
+        index = open_index(
+            self.index,
+            self.path,
+            folder,
+            rows=rows,
+            dimension=dimension,
+            max_norm=entry.max_norm,
+            reach=entry.reach,
+            search={},
+        )
         return tokens_NM, lengths_N, lambda first, end: index.vectors(np.arange(first, end))
 
 

@@ -87,6 +87,11 @@ class Corpus:
         back[by_block] = np.arange(end - first)
         return pa.concat_tables(taken).combine_chunks().take(pa.array(back)).combine_chunks()
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the vectors of all chunks can be read, once the embed stage is done."""
+        return self.base is None or self.base.has_vectors or self.encoded_chunks == self.chunks
+
     def encode(self, chosen: NDArray[np.bool_]) -> None:
         """Leave the rows of the `chosen` documents alone to the embed stage, in every process; before, all are."""
         ends = np.cumsum(np.where(chosen, self.document_rows, 0), dtype="<i8")

@@ -154,5 +154,20 @@ def _encoded(
         yield vectors_ND[max(first - start, 0) : end - start]
 
 
+def read_rows(
+    work: Workspace, corpus: Corpus, dimension: int, embed_block: int, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Vectors [n, d] of chunks, which are given in order."""
+    vectors_ND = np.empty((len(rows), dimension), dtype=np.float32)
+    ends = np.flatnonzero(np.diff(rows // embed_block, append=-1)) + 1
+    first = 0
+    for end in ends.tolist():
+        start = int(rows[first]) // embed_block * embed_block
+        (block_ND,) = read_vectors(work, corpus, dimension, embed_block, start, min(start + embed_block, corpus.chunks))
+        vectors_ND[first:end] = block_ND[rows[first:end] - start]
+        first = end
+    return vectors_ND
+
+
 def _path(work: Workspace, block: int) -> Path:
     return work.vectors / f"{block:08d}.f32"

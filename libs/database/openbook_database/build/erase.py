@@ -23,7 +23,8 @@ from openbook_database.build.engine import LocalEngine
 from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
 from openbook_database.build.settings import BuildSettings
-from openbook_database.build.shares import link_shards, share_shards
+from openbook_database.build.shares import share_shards
+from openbook_database.build.train_stage import run_train_stage
 from openbook_database.build.workspace import Workspace
 from openbook_database.documents import DocumentTable
 from openbook_database.manifest import Manifest
@@ -132,7 +133,7 @@ def _recipe(base: Base, erased: NDArray[np.int64]) -> dict[str, Any]:
         "chunks": before["chunks"] + sum(rows for rows, _ in sizes),
         "tokens": before["tokens"] + sum(tokens for _, tokens in sizes),
     }
-    return {**base.manifest.recipe, "base": base.id, "erased": now}
+    return {**base.manifest.recipe, **base.record, "erased": now}
 
 
 def _require_kept(work: Workspace, manifest: Manifest, base: Base, kept: NDArray[np.int64]) -> None:
@@ -152,19 +153,24 @@ def _run_stages(
     encoder = _Recorded(base.manifest)
     _write_blocks(base, kept, work)
     corpus = Corpus(work, settings.chunk_length)
-    ranges, links = share_shards(corpus, base)
+    ranges, links = share_shards(corpus, base, work.snapshot)
     if corpus.encoded_chunks:
         raise InputError(
             f"{base.path} keeps no vectors, and its index has them only in part: build without the documents from the "
             "sources (--base), or keep vectors",
             field="snapshot",
         )
+    if base.index.trained:
+        size = base.index.sample_size(corpus.chunks, settings.train_sample)
+        with Stage("train-index", size, progress, work.log) as stage:
+            run_train_stage(corpus, base.index, encoder.dimension, settings, work, stage)
     with Stage("add", corpus.chunks, progress, work.log) as stage:
-        link_shards(base, links, work.snapshot)
-        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage, LocalEngine())
+        run_add_stage(corpus, ranges, base.index, encoder.dimension, settings, work, stage, LocalEngine())
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
         counts = _counts(base, kept)
-        manifest = run_finish_stage(corpus, ranges, counts, recipe, tokenizer, encoder, settings, work, links)
+        manifest = run_finish_stage(
+            corpus, ranges, counts, recipe, base.index, tokenizer, encoder, settings, work, links
+        )
         stage.advance(corpus.chunks)
     return manifest
 

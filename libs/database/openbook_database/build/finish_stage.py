@@ -18,17 +18,21 @@ from openbook_database.build.chunk_stage import SourceCounts, token_dtype
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.document_file import write_document_file
 from openbook_database.build.embed_stage import encode_checked, read_vectors
+from openbook_database.build.recall import Part, measure
 from openbook_database.build.settings import BuildSettings
-from openbook_database.build.shares import Links, shared_entries
+from openbook_database.build.shares import Links, shared_entries, shares_quantiser
 from openbook_database.build.workspace import Workspace
 from openbook_database.contract import METRIC_INNER_PRODUCT, Contract
 from openbook_database.documents import DocumentTable
 from openbook_database.encoder import Encoder
-from openbook_database.files import clear_write_errors, file_digests, write_bytes_atomically
-from openbook_database.index import exact_entry
-from openbook_database.manifest import MANIFEST_NAME, FileEntry, GoldenQueries, Manifest, Probes, ShardEntry
+from openbook_database.files import clear_write_errors, file_digests, write_atomically, write_bytes_atomically
+from openbook_database.index.files import LIST_SIZES, LISTS, QUANTISER, open_index, write_list_sizes
+from openbook_database.index.ivf import list_reach
+from openbook_database.index.quantiser import Quantiser
+from openbook_database.index.recipe import Recipe
+from openbook_database.manifest import MANIFEST_NAME, FileEntry, GoldenQueries, IndexEntry, Manifest, Probes, ShardEntry
 from openbook_database.scoring import merge
-from openbook_database.shard import Shard
+from openbook_database.shard import Shard, shard_folder
 
 _GOLDEN_K = 10
 
@@ -38,6 +42,7 @@ def run_finish_stage(
     ranges: Sequence[tuple[int, int]],
     counts: Sequence[SourceCounts],
     recipe: Mapping[str, Any],
+    index: Recipe,
     tokenizer: Tokenizer,
     encoder: Encoder,
     settings: BuildSettings,
@@ -50,6 +55,13 @@ def run_finish_stage(
     _write_tokenizer(work.snapshot / "tokenizer", tokenizer)
     manifest_path = work.snapshot / MANIFEST_NAME
     manifest_path.unlink(missing_ok=True)
+    folders = [work.snapshot / shard_folder(number) for number in range(len(ranges))]
+    shards = tuple(
+        _shard_entry(corpus, *ends, encoder.dimension, settings, work, index, folder, (links or {}).get(number))
+        for number, (ends, folder) in enumerate(zip(ranges, folders, strict=True))
+    )
+    if index.trained:
+        write_atomically(work.snapshot / LIST_SIZES, lambda path: write_list_sizes(path, folders))
     probes_ND = encode_checked(encoder, list(PROBE_TEXTS), "the probe texts")
     manifest = Manifest(
         database=recipe["database"],
@@ -71,11 +83,8 @@ def run_finish_stage(
             for place, count in enumerate(counts)
         ),
         recipe=dict(recipe),
-        index=exact_entry(),
-        shards=tuple(
-            _shard_entry(corpus, *ends, encoder.dimension, settings, work, (links or {}).get(number))
-            for number, ends in enumerate(ranges)
-        ),
+        index=_index_entry(index, shards, folders, corpus, encoder.dimension, settings, work),
+        shards=shards,
         files=_file_entries(work.snapshot, shared_entries(corpus.base, links or {})),
         golden=_no_golden(encoder.dimension),
         probes=Probes(PROBE_TEXTS, probes_ND),
@@ -93,17 +102,61 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
             sync(path)
 
 
+def _index_entry(
+    index: Recipe,
+    shards: Sequence[ShardEntry],
+    folders: Sequence[Path],
+    corpus: Corpus,
+    dimension: int,
+    settings: BuildSettings,
+    work: Workspace,
+) -> IndexEntry:
+    if corpus.base is not None and not corpus.has_vectors and not index.exact:
+        return corpus.base.manifest.index  # there is nothing exact left to compare with
+    parts = [
+        Part(
+            open_index(
+                index,
+                work.snapshot,
+                folder,
+                rows=shard.rows,
+                dimension=dimension,
+                max_norm=shard.max_norm,
+                reach=shard.reach,
+                search={},
+            ),
+            shard.first_row,
+        )
+        for shard, folder in zip(shards, folders, strict=True)
+    ]
+    measured = measure(index, parts, corpus, dimension, settings, work)
+    kept = corpus.base is not None and shares_quantiser(corpus.base, work.snapshot)
+    return replace(measured, trained_on=corpus.base.manifest.index.trained_on) if kept and corpus.base else measured
+
+
 def _shard_entry(
-    corpus: Corpus, first: int, end: int, dimension: int, settings: BuildSettings, work: Workspace, link: int | None
+    corpus: Corpus,
+    first: int,
+    end: int,
+    dimension: int,
+    settings: BuildSettings,
+    work: Workspace,
+    index: Recipe,
+    folder: Path,
+    link: int | None,
 ) -> ShardEntry:
     first_row = int(corpus.first_rows[first])
     rows = int(corpus.document_rows[first:end].sum())
     if corpus.base is not None and link is not None:
-        max_norm = corpus.base.manifest.shards[link].max_norm
+        shared = corpus.base.manifest.shards[link]
+        max_norm, reach = shared.max_norm, shared.reach
     else:
         blocks = read_vectors(work, corpus, dimension, settings.embed_block, first_row, first_row + rows)
         squares = max(float(np.square(block.astype(np.float64)).sum(axis=1).max()) for block in blocks)
-        max_norm = float(np.float32(np.sqrt(squares) * (1 + 1e-6)))
+        max_norm, reach = float(np.float32(np.sqrt(squares) * (1 + 1e-6))), 0.0
+        if index.trained:
+            quantiser = Quantiser(work.snapshot / QUANTISER, dimension=dimension)
+            reach = list_reach(folder / LISTS, quantiser, max_norm)
     return ShardEntry(
         first_row=first_row,
         rows=rows,
@@ -112,6 +165,7 @@ def _shard_entry(
         first_id=corpus.external_id(first),
         last_id=corpus.external_id(end - 1),
         max_norm=max_norm,
+        reach=reach,
     )
 
 

@@ -1,4 +1,7 @@
-"""Builds a snapshot: chunk, embed, add, finish. Kill it at any moment and run it again: the result is the same bytes."""
+"""Builds a snapshot: chunk, embed, train-index, add, finish.
+
+Kill it at any moment and run it again: the result is the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openbook_core.errors import InputError
+from openbook_core.errors import ArgumentError, InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.add_stage import run_add_stage, split_documents
 from openbook_database.build.base import Base, open_base
 from openbook_database.build.chunk_stage import run_chunk_stage
 from openbook_database.build.corpus import Corpus
+from openbook_database.build.device import uses_gpu
 from openbook_database.build.embed_stage import run_embed_stage
 from openbook_database.build.engine import Engine, LocalEngine
 from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
+from openbook_database.build.recall import recall_note
 from openbook_database.build.recipe import make_recipe
 from openbook_database.build.settings import BuildSettings
-from openbook_database.build.shares import Links, Ranges, link_shards, share_shards, skewed
+from openbook_database.build.shares import Links, Ranges, outgrown, share_shards, skewed
+from openbook_database.build.train_stage import run_train_stage
 from openbook_database.build.workspace import Workspace
 from openbook_database.encoder import Encoder
+from openbook_database.index.recipe import AUTO, parse_recipe, resolve_recipe
 from openbook_database.manifest import Manifest
 from openbook_database.reader import Source
 from openbook_database.registry.base import check_database_name
@@ -60,6 +67,7 @@ def build_snapshot(
     encoder: Encoder,
     settings: BuildSettings | None = None,
     base: str | Path | None = None,
+    device: str = "auto",
     progress: Progress = lambda update: None,
     engine: Engine | None = None,
 ) -> BuildResult:
@@ -70,13 +78,18 @@ def build_snapshot(
     base: the folder of an earlier snapshot of the same contract and compute type. Only documents that are new or have
     another text or title are tokenised and encoded; shards keep the base's borders, and files of unchanged ones are shared.
     A finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log
-    in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted).
-    Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ConfigError (work or
+    in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted, less recall).
+    device: "cpu", "cuda" or "auto", where Faiss trains and assigns; a quantiser trained on a GPU has other bytes.
+    Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ArgumentError (an index
+    recipe that does not fit the encoder's dimension or the number of chunks, or no such device), ConfigError (work or
     a snapshot that was begun with other settings or input, each difference named) and ConflictError (another build
     into the same folder). None of them leaves anything half-written that a next run trips over.
     """
     check_database_name(database)
     settings, engine = settings or BuildSettings(), engine or LocalEngine()
+    if settings.index != AUTO:
+        parse_recipe(settings.index).require_dimension(encoder.dimension)
+    gpu = uses_gpu(device)
     resolved = expand_sources(sources)
     if not resolved:
         raise InputError("no input file was given", field="input")
@@ -86,7 +99,7 @@ def build_snapshot(
     begun_from = open_base(work)
     if begun_from is not None:
         begun_from.require_same(recipe)
-        recipe["base"] = begun_from.id
+        recipe |= begun_from.record
     manifest = work.finished(recipe)
     if manifest is not None and not work.building.exists():
         return _result(work, manifest, settings, reused=True)
@@ -100,7 +113,7 @@ def build_snapshot(
         seconds: dict[str, float] = {}
         shared: dict[str, int] = {}
         manifest = _run_stages(
-            resolved, recipe, tokenizer, encoder, settings, begun_from, work, progress, seconds, shared, engine
+            resolved, recipe, tokenizer, encoder, settings, begun_from, gpu, work, progress, seconds, shared, engine
         )
         work.publish()
         work.discard()
@@ -124,6 +137,7 @@ def _run_stages(
     encoder: Encoder,
     settings: BuildSettings,
     base: Base | None,
+    gpu: bool,
     work: Workspace,
     progress: Progress,
     seconds: dict[str, float],
@@ -133,13 +147,15 @@ def _run_stages(
     with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
         counts = run_chunk_stage(sources, tokenizer, settings, work, stage, base).counts
         _require_unchanged(sources, recipe)
+        corpus = Corpus(work, settings.chunk_length)
+        index = base.index if base is not None else resolve_recipe(settings.index, corpus.chunks, encoder.dimension)
     seconds["chunk"] = stage.seconds
-    corpus = Corpus(work, settings.chunk_length)
+    work.log.write("index", factory=index.factory, given=settings.index, device="cuda" if gpu else "cpu")
     links: Links = {}
     if base is None:
         ranges: Ranges = split_documents(corpus.document_rows, settings.shards)
     else:
-        ranges, links = share_shards(corpus, base)
+        ranges, links = share_shards(corpus, base, work.snapshot)
         shared |= {
             "documents": int((corpus.base_documents >= 0).sum()),
             "chunks": corpus.chunks - corpus.encoded_chunks,
@@ -148,13 +164,16 @@ def _run_stages(
     with Stage("embed", corpus.encoded_chunks, progress, work.log) as stage:
         run_embed_stage(corpus, tokenizer, encoder, settings, work, stage, engine)
     seconds["embed"] = stage.seconds
+    if index.trained:
+        size = index.sample_size(corpus.chunks, settings.train_sample)
+        with Stage("train-index", size, progress, work.log) as stage:
+            run_train_stage(corpus, index, encoder.dimension, settings, work, stage, gpu=gpu)
+        seconds["train-index"] = stage.seconds
     with Stage("add", corpus.chunks, progress, work.log) as stage:
-        if base is not None:
-            link_shards(base, links, work.snapshot)
-        run_add_stage(corpus, ranges, encoder.dimension, settings, work, stage, engine)
+        run_add_stage(corpus, ranges, index, encoder.dimension, settings, work, stage, engine, gpu=gpu)
     seconds["add"] = stage.seconds
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
-        manifest = run_finish_stage(corpus, ranges, counts, recipe, tokenizer, encoder, settings, work, links)
+        manifest = run_finish_stage(corpus, ranges, counts, recipe, index, tokenizer, encoder, settings, work, links)
         stage.advance(corpus.chunks)
     seconds["finish"] = stage.seconds
     return manifest
@@ -162,11 +181,12 @@ def _run_stages(
 
 @contextmanager
 def _input_may_be_corrected(work: Workspace) -> Iterator[None]:
-    """Discard the work where the input cannot be used: the corrected input is another one, which it must not bar."""
+    """Discard the work where the input or the index recipe cannot be used: the corrected one is another one, which it must
+    not bar."""
     try:
         yield
-    except InputError as error:
-        if error.field == "input":
+    except (InputError, ArgumentError) as error:
+        if error.field in ("input", "index"):
             work.discard()
         raise
 
@@ -202,6 +222,10 @@ def _result(
         why = "the others have become empty" if "base" in manifest.recipe else "a shard holds whole documents"
         notes.append(f"{shards} shards were made instead of {settings.shards}: {why}")
     if "base" in manifest.recipe and (note := skewed([shard.rows for shard in manifest.shards])):
+        notes.append(note)
+    if (note := outgrown(manifest)) is not None:
+        notes.append(note)
+    if (note := recall_note(manifest.index)) is not None:
         notes.append(note)
     return BuildResult(
         path=work.out,

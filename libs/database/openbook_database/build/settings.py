@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from openbook_core.config import FrozenConfig
 from openbook_database.chunking import PassageTemplate
-from openbook_database.index import FLAT, check_recipe
+from openbook_database.index.recipe import AUTO, check_recipe
 from openbook_database.reader import FieldNames
 
 DEFAULT_TEMPLATE = "{title}: {text}"
@@ -20,7 +20,11 @@ class BuildSettings(FrozenConfig):
     passage_template: str = Field(
         default=DEFAULT_TEMPLATE, description="what is embedded for a chunk: {text} with {title} and {heading}"
     )
-    index: str = Field(default=FLAT, description="index recipe as a Faiss factory string")
+    index: str = Field(default=AUTO, description="index recipe as a Faiss factory string, or auto: by size and memory")
+    target_recall: float = Field(default=0.95, gt=0, le=1, description="recall@10 that the default search shall reach")
+    train_sample: int | None = Field(
+        default=None, ge=1, description="most chunks to train on; by default from the lists"
+    )
     shards: int = Field(default=1, ge=1, le=99_999, description="most shards; each holds at least one document")
     keep_vectors: bool = Field(default=True, description="keep the embeddings as float16 beside the index")
     skip_bad_lines: bool = Field(default=False, description="count lines that hold no document instead of stopping")

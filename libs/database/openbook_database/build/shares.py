@@ -13,16 +13,19 @@ import numpy as np
 from openbook_database.build.base import Base
 from openbook_database.build.corpus import Corpus
 from openbook_database.files import clear_write_errors, write_atomically
-from openbook_database.manifest import FileEntry
+from openbook_database.index.files import QUANTISER
+from openbook_database.manifest import FileEntry, Manifest
 from openbook_database.shard import shard_folder
 
 Ranges = Sequence[tuple[int, int]]
 Links = Mapping[int, int]
 _SKEWED = 2.0
+_OUTGROWN = 2.0
 
 
-def share_shards(corpus: Corpus, base: Base) -> tuple[Ranges, Links]:
-    """Document ranges by the base's split keys, and for each shard that is as it was, its number in the base.
+def share_shards(corpus: Corpus, base: Base, snapshot: Path) -> tuple[Ranges, Links]:
+    """Document ranges by the base's split keys, and for each shard that is as it was, its number in the base; the files of
+    those, and the quantiser, get a second name in the folder `snapshot`.
 
     A shard takes the ids from its first one in the base up to the next shard's; one that has become empty is left out.
     Only documents that are encoded again are left to the embed stage; the files that rows are taken from are checked.
@@ -40,6 +43,13 @@ def share_shards(corpus: Corpus, base: Base) -> tuple[Ranges, Links]:
                 links[len(ranges)] = base.manifest.shards.index(shard)
             ranges.append((first, end))
         first = end
+    if base.index.trained:
+        gone = np.ones(base.manifest.documents, dtype=np.bool_)
+        gone[corpus.base_documents[corpus.base_documents >= 0]] = False
+        if base.quantiser_keeps(np.flatnonzero(gone)):
+            links = {}  # it is trained again, and all shards are written by it
+        else:
+            link_file(base.path / QUANTISER, snapshot / QUANTISER)
     linked = np.zeros(corpus.documents, dtype=np.bool_)
     for number in links:
         linked[slice(*ranges[number])] = True
@@ -49,11 +59,11 @@ def share_shards(corpus: Corpus, base: Base) -> tuple[Ranges, Links]:
         for shard_number, shard in enumerate(base.manifest.shards):
             if ((taken >= shard.first_document) & (taken < shard.end_document)).any():
                 base.check_shard(shard_number)
+    _link_shards(base, links, snapshot)
     return ranges, links
 
 
-def link_shards(base: Base, links: Links, snapshot: Path) -> None:
-    """Give the files of unchanged shards of the base a second name in the folder `snapshot`; one that is there is whole."""
+def _link_shards(base: Base, links: Links, snapshot: Path) -> None:
     for number, shared in links.items():
         for name in shard_files(base, shared):
             link_file(base.path / name, snapshot / shard_folder(number) / Path(name).name)
@@ -65,8 +75,14 @@ def shard_files(base: Base, number: int) -> dict[str, FileEntry]:
     return {name: entry for name, entry in base.manifest.files.items() if name.startswith(prefix)}
 
 
+def shares_quantiser(base: Base, snapshot: Path) -> bool:
+    """Whether the snapshot in the folder `snapshot` has the base's quantiser."""
+    ours = snapshot / QUANTISER
+    return ours.exists() and ours.read_bytes() == (base.path / QUANTISER).read_bytes()
+
+
 def shared_entries(base: Base | None, links: Links) -> dict[str, FileEntry]:
-    """Sizes and digests of the files that are shared, by their names in the new snapshot."""
+    """Sizes and digests of the files of shared shards, by their names in the new snapshot."""
     found = {}
     for number, shared in links.items():
         assert base is not None
@@ -76,7 +92,8 @@ def shared_entries(base: Base | None, links: Links) -> dict[str, FileEntry]:
 
 
 def link_file(source: Path, target: Path) -> None:
-    """A hard link, or a copy where the file system allows none (another one, or a file of somebody else)."""
+    """A hard link, or a copy where the file system allows none (another one, a file of somebody else); a file that is there
+    is whole."""
     if target.exists():
         return
     with clear_write_errors(target):
@@ -100,4 +117,15 @@ def skewed(rows: Sequence[int]) -> str | None:
     return (
         f"shard {rows.index(max(rows))} holds {max(rows)} chunks, the others {others:.0f} on average, since shards keep the "
         "base's borders: a build without a base divides them anew"
+    )
+
+
+def outgrown(manifest: Manifest) -> str | None:
+    """What to say where the corpus has more than doubled since the quantiser was trained."""
+    then = manifest.recipe.get("trained_chunks")
+    if then is None or manifest.chunks <= _OUTGROWN * then:
+        return None
+    return (
+        f"the index was trained when there were {then} chunks, now there are {manifest.chunks}: a build without a base trains "
+        "it anew"
     )

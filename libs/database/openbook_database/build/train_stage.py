@@ -1,0 +1,45 @@
+"""Stage "train-index": the quantiser that all shards share, from a random sample of all chunks."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook_database.build.corpus import Corpus
+from openbook_database.build.embed_stage import read_rows
+from openbook_database.build.progress import Stage
+from openbook_database.build.settings import BuildSettings
+from openbook_database.build.workspace import Workspace
+from openbook_database.files import write_atomically
+from openbook_database.index.files import QUANTISER
+from openbook_database.index.quantiser import Quantiser, train_quantiser, write_quantiser
+from openbook_database.index.recipe import Recipe
+
+_SEED = 20_211_208
+
+
+def sample_rows(rows: int, size: int, seed: int = _SEED) -> NDArray[np.int64]:
+    """`size` different rows of `rows` in order, each set of them as likely as any other; equal for equal arguments."""
+    return np.sort(np.random.Generator(np.random.PCG64(seed)).choice(rows, size, replace=False, shuffle=False))
+
+
+def run_train_stage(
+    corpus: Corpus,
+    recipe: Recipe,
+    dimension: int,
+    settings: BuildSettings,
+    work: Workspace,
+    stage: Stage,
+    *,
+    gpu: bool = False,
+) -> None:
+    """Train what is not there yet; a quantiser that is (of an interrupted run, or of a base snapshot) is checked alone."""
+    path = work.snapshot / QUANTISER
+    size = recipe.sample_size(corpus.chunks, settings.train_sample)
+    reused = path.exists()
+    if not reused:
+        sample_ND = read_rows(work, corpus, dimension, settings.embed_block, sample_rows(corpus.chunks, size))
+        index = train_quantiser(recipe, sample_ND, gpu=gpu)
+        write_atomically(path, lambda temporary: write_quantiser(temporary, index))
+    Quantiser(path, dimension=dimension).require(recipe)
+    stage.advance(size, reused=reused)

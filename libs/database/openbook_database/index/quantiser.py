@@ -1,0 +1,163 @@
+"""What all shards of a snapshot share: rotation, lists' centroids and codebooks. Trained once, then mapped.
+
+Axes: N rows, Q queries, D dimension, E dimension of the index, P probed lists.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook_core.errors import CorruptError
+from openbook_database.index.base import faiss_write_errors, one_thread, read_mapped
+from openbook_database.index.codec import codec_of
+from openbook_database.index.flat import FlatReader, norms
+from openbook_database.index.hnsw import HNSWReader
+from openbook_database.index.recipe import Recipe
+from openbook_database.index.rotation import Rotation
+from openbook_database.scoring import MISSING
+from openbook_database.search import search_rows
+
+_LEAST_EF = 64
+_EF_PER_PROBE = 2
+_STEP = 1 << 16
+
+
+def train_quantiser(recipe: Recipe, sample_ND: NDArray[np.float32], *, gpu: bool = False) -> Any:
+    """A trained Faiss index without rows. On one thread, or on the GPUs for the lists: either way the same bytes on the
+    same machine with the same device."""
+    dimension = sample_ND.shape[1]
+    index: Any = faiss.index_factory(dimension, recipe.factory, faiss.METRIC_INNER_PRODUCT)
+    lists = _lists_of(index)
+    # The sample was drawn at its size on purpose: all of it is used, and its size needs no warning.
+    lists.cp.min_points_per_centroid, lists.cp.max_points_per_centroid = 1, len(sample_ND)
+    kept = []
+    if recipe.codec == "PQ":
+        lists.pq.cp.min_points_per_centroid = 1
+    if recipe.opq:
+        parts = faiss.ProductQuantizer(recipe.inner_dimension(dimension), recipe.opq, 8)
+        parts.cp.min_points_per_centroid = 1
+        rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+        rotation.pq = parts
+        kept.append(parts)
+    if gpu:
+        lists.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(lists.d))
+    with one_thread():
+        index.train(np.ascontiguousarray(sample_ND, dtype=np.float32))
+    if recipe.opq:
+        rotation.pq = None
+    return index
+
+
+def write_quantiser(path: Path, index: Any) -> None:
+    """Write a trained index; OSError where it cannot."""
+    with faiss_write_errors():
+        faiss.write_index(index, str(path))
+
+
+class Quantiser:
+    """The trained part of an IVF index, mapped. `lists`: the empty Faiss index; `codec`: what its codes stand for."""
+
+    def __init__(self, path: Path, *, dimension: int) -> None:
+        """Raises CorruptError where the file is no quantiser of vectors of `dimension` elements."""
+        self.path = path
+        index = read_mapped(path)
+        if index.d != dimension or index.ntotal or not index.is_trained:
+            raise CorruptError(
+                f"{path}: holds {index.ntotal} vectors of {index.d} elements, expected a trained quantiser of {dimension}"
+            )
+        self._kept = index
+        self.lists = _lists_of(index)
+        self.rotation: Rotation | None = None
+        self._matrix_ED: NDArray[np.float32] | None = None
+        if self.lists is not index:
+            transform: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+            self._matrix_ED = faiss.vector_to_array(transform.A).reshape(transform.d_out, transform.d_in)
+            self.rotation = Rotation(self._matrix_ED)
+        self.dimension: int = self.lists.d
+        self.nlist: int = self.lists.nlist
+        self.codec = codec_of(self.lists)
+        coarse: Any = faiss.downcast_index(self.lists.quantizer)
+        graph = isinstance(coarse, faiss.IndexHNSWFlat)
+        self._flat = FlatReader(faiss.downcast_index(coarse.storage) if graph else coarse, 0.0)
+        self.centroids_LE = self._flat.vectors_ND
+        largest = (norms(self.centroids_LE[start : start + _STEP]).max() for start in range(0, self.nlist, _STEP))
+        self.max_norm = self._flat.max_norm = float(max(largest)) * (1 + 1e-6)
+        self._graph = HNSWReader(coarse, self.max_norm) if graph else None
+
+    def require(self, recipe: Recipe) -> None:
+        """Raises CorruptError where this is the quantiser of another recipe."""
+        expected = faiss.index_factory(self._kept.d, recipe.factory, faiss.METRIC_INNER_PRODUCT)
+        mine, other = (_describe(index) for index in (self._kept, expected))
+        if mine != other:
+            raise CorruptError(
+                f"{self.path}: is a quantiser of another recipe than {recipe.factory}: {mine}, expected {other}"
+            )
+
+    def move_to_gpu(self) -> None:
+        """Have the GPUs find the lists of rows: the same ones, as near calls are decided by exact scores."""
+        self._flat.move_to_gpu()
+
+    def rotate(self, vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors [n, e] as the lists see them."""
+        return vectors_ND if self.rotation is None else self.rotation(vectors_ND)
+
+    def rotate_back(self, vectors_NE: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Vectors [n, d] of those that the lists see."""
+        return vectors_NE if self._matrix_ED is None else Rotation(self._matrix_ED.T.copy())(vectors_NE)
+
+    def assign(self, rows_NE: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The list [n] of each rotated row: a function of the row alone, whatever block it comes in.
+
+        Faiss' products in blocks settle all rows whose best list leads by more than their rounding; the others are
+        decided by exact scores.
+        """
+        if self._graph is not None:
+            return self.nearest(rows_NE, 1)[0][:, 0]
+        scores_N2, lists_N2 = self._flat.fetch(rows_NE, 2)
+        if self.nlist == 1:
+            return lists_N2[:, 0]
+        lead_N = scores_N2[:, 0].astype(np.float64) - scores_N2[:, 1]
+        open_ones = np.flatnonzero(~(lead_N > 2 * self._flat.margin(rows_NE)))
+        lists_N = lists_N2[:, 0].copy()
+        if len(open_ones):
+            lists_N[open_ones] = search_rows(self._flat, rows_NE[open_ones], 1).ids_QK[:, 0]
+        return lists_N
+
+    def nearest(self, queries_QE: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The `count` nearest lists [q, p] of rotated queries, with scores: exactly, or as the graph leads to them."""
+        count = min(count, self.nlist)
+        if self._graph is None or 2 * count >= self.nlist:
+            hits = search_rows(self._flat, queries_QE, count)
+            return hits.ids_QK, hits.scores_QK
+        scores_QP, lists_QP = self._graph.walk(queries_QE, count, max(_LEAST_EF, _EF_PER_PROBE * count))
+        short = np.flatnonzero(lists_QP[:, -1] == MISSING)
+        if len(short):
+            hits = search_rows(self._flat, queries_QE[short], count)
+            lists_QP[short], scores_QP[short] = hits.ids_QK, hits.scores_QK
+        return lists_QP, scores_QP
+
+
+def _describe(index: Any) -> tuple[Any, ...]:
+    lists = _lists_of(index)
+    graph = isinstance(faiss.downcast_index(lists.quantizer), faiss.IndexHNSWFlat)
+    return (
+        type(index).__name__,
+        type(lists).__name__,
+        "HNSW" if graph else "Flat",
+        lists.d,
+        lists.nlist,
+        lists.code_size,
+    )
+
+
+def _lists_of(index: Any) -> Any:
+    """The IVF index inside of a Faiss index."""
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    if not isinstance(inner, faiss.IndexIVF):
+        raise CorruptError(f"a quantiser of type {type(inner).__name__} is not known")
+    return inner
