@@ -18,7 +18,7 @@ from openbook_core.errors import ConfigError, CorruptError, InputError, NotFound
 from openbook_database.build.erase import erase_documents
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
-from openbook_database.index.lists import Lists
+from openbook_database.index.quantiser import Quantiser
 from openbook_database.manifest import Manifest
 from openbook_database.snapshot import Snapshot
 from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer
@@ -61,8 +61,6 @@ def traces(snapshot: Path, external_id: str) -> dict[str, list[bytes]]:
     words = [word for word in words if len(word) > 10]
     vectors_ND = shard.vectors(ids)
     packed = [vector_D.astype("<f4").tobytes() for vector_D in vectors_ND]
-    lists = folder_lists(snapshot / f"shard-{shard.number:05d}")
-    codes = [] if lists is None else [lists[int(row - shard.entry.first_row)] for row in ids]
     runs = [tokens[start : start + 8] for start in range(0, len(tokens) - 8, 16)]
     return {
         "text": [word.encode() for word in words],
@@ -70,19 +68,32 @@ def traces(snapshot: Path, external_id: str) -> dict[str, list[bytes]]:
         "uint16": [run.astype("<u2").tobytes() for run in runs],
         "uint32": [run.astype("<u4").tobytes() for run in runs],
         "float32": packed,
-        "codes": codes,
         "float16": [vector_D.astype("<f2").tobytes() for vector_D in vectors_ND],
         # Bytes in the middle of base64, for each place at which they can begin.
         "base64": [base64.b64encode(bytes(pad) + data)[4:-4] for data in packed for pad in range(3)],
     }
 
 
-def folder_lists(folder: Path) -> list[bytes] | None:
-    """The code of each row of a shard with inverted lists, long ones alone (a short one may stand anywhere)."""
-    if not (folder / "places.bin").exists():
-        return None
-    lists, places_N2 = Lists(folder / "lists.faiss"), np.fromfile(folder / "places.bin", "<u4").reshape(-1, 2)
-    return [lists.list_codes(int(number))[int(place)].tobytes() for number, place in places_N2]
+def secret_texts(snapshot: Path) -> list[str]:
+    """Texts of the chunks of the secret document."""
+    opened = Snapshot.open(snapshot)
+    record = opened.documents.record(opened.documents.number(str(SECRET["id"])) or 0)
+    return opened.shard_of(record.first_row).text(np.arange(record.first_row, record.first_row + record.rows))
+
+
+def nearest(snapshot: Path, vectors_ND: np.ndarray) -> dict[str, float]:  # type: ignore[type-arg]
+    """The largest cosine between given vectors and those that the index holds or decodes, and the centroids."""
+    opened = Snapshot.open(snapshot)
+    held = [shard.vectors(np.arange(shard.entry.first_row, shard.entry.end_row)) for shard in opened.shards]
+    found = {"rows": np.concatenate(held)}
+    if (snapshot / "quantiser.faiss").exists():
+        quantiser = Quantiser(snapshot / "quantiser.faiss", dimension=16)
+        found["centroids"] = quantiser.centroids_LE.copy()
+    unit_ND = vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return {
+        name: float((each @ unit_ND.T / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-9)).max())
+        for name, each in found.items()
+    }
 
 
 def files_with(folder: Path, found: list[bytes]) -> set[str]:
@@ -97,7 +108,6 @@ def test_the_search_for_traces_finds_them(old: Path) -> None:
         "JSON": {"documents.arrow", "manifest.json"},
         "uint16": {"shard-00000/tokens.bin"},
         "uint32": set(),
-        "codes": set(),
         "float32": {"shard-00000/lists.faiss"},
         "float16": {"shard-00000/vectors.f16"},
         "base64": {"manifest.json"},
@@ -112,6 +122,8 @@ def test_a_deleted_document_is_gone_from_every_file(old: Path, tmp_path: Path, h
         kept = how.endswith("lossy")
         old = build(tmp_path.parent / f"{tmp_path.name}-old", keep_vectors=kept, index=f"IVF{LISTS},SQ8")
     secrets = [piece for pieces in traces(old, SECRET["id"]).values() for piece in pieces]
+    secret_ND = HashEncoder().encode([f"{SECRET['title']}: {text}" for text in secret_texts(old)])
+    assert min(nearest(old, secret_ND).values()) > 0.99999
     looked = 0
 
     def look(update: object) -> None:
@@ -141,6 +153,7 @@ def test_a_deleted_document_is_gone_from_every_file(old: Path, tmp_path: Path, h
     look(None)
     assert (old / "shard-00002" / "tokens.bin").samefile(out / "shard-00002" / "tokens.bin") == exact
     verify(out)
+    assert max(nearest(out, secret_ND).values()) < 0.999
     assert Manifest.read(out).shards[0].first_id == ids_in_order(old)[1]
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".jsonl") == ["new"]
 
