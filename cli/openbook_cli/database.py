@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli import build, diff, erase, gc, inspect, neighbours, transport
+from openbook_cli import book_eval, build, diff, erase, gc, inspect, neighbours, transport
 from openbook_cli.security_options import DIALS, dial_of, takes
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ app.command("gc")(gc.gc)
 app.command("publish")(transport.publish)
 app.command("pull")(transport.pull)
 app.command("neighbours")(neighbours.neighbours)
+app.command("eval")(book_eval.evaluate)
 app.command("inspect")(inspect.inspect)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 

@@ -96,7 +96,7 @@ def progress(update):
 
 
 def run_killed(verb: str, source: str, target: str, updates: int) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, verb, source, target, str(updates)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", KILLED, verb, source, target, str(updates)], timeout=300, check=False)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -117,7 +117,7 @@ def test_killed_in_the_middle_both_sides_go_on(book: Path, bucket: str, tmp_path
 
 
 def test_two_publish_the_same_at_once(book: Path, bucket: str, tmp_path: Path) -> None:
-    url, together = f"s3://{bucket}/book", Barrier(2, timeout=30)
+    url, together = f"s3://{bucket}/book", Barrier(2, timeout=120)
 
     def run() -> None:
         waited = False
@@ -132,7 +132,7 @@ def test_two_publish_the_same_at_once(book: Path, bucket: str, tmp_path: Path) -
 
     with ThreadPoolExecutor(2) as pool:
         for future in [pool.submit(run), pool.submit(run)]:
-            future.result(timeout=60)
+            future.result(timeout=300)
     pull(url, tmp_path / "pulled")
     assert tree(tmp_path / "pulled") == tree(book)
     assert objects(bucket) == {f"book/{name}": len(data) for name, data in tree(book).items()}

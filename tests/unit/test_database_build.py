@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, ConfigError, ConflictError, CorruptError, InputError
-from openbook_database import files
 from openbook_database.build.add_stage import split_documents
 from openbook_database.build.progress import Update
 from openbook_database.build.run import build_snapshot, recorded_dtype
@@ -43,6 +36,12 @@ def build(source: Path | Sequence[Path], out: Path, settings: BuildSettings = SE
     return build_snapshot(sources, out, settings=settings, **arguments)
 
 
+@pytest.fixture(autouse=True)
+def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing takes most of a tiny build's time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("source") / "input.jsonl", tiny_rows(40, seed=2))
@@ -54,160 +53,6 @@ def expected(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     build(source, out)
     verify(out)
     return tree(out)
-
-
-# Forks a process for each build that it is asked for, which kills itself at the Nth event: an update of a stage, or a
-# call that flushes or renames a file. Answers with the process id, then with the exit code (3: InputError).
-BUILDER = """
-import json, os, resource, signal, sys, traceback
-from openbook_core.errors import InputError
-from openbook_database.build.run import build_snapshot, recorded_dtype
-from openbook_database.build.settings import BuildSettings
-from openbook_database.testing import HashEncoder, tiny_tokenizer
-
-def build(source, out, settings, kind, count, limit, base):
-    def event(*arguments):
-        nonlocal count
-        count -= 1
-        if count == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def before(function):
-        return lambda *arguments, **named: (event(), function(*arguments, **named))[1]
-
-    if kind == "syncs":
-        os.fsync = before(os.fsync)
-    if kind == "renames":
-        os.replace = before(os.replace)
-    if kind == "links":
-        os.link = before(os.link)
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    build_snapshot([source], out, database="tiny", tokenizer=tiny_tokenizer(), encoder=HashEncoder(),
-                   settings=BuildSettings.model_validate_json(settings), base=base,
-                   progress=event if kind == "updates" else lambda update: None)
-
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        try:
-            build(**json.loads(line))
-        except InputError:
-            os._exit(3)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Builder:
-    """Builds in processes of their own, one after the other."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", BUILDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def start(
-        self, source: Path, out: Path, kind: str = "", count: int = 0, limit: int = 0, base: Path | None = None
-    ) -> int:
-        """The process id of a build that has begun."""
-        job = {"source": str(source), "out": str(out), "settings": SETTINGS.model_dump_json()}
-        job |= {"base": base and str(base)}
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({**job, "kind": kind, "count": count, "limit": limit}) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def exit_code(self) -> int:
-        """Waits for the build's end."""
-        return self._answer()
-
-    def _answer(self) -> int:
-        assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
-
-
-@pytest.fixture(scope="module")
-def builder() -> Iterator[Builder]:
-    made = Builder()
-    yield made
-    assert made.process.stdin is not None
-    made.process.stdin.close()
-    made.process.wait(timeout=30)
-
-
-@pytest.mark.parametrize(
-    ("kind", "count"),
-    [("updates", count) for count in (1, 9, 23, 26, 27)]
-    + [("renames", count) for count in (1, 2, 3, 6, 20, 34, 45, 48)]
-    + [("syncs", count) for count in (1, 4, 40, 90, 100)],
-)
-def test_a_killed_build_goes_on_to_the_same_bytes(
-    source: Path, expected: dict[str, bytes], builder: Builder, tmp_path: Path, kind: str, count: int
-) -> None:
-    out = tmp_path / "snapshot"
-    builder.start(source, out, kind, count)
-    assert builder.exit_code() == -signal.SIGKILL
-    assert not out.exists() or tree(out) == expected
-    build(source, out)
-    assert tree(out) == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["snapshot", "snapshot.log.jsonl"]
-
-
-@pytest.fixture(scope="module")
-def incremental(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, bytes]]:
-    """A base, a source with other documents in its second shard, and what comes of both."""
-    folder = tmp_path_factory.mktemp("incremental")
-    base, rows = build(source, folder / "base").path, tiny_rows(40, seed=2)
-    first = Snapshot.open(base).manifest.shards[1].first_id
-    changed = [{**row, "text": "Other words."} if row["id"] == first else row for row in rows]
-    edited = write_rows(folder / "input.jsonl", [*changed, {"id": first + "+", "text": "New words. " * 200}])
-    build(edited, folder / "snapshot", base=base)
-    verify(folder / "snapshot")
-    return base, edited, tree(folder / "snapshot")
-
-
-@pytest.mark.parametrize(
-    ("kind", "count"),
-    [("updates", count) for count in (1, 8, 14, 20)]
-    + [("links", count) for count in (1, 3, 5, 6, 10)]
-    + [("renames", count) for count in (1, 2, 10, 20, 36, 46)]
-    + [("syncs", count) for count in (1, 4, 40, 80)],
-)
-def test_a_killed_build_with_a_base_goes_on_to_the_same_bytes(
-    incremental: tuple[Path, Path, dict[str, bytes]], builder: Builder, tmp_path: Path, kind: str, count: int
-) -> None:
-    base, source, expected = incremental
-    before = tree(base)
-    out = tmp_path / "snapshot"
-    builder.start(source, out, kind, count, base=base)
-    assert builder.exit_code() == -signal.SIGKILL
-    assert not out.exists() or tree(out) == expected
-    build(source, out, base=base)
-    assert tree(out) == expected
-    assert tree(base) == before
-
-
-def test_killed_again_and_again_at_any_moment(
-    source: Path, expected: dict[str, bytes], builder: Builder, tmp_path: Path
-) -> None:
-    random = np.random.default_rng()
-    out = tmp_path / "snapshot"
-    killed = 0
-    for attempt in range(10):
-        child = builder.start(source, out)
-        time.sleep(float(random.uniform(0, 0.05 * (attempt + 1))))
-        with suppress(ProcessLookupError):  # it was done before
-            os.kill(child, signal.SIGKILL)
-        killed += builder.exit_code() == -signal.SIGKILL
-        assert not out.exists() or tree(out) == expected
-    build(source, out)
-    assert tree(out) == expected
-    assert killed
 
 
 def test_interrupted_by_the_keyboard(source: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
@@ -339,45 +184,6 @@ def test_a_folder_with_other_files_is_refused(source: Path, tmp_path: Path) -> N
         build(source, tmp_path / "photo.jpg")
     with pytest.raises(InputError, match="is a file, not a folder"):
         build(source, tmp_path / "photo.jpg" / "snapshot")
-
-
-@pytest.mark.parametrize("broken", [errno.ENOSPC, errno.EACCES, errno.EROFS])
-@pytest.mark.parametrize("call", [1, 7, 30, 40])
-def test_a_disk_that_cannot_be_written(
-    source: Path, expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int, call: int
-) -> None:
-    calls = 0
-
-    def failing(path: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == call:
-            raise OSError(broken, os.strerror(broken))
-
-    out = tmp_path / "snapshot"
-    with monkeypatch.context() as patch:
-        patch.setattr(files, "sync", failing)
-        with pytest.raises(
-            InputError, match=r"cannot be written: (the disk is full|permission denied|the file system)"
-        ):
-            build(source, out)
-    assert not out.exists()
-    assert not list(tmp_path.rglob("*.tmp"))
-    build(source, out)
-    assert tree(out) == expected
-
-
-def test_a_file_size_limit_of_the_system(
-    source: Path, expected: dict[str, bytes], builder: Builder, tmp_path: Path
-) -> None:
-    """A real refusal by the kernel in the middle of a file, to Arrow, Faiss and Python alike."""
-    out = tmp_path / "snapshot"
-    for limit in (1_000, 2_000, 6_000, 10_000, 16_000):
-        builder.start(source, out, limit=limit)
-        assert builder.exit_code() == 3
-        assert not out.exists()
-    build(source, out)
-    assert tree(out) == expected
 
 
 class Broken(HashEncoder):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,14 @@ from openbook_core.errors import NotFoundError
 from openbook_database.diff import Change, SnapshotDiff
 from openbook_database.manifest import Manifest
 from openbook_database.testing import build_tiny_snapshot, tiny_rows
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_flushing() -> Iterator[None]:
+    """Flushing takes most of a tiny build's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def test_every_kind_of_change(tmp_path: Path) -> None:

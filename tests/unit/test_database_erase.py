@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from openbook_database.snapshot import Snapshot
 from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer
 from openbook_database.verify import verify
 
-LISTS = 300
+LISTS = 110
 SECRET = {
     "id": "doc/0000--secret-é",  # the first of all, so the first border and the first golden query are its own
     "title": "Zarquon Beblebrox",
@@ -33,6 +34,14 @@ SECRET = {
     "text": 'The "hidden" plan of Zarquon: tünnels under Vogsphere, ' + "seventeen gates and one key. " * 6,
 }
 ROWS = [SECRET, *tiny_rows(30, seed=5)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_flushing() -> Iterator[None]:
+    """Flushing takes most of a tiny build's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 def build(out: Path, **changes: Any) -> Path:
@@ -117,10 +126,12 @@ def test_the_search_for_traces_finds_them(old: Path) -> None:
 @pytest.mark.parametrize("how", ["erase", "build", "erase lossy", "build lossy", "build without vectors"])
 def test_a_deleted_document_is_gone_from_every_file(old: Path, tmp_path: Path, how: str) -> None:
     exact = how in ("erase", "build")
+    rows = ROWS if exact else ROWS[:14]
     if not exact:
         # So many lists that training gives some to one chunk, whose vector is then the centroid.
         kept = how.endswith("lossy")
-        old = build(tmp_path.parent / f"{tmp_path.name}-old", keep_vectors=kept, index=f"IVF{LISTS},SQ8")
+        folder = tmp_path.parent / f"{tmp_path.name}-old"
+        old = build(folder, rows=rows, keep_vectors=kept, index=f"IVF{LISTS},SQ8")
     secrets = [piece for pieces in traces(old, SECRET["id"]).values() for piece in pieces]
     secret_ND = HashEncoder().encode([f"{SECRET['title']}: {text}" for text in secret_texts(old)])
     assert min(nearest(old, secret_ND).values()) > 0.99999
@@ -136,7 +147,7 @@ def test_a_deleted_document_is_gone_from_every_file(old: Path, tmp_path: Path, h
         erase_documents(old, [SECRET["id"]], out, progress=look)
     else:
         source = tmp_path / "input.jsonl"
-        source.write_text("".join(json.dumps(row) + "\n" for row in ROWS[1:]))
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
         index = "auto" if exact else f"IVF{LISTS},SQ8"
         settings = BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32, index=index)
         build_snapshot(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,14 @@ from openbook_database.registry.records import LoadState, ReplicaReport, Replica
 from openbook_database.testing import build_tiny_snapshot, tiny_rows
 
 ROWS = tiny_rows(12, seed=9, words=20)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_flushing() -> Iterator[None]:
+    """Flushing takes most of a tiny build's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,14 @@ from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_row
 from openbook_database.verify import verify
 
 Row = dict[str, Any]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_flushing() -> Iterator[None]:
+    """Flushing takes most of a tiny build's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 class Counting(HashEncoder):

@@ -153,7 +153,7 @@ def test_killed_and_gone_on_with_it_is_the_same_bytes(
 ) -> None:
     find(text_corpus(rows, book), book, tmp_path / "expected")
     arguments = [str(Path(__file__).parent), str(book.path), str(rows), str(tmp_path / "cache"), str(syncs)]
-    assert subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=60, check=False).returncode == -9
+    assert subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=300, check=False).returncode == -9
     assert not (tmp_path / "cache").exists()
     seen: list[Update] = []
     find(text_corpus(rows, book), book, tmp_path / "cache", progress=seen.append)

@@ -23,8 +23,9 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, initialise, weights_hash
 from openbook_model import save as save_model
 from openbook_trainer import checkpoint
+from openbook_trainer.cached import CachedSource, snapshot_of
 from openbook_trainer.config import TrainConfig, load_train_config, task_of
-from openbook_trainer.data import SequenceOrder, read_corpus
+from openbook_trainer.data import ChunkedCorpus, SequenceOrder, read_corpus
 from openbook_trainer.distributed import World, process_group, shard
 from openbook_trainer.evaluation import Evaluator
 from openbook_trainer.loop import Loop
@@ -41,7 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     Of several processes the first says what went wrong. The others wait until the launcher ends them, which it does as
     soon as the first has ended, so that the exit code is the first's.
     """
-    parser = argparse.ArgumentParser(prog="openbook train", description="Train RETRO against a running retriever.")
+    parser = argparse.ArgumentParser(
+        prog="openbook train", description="Train RETRO against a running retriever or a neighbour cache."
+    )
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see examples/train/")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
@@ -103,14 +106,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def _train(config: TrainConfig, world: World) -> dict[str, Any]:
     tokenizer = world.together(lambda: _tokenizer(config, world))
     m = config.model.chunk_length
-    snapshot = world.from_first(lambda: pin_snapshot(config.retrieval, _wanted_snapshot(config), tokenizer, m))
+    snapshot = world.from_first(lambda: _pin(config, tokenizer))
     corpus, held_out = world.together(lambda: read_corpus(config.corpus, tokenizer, m))
-    resumed_from, state = world.together(lambda: _start(config, f"{corpus.digest()} {held_out.digest()}", snapshot))
-    source = LiveSource(
-        RetrieverClient(config.retrieval.address), config.retrieval, snapshot, config.model.num_neighbors, m
-    )
+    source = world.together(lambda: _source(config, snapshot, corpus, held_out))
+    digests = f"{corpus.digest()} {held_out.digest()}", source.digest if isinstance(source, CachedSource) else ""
     try:
-        world.together(lambda: source.check_exclusions(corpus.document_ids))
+        resumed_from, state = world.together(lambda: _start(config, *digests, snapshot))
+        if isinstance(source, LiveSource):
+            live = source
+            world.together(lambda: live.check_exclusions(corpus.document_ids))
         batch, evaluation = config.batch, config.evaluation
         order = SequenceOrder(corpus, batch, config.seed)
         held_out_order = SequenceOrder(held_out, batch, config.seed)
@@ -160,9 +164,29 @@ def _tokenizer(config: TrainConfig, world: World) -> Tokenizer:
     return tokenizer
 
 
-def _start(config: TrainConfig, corpus_digest: str, snapshot: str) -> tuple[Path | None, checkpoint.RunState]:
+def _pin(config: TrainConfig, tokenizer: Tokenizer) -> str:
+    """The snapshot that the run uses, all through."""
+    wanted, m = _wanted_snapshot(config), config.model.chunk_length
+    if config.retrieval.folder is not None:
+        return snapshot_of(config.retrieval.folder, wanted, tokenizer, m)
+    return pin_snapshot(config.retrieval, wanted, tokenizer, m)
+
+
+def _source(
+    config: TrainConfig, snapshot: str, corpus: ChunkedCorpus, held_out: ChunkedCorpus
+) -> LiveSource | CachedSource:
+    settings, k = config.retrieval, config.model.num_neighbors
+    if settings.cache is not None and settings.folder is not None:
+        exclude = settings.exclude_own_document
+        return CachedSource(settings.cache, settings.folder, k, [corpus, held_out], exclude_own=exclude)
+    return LiveSource(RetrieverClient(settings.address), settings, snapshot, k, config.model.chunk_length)
+
+
+def _start(
+    config: TrainConfig, corpus_digest: str, cache_digest: str, snapshot: str
+) -> tuple[Path | None, checkpoint.RunState]:
     """The checkpoint to go on from, or None, and the state there. Raises ConfigError where it has other settings."""
-    settings = checkpoint.settings_of(config, corpus_digest)
+    settings = checkpoint.settings_of(config, corpus_digest, cache_digest)
     found = checkpoint.newest(config.out / "checkpoints")
     if found is None:
         return None, checkpoint.RunState(0, settings, snapshot)

@@ -36,7 +36,7 @@ FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})|\.step-(\d{8})\.aside")
 # What may change between the parts of one run: where it runs, how it is watched, when it pauses.
 _FREE = ("out", "stop_at", "max_seconds", "threads", "device", "log_every", "evaluation", "checkpoint")
-_FREE_RETRIEVAL = ("address", "snapshot", "prefetch", "deadline_s", "retry_budget", "on_failure")
+_FREE_RETRIEVAL = ("cache", "folder", "address", "snapshot", "prefetch", "deadline_s", "retry_budget", "on_failure")
 _FREE_BATCH = ("micro",)
 logger = logging.getLogger(__name__)
 
@@ -50,13 +50,15 @@ class RunState:
     snapshot: str
 
 
-def settings_of(config: TrainConfig, corpus_digest: str) -> dict[str, Any]:
-    """The settings that decide what the run computes, with the corpus as a digest in place of its file names."""
+def settings_of(config: TrainConfig, corpus_digest: str, cache_digest: str = "") -> dict[str, Any]:
+    """The settings that decide what the run computes, with digests in place of the names of corpus and cache."""
     record = config.model_dump(mode="json", exclude=set(_FREE))
     for group, free in (("retrieval", _FREE_RETRIEVAL), ("batch", _FREE_BATCH), ("corpus", ("sources", "tokenizer"))):
         for name in free:
             record[group].pop(name)
     record["corpus"]["digest"] = corpus_digest
+    if cache_digest:
+        record["retrieval"]["cache"] = cache_digest
     return record
 
 

@@ -52,21 +52,34 @@ class BatchConfig(FrozenConfig):
 
 
 class RetrievalConfig(FrozenConfig):
-    """Where neighbours come from. `snapshot` "" pins the one that is live when the run starts.
+    """Where neighbours come from: the retriever at `address`, or a `cache` of `openbook db neighbours` with the `folder`
+    of its snapshot (then nobody is asked at `address`). `snapshot` "" pins the one that is live when the run starts.
 
     A failed call may be repeated while `retry_budget` lasts: each retry costs 1, each success returns 0.1. Then
     `on_failure` decides: "stop" ends the run, "mask" trains that batch without neighbours and counts it.
     `exclude_own_document=False` is right only for a corpus that shares no document with the database.
     """
 
-    address: str
-    database: str
+    address: str = ""
+    database: str = ""
+    cache: Path | None = None
+    folder: Path | None = None
     snapshot: str = ""
     prefetch: PositiveInt = 2
     deadline_s: PositiveFloat = 30.0
     retry_budget: NonNegativeFloat = 5.0
     on_failure: Literal["stop", "mask"] = "stop"
     exclude_own_document: bool = True
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.cache is None) != (self.folder is None):
+            raise ValueError(
+                "retrieval.cache: a cache holds ids; name it and the folder of its snapshot (retrieval.folder)"
+            )
+        if self.cache is None and not (self.address and self.database):
+            raise ValueError("retrieval.address: name a retriever's address and the database, or a cache and a folder")
+        return self
 
 
 class OptimiserConfig(FrozenConfig):

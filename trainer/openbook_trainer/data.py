@@ -32,10 +32,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Query:
-    """What one chunk asks the database, and the document that must not answer."""
+    """What one chunk asks the database, and the document that must not answer, of which it is chunk number `chunk`."""
 
     text: str
     document_id: str
+    chunk: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,17 @@ class ChunkedCorpus:
         begin = chunk * self.chunk_length + dropped
         end = chunk * self.chunk_length + int(self.lengths_C[chunk])
         flat = self.tokens_CM.reshape(-1).view(np.uint64)
-        document_start = int(np.searchsorted(self.document_C, document)) * self.chunk_length
-        left = flat[max(document_start, begin - CONTEXT) : begin]
+        first = int(np.searchsorted(self.document_C, document))
+        left = flat[max(first * self.chunk_length, begin - CONTEXT) : begin]
         last = chunk + 1 == self.chunks or self.document_C[chunk + 1] != document
         text = chunk_text(self.tokenizer, left, flat[begin:end], last=bool(last)) if begin < end else ""
-        return Query(text, self.document_ids[document]) if text.strip() else None
+        return Query(text, self.document_ids[document], chunk - first) if text.strip() else None
+
+    def documents(self) -> Iterator[tuple[str, NDArray[np.int64]]]:
+        """External id and token ids of each document, in order."""
+        firsts_D = np.searchsorted(self.document_C, np.arange(len(self.document_ids) + 1))
+        for external_id, first, end in zip(self.document_ids, firsts_D[:-1], firsts_D[1:], strict=True):
+            yield external_id, self.tokens_CM[first:end].reshape(-1)[: int(self.lengths_C[first:end].sum())]
 
 
 class SequenceOrder:

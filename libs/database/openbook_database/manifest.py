@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,6 +108,7 @@ class Manifest:
     tokens: int
     metadata_columns: tuple[str, ...]
     sources: tuple[dict[str, Any], ...]
+    cleaning: dict[str, Any]
     recipe: dict[str, Any]
     index: IndexEntry
     shards: tuple[ShardEntry, ...]
@@ -131,6 +133,7 @@ class Manifest:
             "tokens": self.tokens,
             "metadata_columns": list(self.metadata_columns),
             "sources": list(self.sources),
+            "cleaning": self.cleaning,
             "recipe": self.recipe,
             "index": asdict(self.index),
             "shards": [asdict(shard) for shard in self.shards],
@@ -198,6 +201,7 @@ class Manifest:
             tokens=record["tokens"],
             metadata_columns=tuple(record["metadata_columns"]),
             sources=tuple(record["sources"]),
+            cleaning=record["cleaning"],
             recipe=record["recipe"],
             index=IndexEntry(**record["index"]),
             shards=tuple(ShardEntry(**shard) for shard in record["shards"]),
@@ -208,6 +212,14 @@ class Manifest:
             golden=GoldenQueries(queries_ND, ids_NK, _unpack(golden["scores"], ids_NK.shape[1])),
             probes=Probes(tuple(probes["texts"]), _unpack(probes["vectors"], contract.dimension), probes["min_cosine"]),
         )
+
+
+def totals(sources: Sequence[Mapping[str, Any]], counter: str) -> dict[str, int]:
+    """A counter of the sources' records ("skipped", "removed") added up over all of them."""
+    found: Counter[str] = Counter()
+    for source in sources:
+        found.update(source[counter])
+    return dict(found)
 
 
 def _pack(array: NDArray[np.float32]) -> str:

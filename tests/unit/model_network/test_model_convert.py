@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openbook_core.errors import ArgumentError, InputError, NotFoundError, OpenbookError
+from openbook_core.errors import ArgumentError, CorruptError, InputError, NotFoundError, OpenbookError
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.weights import DEFAULT_MODEL, resolve_model
 from openbook_model.checkpoint import load
@@ -241,6 +241,34 @@ def test_megatron_tensors_are_accounted_for(tmp_path: Path) -> None:
     del settings["chunk_length"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(InputError, match="chunk_length"):
+        convert_model("megatron-core", tmp_path, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_attention_heads": 3, "head_dim": 8}, "shape"),
+        ({"num_attention_heads": 8}, "shape"),
+        ({"hidden_size": 64}, "shape"),
+        ({"activation": "relu"}, "relu"),
+        ({"cross_attention_layers_1based": [6, 9, 15]}, "beyond the last"),
+        ({"rotary_percent": 0.4}, "rotary_fraction"),
+        ({"num_layers": 11}, "no place|beyond"),
+    ],
+)
+def test_megatron_settings_that_do_not_fit(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    given = json.loads((GOLDEN / "core_nvidia" / "config.json").read_text()) | settings
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    (tmp_path / "weights.safetensors").symlink_to((GOLDEN / "core_nvidia" / "weights.safetensors").resolve())
+    with pytest.raises(OpenbookError, match=message):
+        convert_model("megatron-core", tmp_path, tmp_path / "model")
+
+
+def test_truncated_megatron_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((GOLDEN / "core_nvidia" / "config.json").read_text())
+    whole = (GOLDEN / "core_nvidia" / "weights.safetensors").read_bytes()
+    (tmp_path / "weights.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptError, match="not a whole"):
         convert_model("megatron-core", tmp_path, tmp_path / "model")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -11,14 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from legacy_writer import load_rank, rank_file, save_rank, write_checkpoint
+from legacy_writer import ARGS, load_rank, rank_file, save_rank, write_checkpoint
 from safetensors.torch import load_file
 from torch import Tensor
 
 from openbook_core.errors import ArgumentError, InputError, OpenbookError
 from openbook_model.checkpoint import load
+from openbook_model.config import RetroConfig
 from openbook_model.convert import RetrofitOptions, convert_model
-from openbook_model.convert.legacy import convert_legacy
+from openbook_model.convert.legacy import _settings, convert_legacy
+from openbook_model.convert.megatron import megatron_config
 from openbook_model.model import cross_attention_state
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -104,6 +107,7 @@ def test_old_norm_names_optimizer_and_bfloat16(weights: dict[str, Tensor], tmp_p
     old = {re.sub(r"norm\.(weight|bias)$", r"layernorm.\1", name): value for name, value in weights.items()}
     assert "language_model.encoder.final_layernorm.weight" in old
     random_state = {"rng_state": [{"np_rng_state": np.random.RandomState(0).get_state(), "numbers": np.arange(3)}]}
+    random_state["layer"] = io.BytesIO(b"a state of Transformer Engine")  # type: ignore[assignment]
     low = {name: value.bfloat16() for name, value in old.items()}
     write_checkpoint(tmp_path / "low", low, 2, **random_state, optimizer={"state": {0: torch.zeros(3)}})
     report = convert_model("megatron-legacy", tmp_path / "low", tmp_path / "model", EIGHT, dtype=None)
@@ -139,6 +143,24 @@ def test_a_gpt_without_retro_is_retrofitted(weights: dict[str, Tensor], tmp_path
     assert cross_attention_state(model) == "off (gate 0)"
     assert "blocks.5.gate" in report.new
     assert_golden(model, "legacy_gate0")
+
+
+def test_nvidias_843m_is_the_shipped_size() -> None:
+    """Its options (Megatron-LM, tools/retro) give the configuration that `size: 800m` is."""
+    args = ARGS | {"num_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "kv_channels": 64}
+    args |= {"ffn_hidden_size": 2688, "padded_vocab_size": 256000, "max_position_embeddings": 4096}
+    names = [f"{LAYERS}.{layer}.inter_attention.query.weight" for layer in range(8, 24, 3)]
+    names.append(f"{LAYERS}.8.retriever.layers.0.inter_attention.query.weight")
+    assert megatron_config(_settings(args, dict.fromkeys(names), 64)) == RetroConfig.parse({"size": "800m"})
+
+
+def test_where_the_ranks_lie(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    """An iteration of a training run, or the folder of the ranks itself."""
+    source = write_checkpoint(tmp_path / "released", weights, 2)
+    (source / "release").rename(source / "iter_0000012")
+    (source / "latest_checkpointed_iteration.txt").write_text("12\n")
+    assert_golden(convert_legacy(source, EIGHT)[0])
+    assert_golden(convert_legacy(source / "iter_0000012", EIGHT)[0])
 
 
 def test_copies_that_drifted_are_noted(weights: dict[str, Tensor], tmp_path: Path) -> None:

@@ -93,6 +93,19 @@ def test_nvidias_decoder_in_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, expected["logits"], atol=2e-5, rtol=0)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(("norm", "dtype"), [("rmsnorm", torch.bfloat16), ("layernorm1p", torch.float32)])
+def test_the_type_of_a_bfloat16_model(norm: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    save(random_model(small_config(norm=norm)).bfloat16(), tmp_path / "model")
+    export_model("hf", tmp_path / "model", tmp_path / "hf")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert theirs.dtype == dtype
+    exact = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    assert_same(load(tmp_path / "model")(IDS), exact(IDS).logits)
+
+
 @pytest.mark.parametrize("settings", [{"mlp": "gelu"}, {"norm": "rmsnorm", "output_bias": True}, {"qk_norm": True}])
 def test_what_transformers_does_not_have(settings: dict[str, Any], tmp_path: Path) -> None:
     save(random_model(small_config(**settings)), tmp_path / "model")

@@ -29,8 +29,8 @@ from openbook_database.chunking import PassageTemplate
 from openbook_database.files import write_atomically, write_bytes_atomically
 from openbook_database.text import CONTEXT, chunk_text
 
-# Of documents in canonical order: block, place in the block's documents, first row in the block's chunks, number in the
-# base if it is as it was there or else -1, rows, first row.
+# Of documents in canonical order: block, place in the block's documents, first row in the block's chunks (-1 where the rows
+# are the base's), number in the base if it is as it was there or else -1, rows, first row.
 _PLACE = np.dtype(
     [("block", "<i4"), ("place", "<i4"), ("start", "<i8"), ("base", "<i8"), ("rows", "<i8"), ("first_row", "<i8")]
 )
@@ -53,9 +53,8 @@ class Corpus:
         self._work = work
         self.chunk_length = chunk_length
         self.base = None if work.base is None else Base(work.base)
-        self._taken = self.base is not None and self.base.has_vectors
         if not work.order.exists():
-            write_atomically(work.order, lambda path: _write_order(path, work, self._taken))
+            write_atomically(work.order, lambda path: _write_order(path, work))
         self._order = np.memmap(work.order, _PLACE, mode="r")
         self.document_rows: NDArray[np.int64] = self._order["rows"]
         self.first_rows: NDArray[np.int64] = self._order["first_row"]
@@ -142,8 +141,8 @@ class Corpus:
 
     def tokens(self, document: int, first: int, end: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint16]]:
         """Token rows [n, m] and tokens used [n] of a run of a document's chunks."""
-        if self.base is not None and self._taken and (number := int(self.base_documents[document])) >= 0:
-            return self.base.tokens(number, first, end)
+        if self.base is not None and int(self._order["start"][document]) < 0:
+            return self.base.tokens(int(self.base_documents[document]), first, end)
         block, rows = self._rows(document, first, end)
         return block.tokens_NM[rows], block.lengths_N[rows]
 
@@ -183,8 +182,7 @@ class Corpus:
         return self._block(int(place["block"])), slice(start + first, start + end)
 
 
-def _write_order(path: Path, work: Workspace, taken: bool) -> None:
-    """`taken`: rows of documents that are in the base are not in the blocks."""
+def _write_order(path: Path, work: Workspace) -> None:
     ids: list[pa.Array] = []
     unsorted = path.with_name("unsorted.tmp")
     with unsorted.open("wb") as stream:
@@ -195,8 +193,8 @@ def _write_order(path: Path, work: Workspace, taken: bool) -> None:
             part["block"], part["place"] = number, np.arange(table.num_rows)
             part["rows"] = table.column("rows").to_numpy()
             part["base"] = table.column("base").to_numpy()
-            rows = np.where(part["base"] < 0, part["rows"], 0) if taken else part["rows"]
-            part["start"] = np.cumsum(rows) - rows
+            held = table.column("held").to_numpy()
+            part["start"] = np.where(held > 0, np.cumsum(held) - held, -1)
             stream.write(part.tobytes())
             ids += table.column("external_id").chunks
             number += 1

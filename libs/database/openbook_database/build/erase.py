@@ -17,7 +17,7 @@ from openbook_core.fingerprint import Fingerprint
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.add_stage import run_add_stage
 from openbook_database.build.base import Base, open_base
-from openbook_database.build.chunk_stage import SourceCounts, block_path, write_table
+from openbook_database.build.chunk_stage import Position, SourceCounts, block_path, write_table
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.engine import LocalEngine
 from openbook_database.build.finish_stage import run_finish_stage
@@ -167,9 +167,10 @@ def _run_stages(
     with Stage("add", corpus.chunks, progress, work.log) as stage:
         run_add_stage(corpus, ranges, base.index, encoder.dimension, settings, work, stage, LocalEngine())
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
-        counts = _counts(base, kept)
+        evaluation = base.manifest.cleaning["evaluation"]
+        chunked = Position(len(base.manifest.sources), 0, tuple(_counts(base, kept)), done=True, evaluation=evaluation)
         manifest = run_finish_stage(
-            corpus, ranges, counts, recipe, base.index, tokenizer, encoder, settings, work, links
+            corpus, ranges, chunked, recipe, base.index, tokenizer, encoder, settings, work, links
         )
         stage.advance(corpus.chunks)
     return manifest
@@ -180,11 +181,8 @@ def _counts(base: Base, kept: NDArray[np.int64]) -> list[SourceCounts]:
     left = {*base.documents.table.column("licence").take(pa.array(kept)).unique().to_pylist()}
     return [
         SourceCounts(
-            source["documents"],
-            source["chunks"],
-            source["tokens"],
-            source["skipped"],
-            [licence for licence in source["licences"] if licence in left],
+            **{name: source[name] for name in ("documents", "chunks", "tokens", "skipped", "removed")},
+            licences=[licence for licence in source["licences"] if licence in left],
         )
         for source in base.manifest.sources
     ]
@@ -196,6 +194,7 @@ def _write_blocks(base: Base, kept: NDArray[np.int64], work: Workspace) -> None:
     for block, first in enumerate(range(0, len(kept), _BLOCK)):
         numbers = pa.array(kept[first : first + _BLOCK])
         documents = base.documents.table.take(numbers).append_column("base", numbers)
+        documents = documents.append_column("held", pa.array(np.zeros(len(numbers), np.int64)))
         write_table(block_path(work.documents, block), documents)
         write_table(block_path(work.chunks, block), rows.empty_table())
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from openbook_core.files import sync
 from openbook_core.probes import PROBE_TEXTS
 from openbook_core.tokenizer import Tokenizer
-from openbook_database.build.chunk_stage import SourceCounts, token_dtype
+from openbook_database.build.chunk_stage import Position, token_dtype
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.document_file import write_document_file
 from openbook_database.build.embed_stage import encode_checked, read_vectors
@@ -30,7 +30,16 @@ from openbook_database.index.files import LIST_SIZES, LISTS, QUANTISER, open_ind
 from openbook_database.index.ivf import list_reach
 from openbook_database.index.quantiser import Quantiser
 from openbook_database.index.recipe import Recipe
-from openbook_database.manifest import MANIFEST_NAME, FileEntry, GoldenQueries, IndexEntry, Manifest, Probes, ShardEntry
+from openbook_database.manifest import (
+    MANIFEST_NAME,
+    FileEntry,
+    GoldenQueries,
+    IndexEntry,
+    Manifest,
+    Probes,
+    ShardEntry,
+    totals,
+)
 from openbook_database.scoring import merge
 from openbook_database.shard import Shard, shard_folder
 
@@ -40,7 +49,7 @@ _GOLDEN_K = 10
 def run_finish_stage(
     corpus: Corpus,
     ranges: Sequence[tuple[int, int]],
-    counts: Sequence[SourceCounts],
+    chunked: Position,
     recipe: Mapping[str, Any],
     index: Recipe,
     tokenizer: Tokenizer,
@@ -63,6 +72,10 @@ def run_finish_stage(
     if index.trained:
         write_atomically(work.snapshot / LIST_SIZES, lambda path: write_list_sizes(path, folders))
     probes_ND = encode_checked(encoder, list(PROBE_TEXTS), "the probe texts")
+    sources = tuple(
+        {**recipe["sources"][str(place)], **asdict(count), "licences": list(count.licences)}
+        for place, count in enumerate(chunked.counts)
+    )
     manifest = Manifest(
         database=recipe["database"],
         contract=Contract(
@@ -76,12 +89,10 @@ def run_finish_stage(
         token_dtype=token_dtype(tokenizer.vocab_size),
         documents=corpus.documents,
         chunks=corpus.chunks,
-        tokens=sum(count.tokens for count in counts) - recipe.get("erased", {}).get("tokens", 0),
+        tokens=sum(count.tokens for count in chunked.counts) - recipe.get("erased", {}).get("tokens", 0),
         metadata_columns=settings.fields.metadata,
-        sources=tuple(
-            {**recipe["sources"][str(place)], **asdict(count), "licences": list(count.licences)}
-            for place, count in enumerate(counts)
-        ),
+        sources=sources,
+        cleaning={"removed": totals(sources, "removed"), "evaluation": dict(chunked.evaluation)},
         recipe=dict(recipe),
         index=_index_entry(index, shards, folders, corpus, encoder.dimension, settings, work),
         shards=shards,

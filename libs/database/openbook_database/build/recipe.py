@@ -15,7 +15,7 @@ from openbook_database.manifest import FORMAT_VERSION
 
 # Grows when a stage's output changes for the same input.
 STAGES = {"chunk": 3, "embed": 3, "train-index": 1, "add": 2, "finish": 3}
-_LIBRARIES = ("numpy", "pyarrow", "tokenizers", "torch", "transformers")
+_LIBRARIES = ("numpy", "pyarrow", "rensa", "tokenizers", "torch", "transformers")
 
 
 def make_recipe(
@@ -24,6 +24,7 @@ def make_recipe(
     tokenizer: Fingerprint,
     encoder: Encoder,
     settings: BuildSettings,
+    evaluation: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """The recipe as JSON values. It names no path, host or clock."""
     return {
@@ -31,7 +32,8 @@ def make_recipe(
         "format_version": FORMAT_VERSION,
         "stages": STAGES,
         "libraries": _versions(),
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude={"cleaning": {"evaluation"}}),
+        "evaluation": {str(place): record for place, record in enumerate(evaluation)},
         "sources": {str(place): record for place, record in enumerate(sources)},
         "tokenizer": tokenizer.record,
         "encoder": {

@@ -28,9 +28,10 @@ from openbook_database.build.settings import BuildSettings
 from openbook_database.build.shares import Links, Ranges, outgrown, share_shards, skewed
 from openbook_database.build.train_stage import run_train_stage
 from openbook_database.build.workspace import Workspace
+from openbook_database.cleaning.evaluation import digest_evaluation
 from openbook_database.encoder import Encoder
 from openbook_database.index.recipe import AUTO, parse_recipe, resolve_recipe
-from openbook_database.manifest import Manifest
+from openbook_database.manifest import Manifest, totals
 from openbook_database.reader import Source
 from openbook_database.registry.base import check_database_name
 from openbook_database.sources.digest import digest_sources
@@ -41,8 +42,8 @@ from openbook_database.sources.listing import expand_sources, with_all_metadata
 class BuildResult:
     """The snapshot. `reused`: it was there already; `resumed`: an interrupted build was gone on with.
 
-    `seconds`: of this run, by stage; `skipped`: bad lines, by kind. `shared`: with a base, how many documents, chunks and
-    shards of this snapshot were taken from it.
+    `seconds`: of this run, by stage; `skipped`: bad lines, by kind; `removed`: documents left out on purpose, by reason.
+    `shared`: with a base, how many documents, chunks and shards of this snapshot were taken from it.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class BuildResult:
     reused: bool
     resumed: bool
     skipped: dict[str, int]
+    removed: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     shared: dict[str, int] = field(default_factory=dict)
@@ -74,11 +76,13 @@ def build_snapshot(
     """Build the snapshot of `sources` in the folder `out`, or go on with a build that was interrupted.
 
     A source is a file or folder of any format of `sources.formats`, or a glob, which stands for its files in order.
-    The chunk and the finish stage run in this process, the others where `engine` has them done (default: here too).
+    The chunk and the finish stage run in this process, the others where `engine` has them done (default: here too). A
+    finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log in
+    OUT.log.jsonl, and where documents are cleaned OUT.report.jsonl names each one that was left out and why: `id`,
+    `source`, `kind`, and `of` (the document that it equals) or `item`, `rule`, `jaccard` and `run` (see
+    `cleaning.decontaminate`). `notes` of the result say what was done otherwise than asked (fewer shards, less recall).
     base: the folder of an earlier snapshot of the same contract and compute type. Only documents that are new or have
-    another text or title are tokenised and encoded; shards keep the base's borders, and files of unchanged ones are shared.
-    A finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log
-    in OUT.log.jsonl. `notes` of the result say what was done otherwise than asked (fewer shards than wanted, less recall).
+    another text or title are encoded; shards keep the base's borders, and files of unchanged ones are shared.
     device: "cpu", "cuda" or "auto", where Faiss trains and assigns; a quantiser trained on a GPU has other bytes.
     Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ArgumentError (an index
     recipe that does not fit the encoder's dimension or the number of chunks, or no such device), ConfigError (work or
@@ -95,7 +99,8 @@ def build_snapshot(
         raise InputError("no input file was given", field="input")
     settings = settings.model_copy(update={"fields": with_all_metadata(settings.fields, resolved)})
     work = Workspace(Path(out), None if base is None else Path(base).absolute())
-    recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings)
+    evaluation = digest_evaluation(settings.cleaning.evaluation)
+    recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings, evaluation)
     begun_from = open_base(work)
     if begun_from is not None:
         begun_from.require_same(recipe)
@@ -145,8 +150,8 @@ def _run_stages(
     engine: Engine,
 ) -> Manifest:
     with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
-        counts = run_chunk_stage(sources, tokenizer, settings, work, stage, base).counts
-        _require_unchanged(sources, recipe)
+        chunked = run_chunk_stage(sources, tokenizer, settings, work, stage, base)
+        _require_unchanged(sources, settings, recipe)
         corpus = Corpus(work, settings.chunk_length)
         index = base.index if base is not None else resolve_recipe(settings.index, corpus.chunks, encoder.dimension)
     seconds["chunk"] = stage.seconds
@@ -173,7 +178,7 @@ def _run_stages(
         run_add_stage(corpus, ranges, index, encoder.dimension, settings, work, stage, engine, gpu=gpu)
     seconds["add"] = stage.seconds
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
-        manifest = run_finish_stage(corpus, ranges, counts, recipe, index, tokenizer, encoder, settings, work, links)
+        manifest = run_finish_stage(corpus, ranges, chunked, recipe, index, tokenizer, encoder, settings, work, links)
         stage.advance(corpus.chunks)
     seconds["finish"] = stage.seconds
     return manifest
@@ -186,20 +191,22 @@ def _input_may_be_corrected(work: Workspace) -> Iterator[None]:
     try:
         yield
     except (InputError, ArgumentError) as error:
-        if error.field in ("input", "index"):
+        if error.field in ("input", "decontaminate", "index"):
             work.discard()
         raise
 
 
-def _require_unchanged(sources: Sequence[Source], recipe: dict[str, Any]) -> None:
-    now = digest_sources(sources)
-    for place, record in enumerate(now):
-        if record != recipe["sources"][str(place)]:
-            raise InputError(
-                f"{sources[place].path} changed while it was being read: the work was discarded, build it again once the "
-                "file is complete",
-                field="input",
-            )
+def _require_unchanged(sources: Sequence[Source], settings: BuildSettings, recipe: dict[str, Any]) -> None:
+    now = {"sources": digest_sources(sources), "evaluation": digest_evaluation(settings.cleaning.evaluation)}
+    paths = {"sources": [source.path for source in sources], "evaluation": settings.cleaning.evaluation}
+    for kind, records in now.items():
+        for place, record in enumerate(records):
+            if record != recipe[kind][str(place)]:
+                raise InputError(
+                    f"{paths[kind][place]} changed while it was being read: the work was discarded, build it again once "
+                    "it is complete",
+                    field="input",
+                )
 
 
 def _result(
@@ -212,10 +219,6 @@ def _result(
     seconds: dict[str, float] | None = None,
     shared: dict[str, int] | None = None,
 ) -> BuildResult:
-    skipped: dict[str, int] = {}
-    for source in manifest.sources:
-        for kind, number in source["skipped"].items():
-            skipped[kind] = skipped.get(kind, 0) + number
     shards = len(manifest.shards)
     notes = []
     if shards < settings.shards:
@@ -235,7 +238,8 @@ def _result(
         shards=shards,
         reused=reused,
         resumed=resumed,
-        skipped=skipped,
+        skipped=totals(manifest.sources, "skipped"),
+        removed=totals(manifest.sources, "removed"),
         seconds=seconds or {},
         notes=tuple(notes),
         shared=shared or {},

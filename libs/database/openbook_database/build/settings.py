@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from openbook_core.config import FrozenConfig
 from openbook_database.chunking import PassageTemplate
+from openbook_database.cleaning.config import CleaningConfig
 from openbook_database.index.recipe import AUTO, check_recipe
 from openbook_database.reader import FieldNames
 
@@ -16,6 +17,7 @@ class BuildSettings(FrozenConfig):
     """All of it is recorded in the snapshot; changing any of it makes another snapshot."""
 
     fields: FieldNames = FieldNames()
+    cleaning: CleaningConfig = CleaningConfig()
     chunk_length: int = Field(default=64, ge=1, le=4096, description="tokens of a chunk (m)")
     passage_template: str = Field(
         default=DEFAULT_TEMPLATE, description="what is embedded for a chunk: {text} with {title} and {heading}"

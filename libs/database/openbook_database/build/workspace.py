@@ -1,4 +1,5 @@
-"""Work in progress beside the snapshot: DIR.building/ with its lock and recipe, DIR.log.jsonl."""
+"""Work in progress beside the snapshot: DIR.building/ with its lock and recipe, DIR.log.jsonl, and the report of
+what was cleaned away, DIR.report.jsonl."""
 
 from __future__ import annotations
 
@@ -36,9 +37,11 @@ class Workspace:
         self.encoded = self.building / "encoded.order"
         self.columns = self.building / "columns.tmp"
         self.tokenizer = self.building / "tokenizer"
+        self.removed = self.building / "removed"
         self.vectors = self.building / "vectors"
         self.snapshot = self.building / "snapshot"
         self.log = BuildLog(self.out.with_name(self.out.name + ".log.jsonl"))
+        self.report = self.out.with_name(self.out.name + ".report.jsonl")
         self._recipe = self.building / "recipe.json"
         self._arithmetic = self.building / "arithmetic.json"
 
@@ -107,7 +110,7 @@ class Workspace:
             )
             self.sweep()
             return True
-        for folder in (self.documents, self.chunks, self.vectors, self.snapshot):
+        for folder in (self.documents, self.chunks, self.removed, self.vectors, self.snapshot):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (self.order, self.encoded):
             file.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from openbook_core.errors import InputError
 from openbook_database.sources.base import FieldNames, Item, Source
 
-BATCH_BYTES = 8 << 20
+BATCH_BYTES = 4 << 20
 _BATCH_ROWS = 1024
 
 
@@ -27,7 +27,10 @@ class ParquetFile:
         return [(self._path.name, self._path)]
 
     def rows(self, skip: int) -> Iterator[Item]:
-        with arrow_errors(self._path, "Parquet"), pq.ParquetFile(self._path, buffer_size=1 << 20) as file:
+        with (
+            arrow_errors(self._path, "Parquet"),
+            pq.ParquetFile(self._path, buffer_size=1 << 20, pre_buffer=False) as file,
+        ):
             columns = wanted_columns(self._path, file.schema_arrow.names, self.fields)
             first = 0
             for group in range(file.num_row_groups):

@@ -24,6 +24,8 @@ from openbook_model.convert.report import ConversionReport, common_dtype, fill
 from openbook_model.model import RetroModel
 
 _MLPS: dict[str, Mlp] = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "swiglu": "swiglu"}
+# States of layers, which are empty, and a table that the positions give.
+_HOLD_NOTHING = ("_extra_state", "rotary_pos_emb.inv_freq")
 _GLOBAL = (
     (r"embedding\.word_embeddings\.weight", "embedding.weight"),
     (r"embedding\.position_embeddings\.weight", "position_embedding.weight"),
@@ -100,7 +102,7 @@ def sort_names(source: Iterable[str], config: RetroConfig) -> tuple[dict[str, st
     names, unexpected, ignored = {}, [], []
     for name in source:
         target = target_name(name, config)
-        if name.endswith("_extra_state"):
+        if name.endswith(_HOLD_NOTHING):
             ignored.append(name)
         elif target is None or target in names:
             unexpected.append(name)

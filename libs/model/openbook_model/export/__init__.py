@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from openbook_core.errors import ArgumentError, ConflictError, Reason
-from openbook_model.checkpoint import TOKENIZER_FILES, load, written_whole
+from openbook_model.checkpoint import TOKENIZER_FILES, written_whole
 from openbook_model.export.huggingface import write_decoder
 from openbook_model.export.retro import write_retro
 
@@ -27,7 +27,7 @@ def export_model(kind: Format, source: Path, target: Path) -> str:
         raise ConflictError(f"{target} exists; choose a new folder", field="target", reason=Reason.ALREADY_EXISTS)
     with written_whole(target) as draft:
         if kind == "hf":
-            name = write_decoder(load(source), source, draft)
+            name = write_decoder(source, draft)
         else:
             name = write_retro(source, draft)
         for file in TOKENIZER_FILES:

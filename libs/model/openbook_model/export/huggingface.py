@@ -9,24 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from openbook_core.errors import InputError
 from openbook_core.tokenizer import Tokenizer
+from openbook_model.checkpoint import WEIGHTS_FILE, load, read_config
 from openbook_model.config import RetroConfig
 from openbook_model.model import RetroModel
 
 
-def write_decoder(model: RetroModel, source: Path, folder: Path) -> str:
-    """config.json and weights of the decoder, in its own dtype; the name of the class.
+def write_decoder(source: Path, folder: Path) -> str:
+    """config.json and weights of the decoder of the model folder `source`; the name of the class.
 
-    `source`: the model's folder, whose tokenizer names the special tokens.
+    In the type of its weights, but LayerNorm-1p's model in float32: it stores the difference to 1, and a bfloat16 of the
+    sum would be rounded.
     """
     import transformers
 
+    one_p = read_config(source).norm == "layernorm1p"
+    model = load(source, torch.float32 if one_p else stored_dtype(source))
     family = _family(model.config)
     settings, tensors = (_gpt2 if family == "GPT2" else _llama_like)(family, model)
-    config = getattr(transformers, f"{family}Config")(**settings, **_special_tokens(source), dtype=model_dtype(model))
+    settings |= {**_special_tokens(source), "dtype": str(model.embedding.weight.dtype).removeprefix("torch.")}
+    config = getattr(transformers, f"{family}Config")(**settings)
     name = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
     with torch.device("meta"):
         theirs = getattr(transformers, name)(config)
@@ -38,9 +44,11 @@ def write_decoder(model: RetroModel, source: Path, folder: Path) -> str:
     return name
 
 
-def model_dtype(model: RetroModel) -> str:
-    """The name that transformers has for the weights' type."""
-    return str(model.embedding.weight.dtype).removeprefix("torch.")
+def stored_dtype(source: Path) -> torch.dtype:
+    """The one type of the weights in a model folder, float32 where there are several."""
+    with safe_open(source / WEIGHTS_FILE, framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get("".join(kinds), torch.float32)
 
 
 def _family(config: RetroConfig) -> str:

@@ -6,11 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from openbook_core.errors import CorruptError
 from openbook_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load
+from openbook_model.export.huggingface import stored_dtype
 
 MODELING_FILE = "modeling_openbook_retro.py"
 CLASS = "OpenbookRetroForCausalLM"
@@ -23,19 +22,14 @@ def write_retro(source: Path, folder: Path) -> str:
     """
     load(source)  # whatever is wrong with it is said here
     record = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
-    weights = source / WEIGHTS_FILE
-    with safe_open(weights, framework="pt") as file:
-        names = list(file.keys())
-        if not names:
-            raise CorruptError(f"{weights} is empty", field="model")
-        tensors = {name: file.get_tensor(name) for name in names}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    # Transformers asks for the metadata.
+    save_file(load_file(source / WEIGHTS_FILE), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     module = MODELING_FILE.removesuffix(".py")
     record |= {
         "model_type": "openbook-retro",
         "architectures": [CLASS],
         "auto_map": {"AutoConfig": f"{module}.OpenbookRetroConfig", "AutoModelForCausalLM": f"{module}.{CLASS}"},
-        "dtype": str(tensors[names[0]].dtype).removeprefix("torch."),
+        "dtype": str(stored_dtype(source)).removeprefix("torch."),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     shutil.copyfile(Path(__file__).parent / MODELING_FILE, folder / MODELING_FILE)
