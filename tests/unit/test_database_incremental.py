@@ -372,6 +372,24 @@ def test_a_corpus_that_has_outgrown_its_quantiser_is_noted(tmp_path: Path) -> No
     assert any(f"was trained when there were {base.chunks} chunks" in note for note in most.notes)
 
 
+@pytest.mark.parametrize("cleaning", ["exact", "near"])
+def test_cleaning_looks_at_documents_of_the_base_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cleaning: str
+) -> None:
+    """A copy of a document that is as it was in the base, and so is not tokenised again unless tokens are compared."""
+    settings: dict[str, Any] = {"shards": 3, "cleaning": {"dedup": cleaning}}
+    base = build_tiny_snapshot(tmp_path / "base", rows=ROWS, **settings).path
+    text = str(ROWS[5]["text"]) + (" And one word." if cleaning == "near" else "")
+    after = [*edited(ROWS, {in_order(1, base)[0]: "removed"}), {"id": "zz", "text": text}]
+    made = build_tiny_snapshot(tmp_path / "new", rows=after, base=base, **settings)
+    full = build_like(made.path, after, monkeypatch, **settings)
+    assert made.removed == full.removed == {f"{cleaning} duplicate": 1}
+    require_equal(made.path, full.path)
+    assert made.shared["shards"] == 2
+    report = made.path.with_name("new.report.jsonl")
+    assert report.read_bytes() == full.path.with_name("new.report.jsonl").read_bytes()
+
+
 def test_bad_lines_and_counts_are_those_of_a_full_build(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
