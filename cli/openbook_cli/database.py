@@ -1,4 +1,4 @@
-"""`openbook db build|verify|id|inspect|register|swap|rollback|abort|list`."""
+"""`openbook db build|verify|id|inspect|plan|publish|pull|neighbours|eval|register|swap|rollback|abort|list`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli import book_eval, build, inspect, neighbours, transport
+from openbook_cli import book_eval, build, inspect, neighbours, plan, transport
 from openbook_cli.security_options import DIALS, dial_of, takes
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ app.command("pull")(transport.pull)
 app.command("neighbours")(neighbours.neighbours)
 app.command("eval")(book_eval.evaluate)
 app.command("inspect")(inspect.inspect)
+app.command("plan")(plan.plan)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 
 

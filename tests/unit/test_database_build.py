@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, ConfigError, ConflictError, CorruptError, InputError
+from openbook_database.build import recipe
 from openbook_database.build.add_stage import split_documents
 from openbook_database.build.progress import Update
 from openbook_database.build.run import build_snapshot, recorded_dtype
@@ -136,6 +137,26 @@ def test_other_settings_are_named_and_never_mixed(
             build(source, out, progress=_raise(KeyboardInterrupt()))
     with pytest.raises(ConfigError, match=message):
         build(source, out, **changes)
+
+
+def test_every_difference_is_listed(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "snapshot"
+    with pytest.raises(KeyboardInterrupt):
+        build(source, out, progress=_raise(KeyboardInterrupt()))
+    monkeypatch.setattr(recipe, "_versions", lambda: {"faiss": "9", "numpy": np.__version__})
+    monkeypatch.setitem(recipe.STAGES, "chunk", 99)
+    fields = SETTINGS.fields.model_copy(update={"title": ("heading",), "metadata": ("year",)})
+    changed = SETTINGS.model_copy(update={"chunk_length": 8, "keep_vectors": False, "fields": fields})
+    other = write_rows(tmp_path / "input.jsonl", tiny_rows(3))
+    with pytest.raises(ConfigError) as caught:
+        build(other, out, changed, database="other", encoder=HashEncoder(8))
+    listed = {part.partition(": was ")[0] for part in str(caught.value).partition("otherwise: ")[2].split("; ")}
+    wanted = {f"settings.{name}" for name in ("chunk_length", "keep_vectors", "fields.metadata", "fields.title")}
+    wanted |= {"database", "stages.chunk", "encoder.dimension", "encoder.fingerprint.dimension"}
+    wanted |= {f"libraries.{name}" for name in ("faiss", "pyarrow", "tokenizers", "torch", "transformers")}
+    wanted |= {f"sources.0.{name}" for name in ("blake3", "size")}
+    assert listed == wanted
+    assert "settings.keep_vectors: was true, now false" in str(caught.value)
 
 
 def test_another_input_is_named(source: Path, tmp_path: Path) -> None:

@@ -26,8 +26,9 @@ from openbook_database.build.ray_engine import RayEngine
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.verify import verify
 
-SETTINGS = BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32)
+SETTINGS = BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32, index="IVF4,SQ8")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -238,6 +239,15 @@ def test_a_ray_cluster_gives_the_same_bytes(
     events = [json.loads(line) for line in (tmp_path / "snapshot.log.jsonl").read_text().splitlines()]
     embedded = [event for event in events if event.get("stage") == "embed" and event["event"] == "end"]
     assert embedded[0]["done"] == updates[-1].total
+
+
+def test_the_command_builds_on_a_cluster(cluster: str, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "input.jsonl", [{"id": "a", "text": "One short text."}, {"id": "b", "text": "Two"}])
+    command = [sys.executable, "-m", "openbook_cli", "db", "build", "--name", "small", "--input", str(source)]
+    command += ["--dtype", "float32", "--shards", "2", "--engine", "ray", "--ray-address", cluster]
+    done = subprocess.run([*command, "--out", str(tmp_path / "book")], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    verify(tmp_path / "book")
 
 
 def test_ray_needs_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

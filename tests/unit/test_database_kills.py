@@ -27,19 +27,25 @@ from openbook_database.build.settings import BuildSettings
 from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, write_rows
 from openbook_database.verify import verify
 
-SETTINGS = BuildSettings(chunk_length=16, shards=2, embed_block=64, chunk_block=64)
+SETTINGS = BuildSettings(chunk_length=16, shards=2, embed_block=64, chunk_block=64, index="IVF8,SQ8")
 
 # By stage, what it writes: each file is there whole or not at all.
 FILES = {
     "begin": ["s.building/arithmetic.json", "s.building/recipe.json"],
     "chunk": ["documents/00000000.arrow", "chunks/00000000.arrow", "documents/00000003.arrow", "chunks/00000004.arrow"],
     "embed": ["s.building/documents.order", "vectors/00000000.f32", "vectors/00000002.f32", "vectors/00000004.f32"],
+    "train-index": ["snapshot/quantiser.faiss"],
     "add": [
         f"shard-0000{shard}/{name}"
         for shard in (0, 1)
-        for name in ("tokens.bin", "lengths.bin", "documents.bin", "lists.faiss", "vectors.f16")
+        for name in ("tokens.bin", "lengths.bin", "documents.bin", "lists.faiss", "places.bin", "vectors.f16")
     ],
-    "finish": ["snapshot/documents.arrow", "tokenizer/tokenizer.json", "snapshot/manifest.json"],
+    "finish": [
+        "snapshot/list_sizes.bin",
+        "snapshot/documents.arrow",
+        "tokenizer/tokenizer.json",
+        "snapshot/manifest.json",
+    ],
     "publish": ["/s"],
     "discard": ["recipe.json"],
 }
@@ -190,7 +196,7 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
 
 def test_there_are_enough_points_and_every_stage_has_some() -> None:
     assert len(POINTS) >= 50
-    assert {stage for stage, _, _ in POINTS} >= {"chunk", "embed", "add", "finish"}
+    assert {stage for stage, _, _ in POINTS} >= {"chunk", "embed", "train-index", "add", "finish"}
 
 
 def test_killed_again_and_again_at_any_moment(

@@ -12,6 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from openbook_core.weights import DEFAULT_EMBEDDER
+from openbook_database.build.progress import Update
+from openbook_database.build.run import BuildResult, build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_database.testing import tiny_rows, tiny_tokenizer, write_rows
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.rows import RowThreads
 
@@ -63,3 +67,32 @@ def test_the_bytes_of_a_list_are_the_same_for_any_number_of_threads(
         found.append(whole_ND.tobytes())
     assert len(set(found)) == 1
     assert len(engine.sub_batches(ids)) > 2
+
+
+def test_a_build_goes_on_with_another_number_of_threads_to_the_same_bytes(
+    encoder_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    source = write_rows(tmp_path / "rows.jsonl", tiny_rows(20, words=80))
+    settings = BuildSettings(chunk_length=16, embed_block=64)
+
+    def build(name: str, threads: int, interrupted: bool = False) -> BuildResult:
+        def stop(update: Update) -> None:
+            if interrupted and update.stage == "embed" and update.done > 128:
+                raise KeyboardInterrupt
+
+        encoder = EncoderEngine.load(encoder_of("bert"), dtype="float32", threads=threads)
+        return build_snapshot(
+            [source],
+            tmp_path / name,
+            database="tiny",
+            tokenizer=tiny_tokenizer(),
+            encoder=encoder,
+            settings=settings,
+            progress=stop,
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        build("parts", 2, interrupted=True)
+    parts = build("parts", 1)
+    assert parts.resumed and parts.chunks > 192
+    assert parts.snapshot_id == build("whole", 2).snapshot_id
