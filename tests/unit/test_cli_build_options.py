@@ -21,7 +21,7 @@ from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, wr
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verb, "_encoder", lambda *given: HashEncoder())
+    monkeypatch.setattr(verb, "load_encoder", lambda *given: HashEncoder())
     monkeypatch.setattr(Tokenizer, "load", lambda name: tiny_tokenizer())
 
 

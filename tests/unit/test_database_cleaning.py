@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -314,11 +316,20 @@ def test_evaluation_files_that_cannot_be_used_are_named(tmp_path: Path, name: st
         build([source], tmp_path / "snapshot", {"evaluation": [tmp_path / "gone.txt"]})
 
 
+def parsed(cleaning: dict[str, Any]) -> BuildSettings:
+    # Small blocks of the chunk stage, where cleaning happens; the later stages are quick.
+    return BuildSettings.parse({"chunk_length": 16, "embed_block": 1024, "chunk_block": 64, "cleaning": cleaning})
+
+
 def build(sources: Sequence[Path], out: Path, cleaning: dict[str, Any], **changes: Any) -> Any:
-    given = BuildSettings.parse({"chunk_length": 16, "embed_block": 32, "chunk_block": 32, "cleaning": cleaning})
-    return build_snapshot(
-        sources, out, database="tiny", tokenizer=tiny_tokenizer(), encoder=HashEncoder(), settings=given, **changes
-    )
+    arguments: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "encoder": HashEncoder()} | changes
+    return build_snapshot(sources, out, database="tiny", settings=parsed(cleaning), **arguments)
+
+
+@pytest.fixture(autouse=True)
+def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing takes most of a tiny build's time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -384,26 +395,65 @@ def test_what_is_cleaned_away_is_counted_and_reported(tmp_path: Path, dirty: tup
     assert not (tmp_path / "plain.report.jsonl").exists()
 
 
-@pytest.mark.parametrize("count", [*range(1, 34, 2), 40, 60])
-def test_a_build_killed_while_it_cleans_goes_on_to_the_same_bytes(
-    tmp_path: Path, dirty: tuple[list[Path], dict[str, Any]], whole: tuple[dict[str, bytes], bytes], count: int
-) -> None:
-    out = tmp_path / "snapshot"
+# Forks a process for each build that it is asked for, which kills itself before it renames the Nth file.
+BUILDER = """
+import json, os, signal, sys
+from openbook_database.build.run import build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_database.testing import HashEncoder, tiny_tokenizer
+
+def build(sources, out, settings, count):
+    replace = os.replace
+
+    def before(*arguments):
+        nonlocal count
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*arguments)
+
+    os.replace, os.fsync = before, lambda descriptor: None
+    build_snapshot(sources, out, database="tiny", tokenizer=tiny_tokenizer(), encoder=HashEncoder(),
+                   settings=BuildSettings.model_validate_json(settings))
+
+for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        replace, left = os.replace, [count]
+        try:
+            build(**json.loads(line))
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
-        def before(*arguments: Any) -> None:
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*arguments)
 
-        os.replace = before  # type: ignore[assignment]
-        build(*dirty[:1], out, dirty[1])
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    build(dirty[0], out, dirty[1])
+@pytest.fixture(scope="module")
+def builder() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    yield process
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(timeout=30)
+
+
+@pytest.mark.parametrize("count", [*range(1, 28), 34])
+def test_a_build_killed_while_it_cleans_goes_on_to_the_same_bytes(
+    tmp_path: Path,
+    dirty: tuple[list[Path], dict[str, Any]],
+    whole: tuple[dict[str, bytes], bytes],
+    builder: subprocess.Popen[str],
+    count: int,
+) -> None:
+    sources, cleaning = dirty
+    out = tmp_path / "snapshot"
+    job = {"sources": list(map(str, sources)), "out": str(out), "settings": parsed(cleaning).model_dump_json()}
+    assert builder.stdin is not None and builder.stdout is not None
+    builder.stdin.write(json.dumps({**job, "count": count}) + "\n")
+    builder.stdin.flush()
+    assert int(builder.stdout.readline()) == -signal.SIGKILL
+    build(sources, out, cleaning)
     assert tree(out) == whole[0]
     assert (tmp_path / "snapshot.report.jsonl").read_bytes() == whole[1]
 
