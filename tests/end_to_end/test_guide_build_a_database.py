@@ -29,4 +29,4 @@ def test_the_guide(tmp_path: Path) -> None:
     with guide.services(start), guide.services(live):
         assert "Rosa Blum" in guide.run(ask)
         assert "~ car.txt" in guide.run(update)
-        assert "1 documents erased, 2 left" in guide.run(erase)
+        assert "1 documents erased, 3 left" in guide.run(erase)
