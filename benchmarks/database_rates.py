@@ -62,7 +62,9 @@ def measure_codecs(vectors_ND: NDArray[np.float32], queries: int) -> dict[str, f
         index.add(rows_ND)
         found_QK = index.search(queries_QD, K)[1]
         pairs = zip(found_QK.tolist(), expected_QK.tolist(), strict=True)
-        left[codec.removesuffix("np")] = float(np.mean([len(set(found) & set(expected)) / K for found, expected in pairs]))
+        left[codec.removesuffix("np")] = float(
+            np.mean([len(set(found) & set(expected)) / K for found, expected in pairs])
+        )
     return left
 
 
