@@ -55,14 +55,16 @@ def measure_codecs(vectors_ND: NDArray[np.float32], queries: int) -> dict[str, f
     exact.add(rows_ND)
     expected_QK = exact.search(queries_QD, K)[1]
     left, rotated = {}, min(128, rows_ND.shape[1])
-    products = [f"OPQ{parts}_{rotated},PQ{parts}" for parts in (64, 32) if rotated % parts == 0]
+    products = [f"OPQ{parts}_{rotated},PQ{parts}np" for parts in (64, 32) if rotated % parts == 0]
     for codec in ("SQ8", "RaBitQ", *products):
         index = faiss.index_factory(rows_ND.shape[1], codec, faiss.METRIC_INNER_PRODUCT)
         index.train(rows_ND)
         index.add(rows_ND)
         found_QK = index.search(queries_QD, K)[1]
         pairs = zip(found_QK.tolist(), expected_QK.tolist(), strict=True)
-        left[codec] = float(np.mean([len(set(found) & set(expected)) / K for found, expected in pairs]))
+        left[codec.removesuffix("np")] = float(
+            np.mean([len(set(found) & set(expected)) / K for found, expected in pairs])
+        )
     return left
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli import book_eval, build, inspect, neighbours, plan, transport
+from openbook_cli import book_eval, build, diff, erase, gc, inspect, neighbours, plan, transport
 from openbook_cli.security_options import DIALS, dial_of, takes
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command("build")(build.build)
+app.command("diff")(diff.diff)
+app.command("erase")(erase.erase)
+app.command("gc")(gc.gc)
 app.command("publish")(transport.publish)
 app.command("pull")(transport.pull)
 app.command("neighbours")(neighbours.neighbours)
