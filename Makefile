@@ -43,8 +43,9 @@ demo-small: setup ## the same on 12 documents, for CI
 bench: setup ## the benchmarks, quick (BENCH_ARGS= for the full run)
 	$(ENV) $(BIN)/python benchmarks/first_path.py $(BENCH_ARGS)
 	$(ENV) $(BIN)/python benchmarks/embedder.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/infinity/.installed),,--peers none)
-bench-peers: $(PEERS)/sentence-transformers/.installed $(PEERS)/infinity/.installed ## whom the embedder is measured against (2.5 GB, outside the repository)
-$(PEERS)/%/.installed: benchmarks/embedder_peers/%.txt
+	$(ENV) $(BIN)/python benchmarks/database.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/retro-pytorch/.installed),,--peers none)
+bench-peers: $(PEERS)/sentence-transformers/.installed $(PEERS)/infinity/.installed $(PEERS)/retro-pytorch/.installed ## whom embedder and builds are measured against (4 GB, outside the repository)
+$(PEERS)/%/.installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv --clear $(@D)
 	@$(if $(TORCH_INDEX),$(@D)/bin/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)
 	$(@D)/bin/pip install -q -r $<

@@ -25,7 +25,7 @@ from openbook_core.errors import NotFoundError, OpenbookError, UnavailableError
 
 SENTENCE_TRANSFORMERS, INFINITY = "sentence-transformers", "infinity"
 PEERS = (SENTENCE_TRANSFORMERS, INFINITY)
-_SCRIPT = Path(__file__).parent / "embedder_peers" / "sentence_transformers_peer.py"
+_SCRIPT = Path(__file__).parent / "peers" / "sentence_transformers_peer.py"
 _START_S = 180.0
 
 
@@ -37,7 +37,7 @@ def peers_folder() -> Path:
 
 def require_peers(names: Sequence[str]) -> None:
     """Raises NotFoundError for a peer whose environment is not built."""
-    missing = [name for name in names if not _program(name, "python").exists()]
+    missing = [name for name in names if not program(name, "python").exists()]
     if missing:
         raise NotFoundError(
             f"the environments of {' and '.join(missing)} are not in {peers_folder()}; `make bench-peers` builds them, "
@@ -51,12 +51,12 @@ class SentenceTransformers:
     def __init__(self, folder: Path, dtypes: Sequence[str], log: Path) -> None:
         with log.open("w") as errors:
             self._process = subprocess.Popen(
-                [str(_program(SENTENCE_TRANSFORMERS, "python")), str(_SCRIPT), str(folder), *dtypes],
+                [str(program(SENTENCE_TRANSFORMERS, "python")), str(_SCRIPT), str(folder), *dtypes],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=_environment(),
+                env=peer_environment(),
             )
         self._log = log
         self.about = self._answer()
@@ -114,11 +114,11 @@ class Infinity:
         started = time.perf_counter()
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [str(_program(INFINITY, "infinity_emb")), "v2", *arguments, "--no-bettertransformer"],
+                [str(program(INFINITY, "infinity_emb")), "v2", *arguments, "--no-bettertransformer"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=_environment() | {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"},
+                env=peer_environment() | {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"},
             )
         try:
             self._wait(log, started + _START_S)
@@ -163,16 +163,17 @@ def infinity_versions() -> dict[str, str]:
     """Of what decides its speed, from its environment."""
     names = ("infinity-emb", "torch", "transformers", "sentence-transformers", "numpy")
     code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {names!r}}}))"
-    done = subprocess.run([_program(INFINITY, "python"), "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([program(INFINITY, "python"), "-c", code], capture_output=True, text=True, check=True)
     versions: dict[str, str] = json.loads(done.stdout)
     return versions
 
 
-def _program(peer: str, name: str) -> Path:
+def program(peer: str, name: str) -> Path:
+    """A program of a peer's environment."""
     return peers_folder() / peer / "bin" / name
 
 
-def _environment() -> dict[str, str]:
+def peer_environment() -> dict[str, str]:
     """Ours without the paths of our packages; nobody asks a hub, and no thread spins while others work."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TOKENIZERS_PARALLELISM")}
     return kept | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}

@@ -49,9 +49,15 @@ def build(
     embedder_address: Annotated[
         str | None, typer.Option(help="HOST:PORT of a running embedder that encodes, instead of this process.")
     ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Earlier snapshot: only what is new or changed is encoded, the rest is shared.")
+    ] = None,
     chunk_length: Annotated[int, typer.Option(help="Tokens of a chunk.")] = 64,
-    shards: Annotated[int, typer.Option(help="Shards to make.")] = 1,
-    index: Annotated[str, typer.Option(help="Faiss factory string, such as IVF1024,SQ8, or auto.")] = "auto",
+    shards: Annotated[int | None, typer.Option(help="Shards to make; the base's number, or 1, unless given.")] = None,
+    index: Annotated[
+        str | None,
+        typer.Option(help="Faiss factory string, such as IVF1024,SQ8, or auto; the base's, or auto, unless given."),
+    ] = None,
     target_recall: Annotated[float, typer.Option(help="Recall@10 that the default search shall reach.")] = 0.95,
     device: Annotated[str, typer.Option(help="Where the index is trained: auto, cpu or cuda.")] = "auto",
     template: Annotated[
@@ -97,7 +103,7 @@ def build(
     from openbook_database.build.engine import LocalEngine
     from openbook_database.build.run import build_snapshot
     from openbook_database.build.settings import BuildSettings
-    from openbook_database.sources.listing import read_source_list
+    from openbook_database.sources.listing import expand_sources, read_source_list, require_files
 
     fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
     if title_field:
@@ -105,8 +111,8 @@ def build(
     settings = BuildSettings.parse(
         {
             "chunk_length": chunk_length,
-            "shards": shards,
-            "index": index,
+            "shards": shards or _recorded(base, "shards", 1),
+            "index": index or _recorded(base, "index", "auto"),
             "target_recall": target_recall,
             "passage_template": template,
             "fields": fields,
@@ -125,25 +131,28 @@ def build(
     given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     if engine not in ("local", "ray"):
         raise ConfigError(f"engine: given {engine!r}; known: local, ray", field="engine")
-    load = partial(load_encoder, embedder_address, embedder, dtype, given, out, security)
+    sources = expand_sources([*(inputs or ()), *(more or ()), *(read_source_list(source_list) if source_list else ())])
+    require_files(sources)
+    load = partial(load_encoder, embedder_address, embedder, dtype, given, (out, base), security)
     encoder = load()
     chosen: Engine
     if engine == "ray":
         from openbook_database.build.ray_engine import RayEngine
 
         # Timing the types again, a node might choose another one.
-        again = load if embedder_address else partial(load_encoder, None, embedder, encoder.dtype, given, out, security)
+        again = load if embedder_address else partial(load_encoder, None, embedder, encoder.dtype, given, (), security)
         chosen = RayEngine(again, address=ray_address, gpus=ray_gpus)
     else:
         chosen = LocalEngine(workers)
     try:
         result = build_snapshot(
-            [*(inputs or ()), *(more or ()), *(read_source_list(source_list) if source_list else ())],
+            sources,
             out,
             database=name,
             tokenizer=Tokenizer.load(tokenizer),
             encoder=encoder,
             settings=settings,
+            base=base,
             device=device,
             progress=ProgressLine(),
             engine=chosen,
@@ -167,6 +176,11 @@ def _report(result: BuildResult, dtype: str, json_file: Path | None) -> None:
         print(f"left out: {number} documents ({kind})", file=sys.stderr)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
+    if result.shared:
+        share = (
+            f"{result.shared['chunks']} of {result.chunks} chunks, {result.shared['shards']} of {result.shards} shards"
+        )
+        print(f"taken from the base: {share}", file=sys.stderr)
     verb = "was there already" if result.reused else "built"
     print(
         f"snapshot {result.snapshot_id} {verb}: {result.documents} documents, {result.chunks} chunks, "
@@ -174,16 +188,29 @@ def _report(result: BuildResult, dtype: str, json_file: Path | None) -> None:
     )
 
 
+def _recorded(base: Path | None, setting: str, default: Any) -> Any:
+    """What the base was built with."""
+    from openbook_database.manifest import Manifest
+
+    return default if base is None else Manifest.read(base).recipe["settings"][setting]
+
+
 def load_encoder(
-    address: str | None, embedder: str, dtype: str, given: dict[str, Any], out: Path, security: dict[str, Any]
+    address: str | None,
+    embedder: str,
+    dtype: str,
+    given: dict[str, Any],
+    earlier: tuple[Path | None, ...],
+    security: dict[str, Any],
 ) -> Encoder:
-    """The service at `address`, or an encoder in this process that stays with the compute type of a build at `out`."""
+    """The service at `address`, or an encoder in this process that stays with the compute type of the builds `earlier`."""
     if address is None:
         from openbook_database.build.run import recorded_dtype
         from openbook_embedder.config import EncoderOptions
         from openbook_embedder.engine import EncoderEngine
 
-        chosen = recorded_dtype(out) or dtype if dtype == "auto" else dtype
+        recorded = (recorded_dtype(path) for path in earlier if path is not None)
+        chosen = next(filter(None, recorded), dtype) if dtype == "auto" else dtype
         options = EncoderOptions.parse(given, source="openbook db build")
         return EncoderEngine.load(embedder, dtype=chosen, options=options)  # type: ignore[arg-type]
     if embedder != DEFAULT_EMBEDDER or dtype != "auto" or any(value is not None for value in given.values()):

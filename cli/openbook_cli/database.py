@@ -1,4 +1,4 @@
-"""`openbook db build|verify|id|inspect|register|swap|rollback|abort|list`."""
+"""`openbook db build|verify|id|inspect|plan|publish|pull|neighbours|eval|register|swap|rollback|abort|list`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli import book_eval, build, inspect, neighbours, transport
+from openbook_cli import book_eval, build, diff, erase, gc, inspect, neighbours, plan, transport
 from openbook_cli.security_options import DIALS, dial_of, takes
 
 if TYPE_CHECKING:
@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.command("build")(build.build)
+app.command("diff")(diff.diff)
+app.command("erase")(erase.erase)
+app.command("gc")(gc.gc)
 app.command("publish")(transport.publish)
 app.command("pull")(transport.pull)
 app.command("neighbours")(neighbours.neighbours)
 app.command("eval")(book_eval.evaluate)
 app.command("inspect")(inspect.inspect)
+app.command("plan")(plan.plan)
 Router = Annotated[str, typer.Option(help="Address of a router.")]
 
 

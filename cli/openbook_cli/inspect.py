@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.query_encoder import DEFAULT, DtypeOption, Embedder, load_encoder
+from openbook_cli.sizes import readable
 from openbook_core.errors import ArgumentError
-from openbook_core.weights import DEFAULT_EMBEDDER
 
 _WIDEST = 120
 
@@ -28,10 +29,8 @@ def inspect(
         Path | None, typer.Option(metavar="FILE.png", help="Draw recall against latency, and chunk lengths.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    embedder: Annotated[
-        str, typer.Option(help="Folder or name of the snapshot's encoder, for --text.")
-    ] = DEFAULT_EMBEDDER,
-    dtype: Annotated[str, typer.Option(help="Compute type of the encoder: auto, float32 or bfloat16.")] = "auto",
+    embedder: Embedder = DEFAULT,
+    dtype: DtypeOption = "auto",
     pooling: Pooling = None,
     normalize: Normalize = None,
     query_prompt: QueryPrompt = None,
@@ -54,14 +53,9 @@ def inspect(
             assert neighbours_of is not None
             found = looking.neighbours_of_chunk(opened, neighbours_of, k)
         else:
-            from openbook_embedder.config import EncoderOptions
-            from openbook_embedder.engine import EncoderEngine
-
             given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
             given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
-            options = EncoderOptions.parse(given, source="openbook db inspect")
-            encoder = EncoderEngine.load(embedder, dtype=dtype, options=options)  # type: ignore[arg-type]
-            found = looking.neighbours_of_text(opened, text, k, encoder)
+            found = looking.neighbours_of_text(opened, text, k, load_encoder(embedder, dtype, given, "inspect"))
         of = {"chunk": looking.describe_chunk(opened, neighbours_of)} if neighbours_of is not None else {"text": text}
         shown = {"database": opened.manifest.database, "snapshot": opened.id, "of": of, "neighbours": found}
         lines = _neighbours(shown, width)
@@ -87,13 +81,13 @@ def _overview(shown: dict[str, Any]) -> Iterator[str]:
         "index": f"{index['factory']}, "
         + ("exact" if index["exact"] else f"trained on {index['trained_on']:,} vectors"),
         "search": ", ".join(f"{key} {value}" for key, value in index["search"].items()) or "no settings",
-        "size": f"{_size(shown['bytes'])}, {shown['bytes'] / shown['chunks']:,.0f} bytes a chunk",
+        "size": f"{readable(shown['bytes'])}, {shown['bytes'] / shown['chunks']:,.0f} bytes a chunk",
     }
     yield from (f"{key:10} {value}" for key, value in facts.items())
     yield from _recall(index)
     yield "\nfiles"
     for name, size in shown["bytes_by_file"].items():
-        yield f"  {name:18} {_size(size):>10}  {size / shown['bytes']:6.1%}"
+        yield f"  {name:18} {readable(size):>10}  {size / shown['bytes']:6.1%}"
     yield "\nsources"
     for source in shown["sources"]:
         skipped = sum(source["skipped"].values())
@@ -114,7 +108,16 @@ def _recall(index: dict[str, Any]) -> Iterator[str]:
     if index["exact"]:
         yield f"{'recall':10} 1 by definition"
         return
-    yield f"{'recall':10} {json.dumps(index['recall'])}"
+    recall, chosen = index["recall"], index["search"]
+    yield (
+        f"{'recall':10} {recall['chosen']:.4f} @{recall['k']}, {recall['target']:g} was wanted; on {recall['queries']} chunks of "
+        "the book as queries"
+    )
+    (name,) = chosen
+    yield f"\n  {name:>10} {'recall':>8} {'compared':>12}"
+    for line in recall["measured"]:
+        mark = "  <- the default" if line[name] == chosen[name] else ""
+        yield f"  {line[name]:>10} {line['recall']:>8.4f} {line['distances']:>12,.0f}{mark}"
 
 
 def _chunk(chunk: dict[str, Any], width: int) -> Iterator[str]:
@@ -158,11 +161,3 @@ def _folded(text: str, width: int, indent: str) -> list[str]:
         for line in lines
         for part in textwrap.wrap(line, max(width, 20), initial_indent=indent, subsequent_indent=indent)
     ]
-
-
-def _size(number: int) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
-        number /= 1000  # type: ignore[assignment]
-    return f"{number:,.1f} TB"

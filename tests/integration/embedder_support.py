@@ -44,6 +44,22 @@ def write_tiny_encoder(folder: Path) -> Path:
     return folder
 
 
+def write_modules(folder: Path) -> Path:
+    """The files of sentence-transformers that name the pooling."""
+    modules = (("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"))
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {"idx": int(name), "name": name, "path": path, "type": f"sentence_transformers.models.{kind}"}
+                for name, path, kind in modules
+            ]
+        )
+    )
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    return folder
+
+
 @dataclass
 class RunningEmbedder:
     """What a test can look at, and where it listens."""

@@ -96,8 +96,10 @@ def tiny_tokenizer() -> Tokenizer:
     return Tokenizer(raw)
 
 
-def build_edition(folder: Path, edition: str, *, documents: int = 40) -> Path:
-    """A snapshot in SHARDS shards whose passages differ from other editions' in every document but each fourth."""
+def build_edition(
+    folder: Path, edition: str, *, documents: int = 40, shards: int = SHARDS, index: str = "auto"
+) -> Path:
+    """A snapshot in `shards` shards whose passages differ from other editions' in every document but each fourth."""
     rng = np.random.default_rng(zlib.crc32(edition.encode()))
     rows = []
     for number in range(documents):
@@ -112,7 +114,7 @@ def build_edition(folder: Path, edition: str, *, documents: int = 40) -> Path:
         database=DATABASE,
         tokenizer=tiny_tokenizer(),
         encoder=TinyEncoder(),
-        settings=BuildSettings(chunk_length=32, shards=SHARDS, golden_queries=4),
+        settings=BuildSettings(chunk_length=32, shards=shards, golden_queries=4, index=index),
     )
     return result.path
 

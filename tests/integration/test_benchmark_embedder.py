@@ -21,7 +21,7 @@ from openbook_embedder.config import EncoderOptions
 from openbook_embedder.engine import EncoderEngine
 
 sys.path.insert(0, str(Path(__file__).parent))
-from embedder_support import MODEL, running_embedder, write_tiny_encoder
+from embedder_support import MODEL, running_embedder, write_modules, write_tiny_encoder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = {"calls_of_32", "calls_of_1", "mixed_calls_of_4"}
@@ -45,18 +45,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_tiny_encoder(tmp_path_factory.mktemp("benchmark") / "tiny")
-    (folder / "modules.json").write_text(
-        json.dumps(
-            [
-                {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-                {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-            ]
-        )
-    )
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-    return folder
+    return write_modules(write_tiny_encoder(tmp_path_factory.mktemp("benchmark") / "tiny"))
 
 
 def rate(trials: list[dict[str, float]]) -> float:

@@ -50,6 +50,16 @@ def test_other_fields_an_interrupt_and_the_rest(tmp_path: Path) -> None:
     snapshot = Snapshot.open(tmp_path / "book")
     assert {snapshot.documents.record(number).title for number in range(4)} == {row["heading"] for row in rows}
 
+    documents.write_text("".join(json.dumps(row) + "\n" for row in [rows[0], {**rows[1], "body": "Words."}, rows[2]]))
+    later = [str(tmp_path / "later") if argument == str(tmp_path / "book") else argument for argument in command]
+    later[later.index("--dtype") : later.index("--dtype") + 2] = ["--base", str(tmp_path / "book")]
+    third = subprocess.run(later, capture_output=True, text=True, timeout=180, env=environment)
+    assert third.returncode == 0, third.stderr
+    assert "3 documents" in third.stdout
+    assert "embedded in float32" in third.stdout
+    written = json.loads((tmp_path / "build.json").read_text())
+    assert written["shared"] == {"documents": 2, "chunks": written["chunks"] - 1, "shards": 0}
+
     unnamed = [argument for argument in command if argument not in ("--id-field", "key")]
     unnamed[unnamed.index(str(tmp_path / "book"))] = str(tmp_path / "other")
     wrong = subprocess.run(unnamed, capture_output=True, text=True, timeout=60, env=environment)

@@ -176,15 +176,24 @@ def test_killed_shard_is_named_and_comes_back(
             assert [process.stop() for process in processes] == [0, 0, 0]
 
 
-def test_registry_gone_serves_on(
-    tmp_path: Path, registry: Path, editions: tuple[Path, Path], queries: np.ndarray
+def test_inverted_lists_answer_as_in_one_shard_and_registry_gone_serves_on(
+    tmp_path: Path, registry: Path, queries: np.ndarray
 ) -> None:
+    (tmp_path / "single").mkdir()
+    sharded = support.build_edition(tmp_path, "ivf", index="IVF6,SQ8")
+    single = support.build_edition(tmp_path / "single", "ivf", shards=1, index="IVF6,SQ8")
     with (
         support.cluster(tmp_path, registry) as (router, *_),
         AdminClient(router.address) as admin,
         RetrieverClient(router.address) as client,
     ):
-        move(admin, admin.register(DATABASE, str(editions[0])).snapshot)
+        move(admin, admin.register(DATABASE, str(sharded)).snapshot)
+        excluded = [["doc-000", "doc-004", "doc-039"]] * len(queries)
+        for k in (5, 300):  # 300: more than the probed lists hold
+            expected = Snapshot.open(single).search(queries, k, [{0, 4, 39}] * len(queries))
+            found = client.search(DATABASE, queries, k, exclude=excluded)
+            np.testing.assert_array_equal(found.ids, expected.ids_QK)
+            np.testing.assert_array_equal(found.scores, expected.scores_QK)
         before = client.search(DATABASE, queries, 5)
         registry.rename(registry.with_name("gone"))  # at once: shards write reports into it
         time.sleep(1.5)

@@ -83,14 +83,14 @@ def test_neighbours_of_a_text_are_asked_as_a_query(snapshot: Snapshot) -> None:
 
 
 def test_another_embedder_or_a_coarse_one_is_refused(snapshot: Snapshot) -> None:
-    with pytest.raises(MismatchError, match="dimension: the given embedder has 8, tiny has 16"):
+    with pytest.raises(MismatchError, match="dimension: the encoder given has 8, the snapshot has 16"):
         neighbours_of_text(snapshot, "ka1", 5, QueryEncoder(8))
 
     class Coarse(QueryEncoder):
         def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
             return np.sign(super().encode(texts))
 
-    with pytest.raises(MismatchError, match="too coarse"):
+    with pytest.raises(MismatchError, match="lowest cosine"):
         neighbours_of_text(snapshot, "ka1", 5, Coarse(16))
     with pytest.raises(ArgumentError, match="text: is empty"):
         neighbours_of_text(snapshot, " \n", 5, QueryEncoder(16))

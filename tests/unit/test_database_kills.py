@@ -24,10 +24,11 @@ from openbook_database import files
 from openbook_database.build.engine import Job, LocalEngine
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
+from openbook_database.manifest import Manifest
 from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, write_rows
 from openbook_database.verify import verify
 
-SETTINGS = BuildSettings(chunk_length=16, shards=2, embed_block=64, chunk_block=64, index="IVF4,SQ8")
+SETTINGS = BuildSettings(chunk_length=16, shards=2, embed_block=64, chunk_block=64, index="IVF8,SQ8")
 
 # By stage, what it writes: each file is there whole or not at all.
 FILES = {
@@ -35,15 +36,15 @@ FILES = {
     "chunk": ["documents/00000000.arrow", "chunks/00000000.arrow", "documents/00000003.arrow", "chunks/00000004.arrow"],
     "embed": ["s.building/documents.order", "vectors/00000000.f32", "vectors/00000002.f32", "vectors/00000004.f32"],
     "train-index": ["snapshot/quantiser.faiss"],
-    "add": ["shard-00000/lists.faiss"]
-    + [
-        f"shard-00001/{name}"
+    "add": [
+        f"shard-0000{shard}/{name}"
+        for shard in (0, 1)
         for name in ("tokens.bin", "lengths.bin", "documents.bin", "lists.faiss", "places.bin", "vectors.f16")
     ],
     "finish": [
+        "snapshot/list_sizes.bin",
         "snapshot/documents.arrow",
         "tokenizer/tokenizer.json",
-        "snapshot/list_sizes.bin",
         "snapshot/manifest.json",
     ],
     "publish": ["/s"],
@@ -69,8 +70,8 @@ from openbook_database.testing import HashEncoder, tiny_tokenizer
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-def build(source, out, settings, file, moment, limit):
-    replace, write_text, unlink = os.replace, Path.write_text, os.unlink
+def build(source, out, settings, file, moment, limit, base):
+    replace, write_text, unlink, link = os.replace, Path.write_text, os.unlink, os.link
 
     def dying_replace(source, target):
         here = file and moment != "removed" and str(target).endswith(file)
@@ -95,12 +96,17 @@ def build(source, out, settings, file, moment, limit):
         if moment == "removed" and str(path).endswith(file):
             die()
 
-    os.replace, Path.write_text, os.unlink = dying_replace, dying_write_text, dying_unlink
+    def dying_link(source, target):
+        link(source, target)
+        if moment == "linked" and str(target).endswith(file):
+            die()
+
+    os.replace, Path.write_text, os.unlink, os.link = dying_replace, dying_write_text, dying_unlink, dying_link
     os.fsync = lambda descriptor: None  # the system stays up
     if limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     build_snapshot([source], out, database="tiny", tokenizer=tiny_tokenizer(), encoder=HashEncoder(),
-                   settings=BuildSettings.model_validate_json(settings))
+                   settings=BuildSettings.model_validate_json(settings), base=base)
 
 for line in sys.stdin:
     child = os.fork()
@@ -135,9 +141,12 @@ class Builder:
             [sys.executable, "-c", BUILDER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def start(self, source: Path, out: Path, file: str = "", moment: str = "", limit: int = 0) -> int:
+    def start(
+        self, source: Path, out: Path, file: str = "", moment: str = "", limit: int = 0, base: Path | None = None
+    ) -> int:
         """The process id of a build that has begun."""
         job = {"source": str(source), "out": str(out), "settings": SETTINGS.model_dump_json()}
+        job |= {"base": base and str(base)}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({**job, "file": file, "moment": moment, "limit": limit}) + "\n")
         self.process.stdin.flush()
@@ -192,6 +201,46 @@ def test_a_killed_build_goes_on_to_the_same_bytes(
     build(source, out)
     assert tree(out) == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s.log.jsonl"]
+
+
+# Of a build with a base whose first shard has other documents: what it writes, and what it shares.
+WITH_BASE = {
+    "chunk": ["documents/00000000.arrow", "chunks/00000002.arrow"],
+    "embed": ["s.building/documents.order", "s.building/encoded.order", "vectors/00000000.f32"],
+    "add": [f"shard-00000/{name}" for name in ("tokens.bin", "lengths.bin", "documents.bin", "lists.faiss")],
+    "finish": ["snapshot/documents.arrow", "snapshot/manifest.json"],
+}
+BASE_POINTS = [(file, moment) for names in WITH_BASE.values() for file in names for moment in ("half", "renamed")] + [
+    (f"shard-00001/{name}", "linked")
+    for name in ("tokens.bin", "lengths.bin", "documents.bin", "lists.faiss", "vectors.f16")
+]
+
+
+@pytest.fixture(scope="module")
+def incremental(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, bytes]]:
+    """A base, a source that differs in documents of its first shard, and what comes of both."""
+    folder = tmp_path_factory.mktemp("incremental")
+    base, rows = build(source, folder / "base").path, tiny_rows(16, seed=2)
+    first = Manifest.read(base).shards[0].first_id
+    changed = [{**row, "text": "Other words."} if row["id"] == first else row for row in rows]
+    edited = write_rows(folder / "input.jsonl", [*changed, {"id": first + "+", "text": "New words. " * 200}])
+    build(edited, folder / "s", base=base)
+    verify(folder / "s")
+    return base, edited, tree(folder / "s")
+
+
+@pytest.mark.parametrize(("file", "moment"), BASE_POINTS)
+def test_a_killed_build_with_a_base_goes_on_to_the_same_bytes(
+    incremental: tuple[Path, Path, dict[str, bytes]], builder: Builder, tmp_path: Path, file: str, moment: str
+) -> None:
+    base, source, expected = incremental
+    before, out = tree(base), tmp_path / "s"
+    builder.start(source, out, file, moment, base=base)
+    assert builder.exit_code() == -signal.SIGKILL
+    assert not out.exists()
+    build(source, out, base=base)
+    assert tree(out) == expected
+    assert tree(base) == before
 
 
 def test_there_are_enough_points_and_every_stage_has_some() -> None:

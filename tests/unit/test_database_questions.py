@@ -165,3 +165,21 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, text: str, message:
         read_questions(path, bool)
     with pytest.raises(InputError, match="no such input file"):
         read_questions(tmp_path / "missing", bool)
+
+
+def test_the_guides_table_is_that_of_its_runs() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "guides" / "neighbour-cache-and-publishing.md").read_text(encoding="utf-8")
+    labels = {("answer", "chunk"): "answer in the chunk", ("answer", "with_continuation"): "answer, with continuation"}
+    labels |= {("evidence", "chunk"): "evidence in the chunk", ("document", "chunk"): "document"}
+    labels |= {("evidence", "with_continuation"): "evidence, with continuation"}
+    rows = []
+    for run in json.loads((root / "docs" / "results" / "book-questions.json").read_text(encoding="utf-8"))["runs"]:
+        figures = run["figures"]
+        for (what, part), label in labels.items():
+            if what in figures:
+                shares = [figures[what][part][f"hit@{k}"] for k in (1, 2, 5, 10)]
+                cells = [f"{each['share']:.3f} [{each['low']:.2f}, {each['high']:.2f}]" for each in shares]
+                rows.append(f"| {run['name']}, {figures['questions']} | {label} | {' | '.join(cells)} |")
+    assert len(rows) == 9
+    assert not [row for row in rows if row not in text]

@@ -244,6 +244,7 @@ def test_swapped_shards_are_found(copy: Path) -> None:
         (lambda path: path.write_text("{}"), "not the manifest"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "not JSON"),
         (lambda path: edit_manifest(path, lambda r: r.update(format_version=99)), "version 99.*newer Openbook"),
+        (lambda path: edit_manifest(path, lambda r: r.update(format_version=1)), "version 1.*build it anew"),
         (lambda path: edit_manifest(path, lambda r: r.update(extra=1)), "canonical"),
         (lambda path: edit_manifest(path, lambda r: r.pop("shards")), "cannot be read"),
         (lambda path: path.write_text(path.read_text().replace(",", ", ", 1)), "canonical"),

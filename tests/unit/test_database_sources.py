@@ -414,6 +414,12 @@ def build(sources: list[Source | Path], out: Path, settings: BuildSettings = SET
     )
 
 
+@pytest.fixture(autouse=True)
+def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flushing takes most of a tiny build's time."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -3,6 +3,7 @@
 Where to look (every name below is public; nothing heavy is imported here):
 
 - `encoder.Encoder`                            what a build needs of an embedder (a protocol)
+- `build.erase.erase_documents(snapshot, ids, out)`, `diff.SnapshotDiff(a, b)`, `gc.collect(registries, under)`
 - `contract.Contract`                          what all snapshots of one database agree on
 - `build.run.build_snapshot(sources, out, ...)` -> `BuildResult`; settings in `build.settings.BuildSettings`
 - `snapshot.Snapshot.open(path, verify=...)`   -> `.id .manifest .documents .tokenizer .shards .search(...)`

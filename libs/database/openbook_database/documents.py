@@ -1,7 +1,8 @@
 """The document table of a snapshot: an Arrow file that is mapped, not parsed.
 
 Rows are in canonical order (by the UTF-8 bytes of the external id), so the row is the document number and an id is
-found by bisection. Metadata values are kept as JSON text, one column for each name.
+found by bisection. Metadata values are kept as JSON text, one column for each name. A document's content digest is over
+all that its tokens and vectors follow from, so another build can tell what it need not do again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blake3
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -20,7 +22,14 @@ from numpy.typing import NDArray
 from openbook_core.errors import ArgumentError, CorruptError
 
 METADATA_PREFIX = "metadata."
+DIGEST_BYTES = 32
 _TEXT_COLUMNS = ("external_id", "title", "uri", "licence")
+
+
+def content_digest(title: str | None, text: str) -> bytes:
+    """BLAKE3 (32 bytes) over what a document's chunks and passages follow from; headings are part of the text."""
+    digest = blake3.blake3(b"\0" if title is None else b"\1%d:" % len(title.encode()) + title.encode())
+    return digest.update(text.encode()).digest()
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ def document_schema(metadata_columns: Sequence[str]) -> pa.Schema:
     """Columns of documents.arrow."""
     return pa.schema(
         [(name, pa.large_string()) for name in _TEXT_COLUMNS]
-        + [("first_row", pa.int64()), ("rows", pa.int64())]
+        + [("content", pa.binary(DIGEST_BYTES)), ("first_row", pa.int64()), ("rows", pa.int64())]
         + [(METADATA_PREFIX + name, pa.large_string()) for name in metadata_columns]
     )
 
@@ -70,12 +79,21 @@ class DocumentTable:
         self._columns = {name: self._batch.column(name) for name in self._batch.schema.names}
         self.first_rows: NDArray[np.int64] = self._columns["first_row"].to_numpy()
         self.rows: NDArray[np.int64] = self._columns["rows"].to_numpy()
+        _, digests = self._columns["content"].buffers()
+        self.contents: NDArray[np.uint8] = np.frombuffer(digests, np.uint8, documents * DIGEST_BYTES).reshape(
+            documents, -1
+        )
         _, offsets, data = self._columns["external_id"].buffers()
         self._id_offsets = np.frombuffer(offsets, dtype=np.int64, count=documents + 1)
         self._id_data = memoryview(data)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def table(self) -> pa.Table:
+        """All columns, mapped."""
+        return pa.Table.from_batches([self._batch])
 
     def record(self, number: int) -> DocumentRecord:
         """The document `number`; raises ArgumentError for one that there is not."""
@@ -100,8 +118,8 @@ class DocumentTable:
     def number(self, external_id: str) -> int | None:
         """Number of a document, or None where the snapshot does not hold it."""
         wanted = external_id.encode("utf-8", "surrogatepass")
-        place = bisect_left(range(len(self)), wanted, key=self._id_bytes)
-        return place if place < len(self) and self._id_bytes(place) == wanted else None
+        place = bisect_left(range(len(self)), wanted, key=self.id_bytes)
+        return place if place < len(self) and self.id_bytes(place) == wanted else None
 
     def numbers(self, external_ids: Iterable[str]) -> tuple[set[int], int]:
         """Numbers of the documents that there are, and how many ids are unknown."""
@@ -113,5 +131,6 @@ class DocumentTable:
         """Document number of each chunk id."""
         return np.searchsorted(self.first_rows, ids, side="right") - 1
 
-    def _id_bytes(self, number: int) -> bytes:
+    def id_bytes(self, number: int) -> bytes:
+        """External id of a document, in UTF-8; documents are in the order of these."""
         return bytes(self._id_data[self._id_offsets[number] : self._id_offsets[number + 1]])

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import ArgumentError, MismatchError
-from openbook_core.fingerprint import Fingerprint, require_equal
+from openbook_core.errors import ArgumentError
 from openbook_database.manifest import Manifest
+from openbook_database.query_encoder import QueryEncoder, require_encoder_of
 from openbook_database.scoring import MISSING
 from openbook_database.snapshot import Snapshot
-
-
-class QueryEncoder(Protocol):
-    """What a search by text needs of an embedder."""
-
-    @property
-    def fingerprint(self) -> Fingerprint: ...
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [n, d] of passages."""
-
-    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [n, d] of queries."""
 
 
 def inspect(path: str | Path, *, chunk: int | None = None) -> dict[str, Any]:
@@ -119,26 +105,8 @@ def neighbours_of_text(snapshot: Snapshot, text: str, k: int, encoder: QueryEnco
     """The k chunks nearest to `text` as a query. Raises MismatchError where `encoder` is not the snapshot's embedder."""
     if not text.strip():
         raise ArgumentError("text: is empty, there is nothing to search for", field="text")
-    require_same_embedder(snapshot.manifest, encoder)
+    require_encoder_of(snapshot.manifest, encoder)
     return _search(snapshot, encoder.encode_queries([text]), k)
-
-
-def require_same_embedder(manifest: Manifest, encoder: QueryEncoder) -> None:
-    """Raise MismatchError unless the fingerprints are equal and the probe texts' vectors agree (design, section 2)."""
-    require_equal(
-        "embedder", encoder.fingerprint, manifest.contract.embedder, "the given embedder", f"{manifest.database}"
-    )
-    probes = manifest.probes
-    found_ND = encoder.encode(probes.texts)
-    norms_N = np.linalg.norm(found_ND, axis=1) * np.linalg.norm(probes.vectors_ND, axis=1)
-    cosines_N = (found_ND * probes.vectors_ND).sum(axis=1) / np.maximum(norms_N, np.finfo(np.float32).tiny)
-    worst = int(np.argmin(np.nan_to_num(cosines_N, nan=-1.0)))
-    if not cosines_N[worst] >= probes.min_cosine:
-        raise MismatchError(
-            f"embedder: its vector of probe text {worst} ({probes.texts[worst][:40]!r}) has cosine {cosines_N[worst]:.6f} "
-            f"with the snapshot's, at least {probes.min_cosine} is needed: another compute type or export, too coarse",
-            field="probe_vectors",
-        )
 
 
 def _search(snapshot: Snapshot, query_1D: NDArray[np.float32], k: int) -> list[dict[str, Any]]:

@@ -173,8 +173,10 @@ class Manifest:
             raise CorruptError(f"{path}: is not the manifest of a snapshot")
         version = record.get("format_version")
         if version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
             raise CorruptError(
-                f"{path}: has format version {version}, this program reads version {FORMAT_VERSION}: use a newer Openbook"
+                f"{path}: has format version {version}, this program reads version {FORMAT_VERSION}: "
+                + ("use a newer Openbook" if newer else "build it anew")
             )
         try:
             manifest = cls._from_record(record, str(path))

@@ -129,10 +129,11 @@ def check_files(path: Path, manifest: Manifest, verify: Verification, folders: C
             raise CorruptError(f"{file}: {size} bytes, the manifest says {entry.size}")
     if verify != "sizes":
         for name, entry in wanted.items():
-            _check_digest(path / name, entry, whole=verify == "full")
+            check_digest(path / name, entry, whole=verify == "full")
 
 
-def _check_digest(file: Path, entry: FileEntry, *, whole: bool) -> None:
+def check_digest(file: Path, entry: FileEntry, *, whole: bool) -> None:
+    """Compare a file's bytes with its checksum, or the first, middle and last block of a large one."""
     try:
         if whole or not entry.blocks:
             found, _ = file_digests(file)

@@ -89,6 +89,7 @@ def build_tiny_snapshot(
     chunk_length: int = 16,
     dimension: int = 16,
     edition: str = "",
+    base: Path | None = None,
     **settings: Any,
 ) -> BuildResult:
     """Build a snapshot from `rows`, or from `tiny_rows`; the input file lies beside it."""
@@ -102,5 +103,6 @@ def build_tiny_snapshot(
         database=database,
         tokenizer=tiny_tokenizer(),
         encoder=HashEncoder(dimension),
+        base=base,
         settings=BuildSettings(chunk_length=chunk_length, shards=shards, embed_block=32, chunk_block=32, **settings),
     )

@@ -74,6 +74,15 @@ def test_eight_ranks_of_gelu_with_biases(tmp_path: Path) -> None:
     )
 
 
+def test_rmsnorm(tmp_path: Path) -> None:
+    args = {"swiglu": False, "add_bias_linear": True, "apply_layernorm_1p": False, "normalization": "RMSNorm"}
+    args |= {"position_embedding_type": "learned_absolute", "untie_embeddings_and_output_weights": False}
+    tensors = {name: value for name, value in gelu_tensors().items() if not name.endswith("norm.bias")}
+    model, report = convert_legacy(write_checkpoint(tmp_path / "rms", tensors, 2, {**args, "num_layers": 6}), EIGHT)
+    assert (model.config.norm, model.config.mlp) == ("rmsnorm", "gelu")
+    assert len(report.loaded) == len(tensors)
+
+
 def gelu_tensors() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {
@@ -294,6 +303,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "tensor on one rank": (edit(0, lambda record: in_encoder(record).pop("layers.7.input_norm.weight")), "not on both"),
     "NaN": (edit(1, lambda record: in_encoder(record)["layers.7.self_attention.dense.weight"].fill_(torch.nan)), "NaN"),
+    "NaN in a copy": (
+        edit(1, lambda record: in_encoder(record)["layers.7.input_norm.weight"].fill_(torch.nan)),
+        r"layers\.7\.input_norm\.weight holds NaN",
+    ),
     "integers": (
         lambda folder: [
             edit(i, lambda r: in_encoder(r).update({"final_norm.bias": torch.ones(32).int()}))(folder) for i in (0, 1)

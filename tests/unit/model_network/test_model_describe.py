@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from model_factory import random_model, small_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from openbook_core.errors import ArgumentError, ConfigError
@@ -149,11 +151,9 @@ def test_training_flops_are_those_that_torch_counts(shape: str, frozen: bool) ->
     assert sum(counted(model, 45, backward=True)) == training_flops(model.config, 45, frozen_base=frozen)
 
 
-@pytest.mark.parametrize("shape", sorted(SHAPES))
-def test_activations_are_those_that_autograd_keeps(shape: str) -> None:
-    config = shaped(shape)
-    model, tokens = random_model(config), 96
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+def kept_elements(model: RetroModel, tokens: int) -> float:
+    """What autograd keeps of one sequence, as it is stored, without the weights."""
+    config, own = model.config, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -162,14 +162,31 @@ def test_activations_are_those_that_autograd_keeps(shape: str) -> None:
             kept[storage.data_ptr()] = storage
         return tensor
 
-    chunks = tokens // config.chunk_length
-    shape_BLKR = (1, chunks, config.num_neighbors, config.neighbor_length)
+    shape_BLKR = (1, tokens // config.chunk_length, config.num_neighbors, config.neighbor_length)
     neighbors = torch.zeros(shape_BLKR, dtype=torch.int64) if config.cross_attention_layers else None
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         logits = model(torch.zeros(1, tokens, dtype=torch.int64), neighbors)
     assert logits.requires_grad
-    elements = sum(storage.nbytes() for storage in kept.values()) / 4
-    assert SavedElements.of(config, tokens).total == pytest.approx(elements, rel=0.08)
+    return sum(storage.nbytes() for storage in kept.values()) / 4
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+def test_activations_are_those_that_autograd_keeps(shape: str) -> None:
+    elements = kept_elements(random_model(shaped(shape)), 96)
+    assert SavedElements.of(shaped(shape), 96).total == pytest.approx(elements, rel=0.08)
+
+
+@pytest.mark.parametrize("shape", ["plain", "narrow encoder"])
+def test_checkpointed_activations_are_those_that_autograd_keeps(shape: str) -> None:
+    """Before the backward pass; in it, one block at a time is computed again."""
+    model = random_model(shaped(shape))
+    for block in [*model.blocks, *(model.encoder.blocks if model.encoder is not None else ())]:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=True)
+    saved = SavedElements.of(model.config, 96)
+    expected = saved.inputs + saved.encoder_ends + saved.final_norm
+    assert expected == pytest.approx(kept_elements(model, 96), rel=0.08)
+    assert saved.checkpointed == expected + max(saved.block + saved.cross, saved.reader)
+    assert saved.checkpointed < 0.6 * saved.total
 
 
 def test_memory_is_shared_by_the_gpus() -> None:

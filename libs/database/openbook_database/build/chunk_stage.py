@@ -3,6 +3,9 @@
 A block is two files: documents/N.arrow, then chunks/N.arrow, whose presence says that the block is done. The latter
 carries the reader's position after it, from which a later run goes on. Where documents are cleaned there is a third one,
 removed/N.jsonl, written first: what was left out up to that position. At the end these become the report.
+
+Documents that are as they were in the base are noted with their number there. Their token rows are left to the base where
+it has their vectors too and nothing is cleaned by tokens: they need not be tokenised.
 """
 
 from __future__ import annotations
@@ -19,19 +22,21 @@ import pyarrow as pa
 
 from openbook_core.errors import InputError
 from openbook_core.tokenizer import Tokenizer
+from openbook_database.build.base import Base
 from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.chunking import Chunks, chunk_document
 from openbook_database.cleaning.cleaner import Cleaner
-from openbook_database.cleaning.exact import DIGEST_BYTES
+from openbook_database.cleaning.exact import DIGEST_BYTES as TEXT_DIGEST_BYTES
 from openbook_database.cleaning.kept import BlockTokens
-from openbook_database.documents import METADATA_PREFIX
+from openbook_database.documents import DIGEST_BYTES, METADATA_PREFIX, content_digest
 from openbook_database.files import write_atomically, write_bytes_atomically
 from openbook_database.reader import BadLineError, Document, DocumentReader, Source
 
 _POSITION = b"position"
 _DIGEST = "text_digest"
+_NOTHING = Chunks(np.empty(0, np.uint32), [])
 WEIGHT = "weight"
 
 
@@ -95,9 +100,23 @@ class Position:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Taken:
+    """A document with its content digest; `base`: its number in the base if it is as it was there, else -1.
+
+    `chunks` is empty where its `rows` are left to the base.
+    """
+
     document: Document
+    content: bytes
+    base: int
     chunks: Chunks
+    rows: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    taken: _Taken
     digest: bytes | None
     position: Position
 
@@ -109,7 +128,12 @@ class _Removed:
 
 
 def run_chunk_stage(
-    sources: Sequence[Source], tokenizer: Tokenizer, settings: BuildSettings, work: Workspace, stage: Stage
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    settings: BuildSettings,
+    work: Workspace,
+    stage: Stage,
+    base: Base | None = None,
 ) -> Position:
     """Do what is left of the stage; the position at its end holds the counts of all sources."""
     position = Position(0, 0, tuple(SourceCounts() for _ in sources))
@@ -123,13 +147,13 @@ def run_chunk_stage(
         known.update(ids, (record["id"] for record in _read_removed(work, block)))
         if not position.done:
             cleaner.restore(ids, documents.column(_DIGEST).to_pylist())
-        stage.advance(read_table(path).num_rows, reused=True)
+        stage.advance(int(documents.column("rows").to_numpy().sum()), reused=True)
         block += 1
     if position.done:
         _write_report(work, settings)
         return position
     dtype = token_dtype(tokenizer.vocab_size)
-    reading = _Reading(sources, tokenizer, settings, cleaner, position, known)
+    reading = _Reading(sources, tokenizer, settings, cleaner, position, known, base)
     pending: list[_Row] = []
     removed: list[_Removed] = []
     rows = 0
@@ -145,7 +169,7 @@ def run_chunk_stage(
             removed.append(row)
         else:
             pending.append(row)
-            rows += len(row.chunks.headings)
+            rows += row.taken.rows
     end = Position(len(sources), 0, tuple(reading.counts), done=True, evaluation=cleaner.evaluation_texts)
     if not any(counts.documents for counts in end.counts):
         raise _no_document(sources, end)
@@ -179,10 +203,13 @@ class _Reading:
         cleaner: Cleaner,
         start: Position,
         known: set[str],
+        base: Base | None,
     ) -> None:
         self.counts = list(start.counts)
         self._sources, self._tokenizer, self._settings, self._cleaner = sources, tokenizer, settings, cleaner
-        self._start, self._known = start, known
+        self._start, self._known, self._base = start, known, base
+        by_tokens = settings.cleaning.dedup == "near" or settings.cleaning.evaluation
+        self._left_to_base = base is not None and base.has_vectors and not by_tokens
 
     def rows(self) -> Iterator[_Row | _Removed]:
         """Documents in order, cut into chunks, and those that are cleaned away, each with the position after it."""
@@ -196,26 +223,32 @@ class _Reading:
             reader.left_out = self.counts[number].removed.get(WEIGHT, 0)
             if number == self._start.source:
                 reader.skip_to(self._start.line)
-            for document, chunks in reader.read(self._chunk):
+            for taken in reader.read(self._take):
+                document = taken.document
                 if limit is not None and sum(count.documents for count in self.counts) >= limit:
                     return
                 digest = self._cleaner.digest(document.text)
-                reason = self._cleaner.take(document.external_id, digest, chunks.tokens)
+                reason = self._cleaner.take(document.external_id, digest, taken.chunks.tokens)
                 counts = self.counts[number].reached(reader)
                 if reason is None:
-                    self.counts[number] = counts.plus(document, len(chunks.headings), len(chunks.tokens))
-                    yield _Row(document, chunks, digest, Position(number, reader.line, tuple(self.counts)))
+                    self.counts[number] = counts.plus(document, taken.rows, taken.tokens)
+                    yield _Row(taken, digest, Position(number, reader.line, tuple(self.counts)))
                 else:
                     self.counts[number] = counts.without(reason["kind"])
                     record = {"id": document.external_id, "source": source.path.name, **reason}
                     yield _Removed(record, Position(number, reader.line, tuple(self.counts)))
             self.counts[number] = self.counts[number].reached(reader)
 
-    def _chunk(self, document: Document) -> tuple[Document, Chunks]:
+    def _take(self, document: Document) -> _Taken:
+        content, number = content_digest(document.title, document.text), -1
+        if self._base is not None:
+            number = self._base.find(document.external_id, content)
+            if number >= 0 and self._left_to_base:
+                return _Taken(document, content, number, _NOTHING, *self._base.size(number))
         chunks = chunk_document(document.text, self._tokenizer, self._settings.chunk_length)
         if not len(chunks.tokens):
             raise BadLineError("no tokens", f"document {document.external_id!r} has no tokens")
-        return document, chunks
+        return _Taken(document, content, number, chunks, len(chunks.headings), len(chunks.tokens))
 
 
 def block_path(folder: Path, block: int) -> Path:
@@ -230,8 +263,9 @@ def read_table(path: Path) -> pa.Table:
 
 
 def _write_block(
-    work: Workspace, block: int, rows: list[_Row], position: Position, settings: BuildSettings, dtype: str
+    work: Workspace, block: int, pending: list[_Row], position: Position, settings: BuildSettings, dtype: str
 ) -> None:
+    rows = [row.taken for row in pending]
     documents = {
         "external_id": [row.document.external_id for row in rows],
         "title": [row.document.title for row in rows],
@@ -243,13 +277,16 @@ def _write_block(
         },
     }
     columns = {name: pa.array(values, pa.large_string()) for name, values in documents.items()}
-    columns[_DIGEST] = pa.array([row.digest for row in rows], pa.binary(DIGEST_BYTES))
-    columns["rows"] = pa.array([len(row.chunks.headings) for row in rows], pa.int64())
-    _write_table(block_path(work.documents, block), pa.table(columns))
+    columns[_DIGEST] = pa.array([row.digest for row in pending], pa.binary(TEXT_DIGEST_BYTES))
+    columns["content"] = pa.array([row.content for row in rows], pa.binary(DIGEST_BYTES))
+    columns["rows"] = pa.array([row.rows for row in rows], pa.int64())
+    columns["base"] = pa.array([row.base for row in rows], pa.int64())
+    columns["held"] = pa.array([len(row.chunks.headings) for row in rows], pa.int64())
+    write_table(block_path(work.documents, block), pa.table(columns))
 
     m = settings.chunk_length
     padded, lengths = [np.empty((0, m), dtype=dtype)], [np.empty(0, dtype=np.uint16)]
-    for row in rows:
+    for row in (row for row in rows if row.chunks.headings):
         tokens = row.chunks.tokens
         table_NM = np.zeros((len(row.chunks.headings), m), dtype=dtype)
         table_NM.reshape(-1)[: len(tokens)] = tokens
@@ -266,7 +303,7 @@ def _write_block(
             "headings": pa.array(headings, pa.large_string()),
         }
     )
-    _write_table(block_path(work.chunks, block), table.replace_schema_metadata({_POSITION: position.to_json()}))
+    write_table(block_path(work.chunks, block), table.replace_schema_metadata({_POSITION: position.to_json()}))
 
 
 def _read_tokens(work: Workspace, chunk_length: int, block: int) -> BlockTokens:
@@ -305,7 +342,9 @@ def _write_report(work: Workspace, settings: BuildSettings) -> None:
     write_atomically(work.report, write)
 
 
-def _write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Path, table: pa.Table) -> None:
+    """A block's table, whole or not at all."""
+
     def write(temporary: Path) -> None:
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)

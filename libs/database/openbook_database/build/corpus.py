@@ -3,6 +3,9 @@
 Memory does not grow with the corpus: the order of the documents is a file that is mapped, and of the blocks only the
 last used are. Making the order takes, once, 16 bytes for each document.
 
+In a build from a base, the rows of documents that are as they were there are the base's, tokens and vectors alike; the
+embed stage has rows of its own, numbered from 0, which are those of the other documents.
+
 Axes: N chunks, M tokens of a chunk.
 """
 
@@ -19,14 +22,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from openbook_core.tokenizer import Tokenizer
+from openbook_database.build.base import Base
 from openbook_database.build.chunk_stage import block_path, read_table
 from openbook_database.build.workspace import Workspace
 from openbook_database.chunking import PassageTemplate
-from openbook_database.files import write_atomically
+from openbook_database.files import write_atomically, write_bytes_atomically
 from openbook_database.text import CONTEXT, chunk_text
 
-# Of documents in canonical order: block, place in the block's documents, first row in the block's chunks, rows, first row.
-_PLACE = np.dtype([("block", "<i4"), ("place", "<i4"), ("start", "<i8"), ("rows", "<i8"), ("first_row", "<i8")])
+# Of documents in canonical order: block, place in the block's documents, first row in the block's chunks (-1 where the rows
+# are the base's), number in the base if it is as it was there or else -1, rows, first row.
+_PLACE = np.dtype(
+    [("block", "<i4"), ("place", "<i4"), ("start", "<i8"), ("base", "<i8"), ("rows", "<i8"), ("first_row", "<i8")]
+)
 _MAPPED_BLOCKS = 32
 _STEP = 1 << 16
 
@@ -45,12 +52,18 @@ class Corpus:
         """What the chunk stage made, once that is done; another process may open it too."""
         self._work = work
         self.chunk_length = chunk_length
+        self.base = None if work.base is None else Base(work.base)
         if not work.order.exists():
             write_atomically(work.order, lambda path: _write_order(path, work))
         self._order = np.memmap(work.order, _PLACE, mode="r")
         self.document_rows: NDArray[np.int64] = self._order["rows"]
         self.first_rows: NDArray[np.int64] = self._order["first_row"]
         self.chunks = int(self.first_rows[-1] + self.document_rows[-1])
+        self.base_documents: NDArray[np.int64] = self._order["base"]
+        self._encoded_ends: NDArray[np.int64] | None = None
+        self.encoded_chunks = self.chunks
+        if work.encoded.exists():
+            self._read_encoded()
         self._block = lru_cache(_MAPPED_BLOCKS)(lambda block: _open_block(block_path(work.chunks, block), chunk_length))
         self._table = lru_cache(_MAPPED_BLOCKS)(lambda block: read_table(block_path(work.documents, block)))
 
@@ -73,23 +86,68 @@ class Corpus:
         back[by_block] = np.arange(end - first)
         return pa.concat_tables(taken).combine_chunks().take(pa.array(back)).combine_chunks()
 
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the vectors of all chunks can be read, once the embed stage is done."""
+        return self.base is None or self.base.has_vectors or self.encoded_chunks == self.chunks
+
+    def encode(self, chosen: NDArray[np.bool_]) -> None:
+        """Leave the rows of the `chosen` documents alone to the embed stage, in every process; before, all are."""
+        ends = np.cumsum(np.where(chosen, self.document_rows, 0), dtype="<i8")
+        write_bytes_atomically(self._work.encoded, ends.tobytes())
+        self._read_encoded()
+
+    def _read_encoded(self) -> None:
+        """For each document, how many rows the embed stage has up to its end."""
+        self._encoded_ends = np.memmap(self._work.encoded, "<i8", mode="r")
+        self.encoded_chunks = int(self._encoded_ends[-1])
+
+    def _encoded_document(self, row: int) -> tuple[int, int]:
+        """The document of a row of the embed stage, and its first row there."""
+        if self._encoded_ends is None:
+            document = int(np.searchsorted(self.first_rows, row, side="right")) - 1
+            return document, int(self.first_rows[document])
+        document = int(np.searchsorted(self._encoded_ends, row, side="right"))
+        return document, int(self._encoded_ends[document] - self.document_rows[document])
+
     def pieces(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """The runs of one document each that make up the chunks [first, end): (document, its first and last + 1 chunk
-        in the run, counted in the document)."""
-        document = int(np.searchsorted(self.first_rows, first, side="right")) - 1
+        """The runs of one document each that make up the rows [first, end) of the embed stage: (document, its first and
+        last + 1 chunk in the run, counted in the document)."""
         while first < end:
-            start = int(self.first_rows[document])
+            document, start = self._encoded_document(first)
             stop = min(end, start + int(self.document_rows[document]))
             yield document, first - start, stop - start
-            first, document = stop, document + 1
+            first = stop
+
+    def runs(self, first: int, end: int) -> list[tuple[bool, int, int]]:
+        """Where the vectors of the chunks [first, end) are: (whether in the base, first and last + 1 row there or of the
+        embed stage), one run after the other."""
+        if self.base is None or self._encoded_ends is None:
+            return [(False, first, end)]
+        found: list[tuple[bool, int, int]] = []
+        document = int(np.searchsorted(self.first_rows, first, side="right")) - 1
+        before = int(self._encoded_ends[document - 1]) if document else 0
+        while first < end:
+            start, after = int(self.first_rows[document]), int(self._encoded_ends[document])
+            in_base = after == before
+            place = int(self.base.documents.first_rows[self.base_documents[document]]) if in_base else before
+            stop = min(end, start + int(self.document_rows[document]))
+            run = (in_base, place + first - start, place + stop - start)
+            if found and found[-1][0] == in_base and found[-1][2] == run[1]:
+                run = (in_base, found.pop()[1], run[2])
+            found.append(run)
+            first, document, before = stop, document + 1, after
+        return found
 
     def tokens(self, document: int, first: int, end: int) -> tuple[NDArray[np.unsignedinteger], NDArray[np.uint16]]:
         """Token rows [n, m] and tokens used [n] of a run of a document's chunks."""
+        if self.base is not None and int(self._order["start"][document]) < 0:
+            return self.base.tokens(int(self.base_documents[document]), first, end)
         block, rows = self._rows(document, first, end)
         return block.tokens_NM[rows], block.lengths_N[rows]
 
     def passages(self, first: int, end: int, tokenizer: Tokenizer, template: PassageTemplate) -> list[str]:
-        """What is embedded for the chunks [first, end)."""
+        """What is embedded for the rows [first, end) of the embed stage."""
         passages = []
         for document, begin, stop in self.pieces(first, end):
             title = self._value(document, "title")
@@ -134,7 +192,9 @@ def _write_order(path: Path, work: Workspace) -> None:
             part = np.zeros(table.num_rows, _PLACE)
             part["block"], part["place"] = number, np.arange(table.num_rows)
             part["rows"] = table.column("rows").to_numpy()
-            part["start"] = np.cumsum(part["rows"]) - part["rows"]
+            part["base"] = table.column("base").to_numpy()
+            held = table.column("held").to_numpy()
+            part["start"] = np.where(held > 0, np.cumsum(held) - held, -1)
             stream.write(part.tobytes())
             ids += table.column("external_id").chunks
             number += 1

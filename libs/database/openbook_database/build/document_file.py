@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from openbook_database.build.corpus import Corpus
-from openbook_database.documents import document_schema
+from openbook_database.documents import DIGEST_BYTES, document_schema
 from openbook_database.files import clear_write_errors, write_atomically
 
 # A multiple of 8: the bits that say which values there are fill whole bytes.
@@ -30,6 +30,9 @@ def write_document_file(path: Path, corpus: Corpus, metadata_columns: Sequence[s
                 (scratch / name).mkdir()
             present = _write_columns(corpus, texts, scratch)
         columns = {name: _read_column(scratch / name, corpus.documents, present[name]) for name in texts}
+        columns["content"] = pa.FixedSizeBinaryArray.from_buffers(
+            schema.field("content").type, corpus.documents, [None, _mapped(scratch / "content")]
+        )
         columns["first_row"] = pa.array(corpus.first_rows)
         columns["rows"] = pa.array(corpus.document_rows)
         batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
@@ -49,7 +52,9 @@ def _write_columns(corpus: Corpus, names: Sequence[str], scratch: Path) -> dict[
     for name in names:
         (scratch / name / "offsets").write_bytes(bytes(8))
     for first in range(0, corpus.documents, _STEP):
-        records = corpus.records(first, min(first + _STEP, corpus.documents), names)
+        records = corpus.records(first, min(first + _STEP, corpus.documents), [*names, "content"])
+        digests = records.column("content").chunk(0)
+        _append(scratch / "content", memoryview(digests.buffers()[1])[: len(digests) * DIGEST_BYTES])
         for name in names:
             values = records.column(name).chunk(0)
             _, offsets, data = values.buffers()

@@ -1,4 +1,7 @@
-"""Stage "embed": the vectors of every chunk in canonical order, one file of float32 for each block of chunks."""
+"""Stage "embed": vectors of chunks in canonical order, one file of float32 for each block of chunks.
+
+Chunks whose vectors the base has are passed over.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,10 @@ def run_embed_stage(
     engine: Engine,
 ) -> None:
     """Encode the blocks that are not there yet. A block's vectors follow from its passages alone."""
-    blocks = range(-(-corpus.chunks // settings.embed_block))
+    blocks = range(-(-corpus.encoded_chunks // settings.embed_block))
     missing = [block for block in blocks if not _path(work, block).exists()]
     todo = sum(_length(corpus, settings, block) for block in missing)
-    stage.advance(corpus.chunks - todo, reused=True)
+    stage.advance(corpus.encoded_chunks - todo, reused=True)
     if engine.load_encoder is None:
         encoded = _encode_here(corpus, tokenizer, encoder, settings, work, missing)
     else:
@@ -99,7 +102,7 @@ def _encode_here(
 
 def _length(corpus: Corpus, settings: BuildSettings, block: int) -> int:
     """Chunks of a block."""
-    return min(settings.embed_block, corpus.chunks - block * settings.embed_block)
+    return min(settings.embed_block, corpus.encoded_chunks - block * settings.embed_block)
 
 
 def encode_checked(encoder: Encoder, texts: list[str], what: str) -> NDArray[np.float32]:
@@ -128,10 +131,25 @@ def check_vectors(found: NDArray[np.float32], dimension: int, texts: list[str], 
 def read_vectors(
     work: Workspace, corpus: Corpus, dimension: int, embed_block: int, first: int, end: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Vectors of the chunks [first, end), block after block."""
+    """Vectors of the chunks [first, end), block after block, the base's among them."""
+    for start in range(first - first % embed_block, end, embed_block):
+        parts: list[NDArray[np.float32]] = []
+        for in_base, begin, stop in corpus.runs(max(first, start), min(end, start + embed_block)):
+            if in_base:
+                assert corpus.base is not None
+                parts.append(corpus.base.vectors(begin, stop))
+            else:
+                parts += _encoded(work, corpus, dimension, embed_block, begin, stop)
+        yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _encoded(
+    work: Workspace, corpus: Corpus, dimension: int, embed_block: int, first: int, end: int
+) -> Iterator[NDArray[np.float32]]:
+    """Vectors of the rows [first, end) of this stage."""
     for block in range(first // embed_block, -(-end // embed_block)):
         start = block * embed_block
-        rows = min(embed_block, corpus.chunks - start)
+        rows = min(embed_block, corpus.encoded_chunks - start)
         vectors_ND = map_array(_path(work, block), "f4", (rows, dimension))
         yield vectors_ND[max(first - start, 0) : end - start]
 

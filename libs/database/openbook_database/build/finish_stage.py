@@ -20,6 +20,7 @@ from openbook_database.build.document_file import write_document_file
 from openbook_database.build.embed_stage import encode_checked, read_vectors
 from openbook_database.build.recall import Part, measure
 from openbook_database.build.settings import BuildSettings
+from openbook_database.build.shares import Links, shared_entries, shares_quantiser
 from openbook_database.build.workspace import Workspace
 from openbook_database.contract import METRIC_INNER_PRODUCT, Contract
 from openbook_database.documents import DocumentTable
@@ -55,6 +56,7 @@ def run_finish_stage(
     encoder: Encoder,
     settings: BuildSettings,
     work: Workspace,
+    links: Links | None = None,
 ) -> Manifest:
     """Complete the snapshot in the work folder, with its manifest as the last file."""
     work.sweep()
@@ -64,8 +66,8 @@ def run_finish_stage(
     manifest_path.unlink(missing_ok=True)
     folders = [work.snapshot / shard_folder(number) for number in range(len(ranges))]
     shards = tuple(
-        _shard_entry(corpus, *ends, encoder.dimension, settings, work, index, folder)
-        for ends, folder in zip(ranges, folders, strict=True)
+        _shard_entry(corpus, *ends, encoder.dimension, settings, work, index, folder, (links or {}).get(number))
+        for number, (ends, folder) in enumerate(zip(ranges, folders, strict=True))
     )
     if index.trained:
         write_atomically(work.snapshot / LIST_SIZES, lambda path: write_list_sizes(path, folders))
@@ -87,14 +89,14 @@ def run_finish_stage(
         token_dtype=token_dtype(tokenizer.vocab_size),
         documents=corpus.documents,
         chunks=corpus.chunks,
-        tokens=sum(count.tokens for count in chunked.counts),
+        tokens=sum(count.tokens for count in chunked.counts) - recipe.get("erased", {}).get("tokens", 0),
         metadata_columns=settings.fields.metadata,
         sources=sources,
         cleaning={"removed": totals(sources, "removed"), "evaluation": dict(chunked.evaluation)},
         recipe=dict(recipe),
         index=_index_entry(index, shards, folders, corpus, encoder.dimension, settings, work),
         shards=shards,
-        files=_file_entries(work.snapshot),
+        files=_file_entries(work.snapshot, shared_entries(corpus.base, links or {})),
         golden=_no_golden(encoder.dimension),
         probes=Probes(PROBE_TEXTS, probes_ND),
     )
@@ -120,6 +122,8 @@ def _index_entry(
     settings: BuildSettings,
     work: Workspace,
 ) -> IndexEntry:
+    if corpus.base is not None and not corpus.has_vectors and not index.exact:
+        return corpus.base.manifest.index  # there is nothing exact left to compare with
     parts = [
         Part(
             open_index(
@@ -136,7 +140,9 @@ def _index_entry(
         )
         for shard, folder in zip(shards, folders, strict=True)
     ]
-    return measure(index, parts, corpus, dimension, settings, work)
+    measured = measure(index, parts, corpus, dimension, settings, work)
+    kept = corpus.base is not None and shares_quantiser(corpus.base, work.snapshot)
+    return replace(measured, trained_on=corpus.base.manifest.index.trained_on) if kept and corpus.base else measured
 
 
 def _shard_entry(
@@ -148,16 +154,20 @@ def _shard_entry(
     work: Workspace,
     index: Recipe,
     folder: Path,
+    link: int | None,
 ) -> ShardEntry:
     first_row = int(corpus.first_rows[first])
     rows = int(corpus.document_rows[first:end].sum())
-    blocks = read_vectors(work, corpus, dimension, settings.embed_block, first_row, first_row + rows)
-    squares = max(float(np.square(block.astype(np.float64)).sum(axis=1).max()) for block in blocks)
-    max_norm = float(np.float32(np.sqrt(squares) * (1 + 1e-6)))
-    reach = 0.0
-    if index.trained:
-        quantiser = Quantiser(work.snapshot / QUANTISER, dimension=dimension)
-        reach = list_reach(folder / LISTS, quantiser, max_norm)
+    if corpus.base is not None and link is not None:
+        shared = corpus.base.manifest.shards[link]
+        max_norm, reach = shared.max_norm, shared.reach
+    else:
+        blocks = read_vectors(work, corpus, dimension, settings.embed_block, first_row, first_row + rows)
+        squares = max(float(np.square(block.astype(np.float64)).sum(axis=1).max()) for block in blocks)
+        max_norm, reach = float(np.float32(np.sqrt(squares) * (1 + 1e-6))), 0.0
+        if index.trained:
+            quantiser = Quantiser(work.snapshot / QUANTISER, dimension=dimension)
+            reach = list_reach(folder / LISTS, quantiser, max_norm)
     return ShardEntry(
         first_row=first_row,
         rows=rows,
@@ -170,11 +180,16 @@ def _shard_entry(
     )
 
 
-def _file_entries(folder: Path) -> dict[str, FileEntry]:
+def _file_entries(folder: Path, known: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """Sizes and digests of all files; those `known` from the base are not read again."""
     entries = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name in known:
+            entries[name] = known[name]
+            continue
         digest, blocks = file_digests(path)
-        entries[path.relative_to(folder).as_posix()] = FileEntry(path.stat().st_size, digest, tuple(blocks))
+        entries[name] = FileEntry(path.stat().st_size, digest, tuple(blocks))
     return entries
 
 

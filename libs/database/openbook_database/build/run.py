@@ -14,6 +14,7 @@ from typing import Any
 from openbook_core.errors import ArgumentError, InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.add_stage import run_add_stage, split_documents
+from openbook_database.build.base import Base, open_base
 from openbook_database.build.chunk_stage import run_chunk_stage
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.device import uses_gpu
@@ -24,6 +25,7 @@ from openbook_database.build.progress import Progress, Stage
 from openbook_database.build.recall import recall_note
 from openbook_database.build.recipe import make_recipe
 from openbook_database.build.settings import BuildSettings
+from openbook_database.build.shares import Links, Ranges, outgrown, share_shards, skewed
 from openbook_database.build.train_stage import run_train_stage
 from openbook_database.build.workspace import Workspace
 from openbook_database.cleaning.evaluation import digest_evaluation
@@ -41,6 +43,7 @@ class BuildResult:
     """The snapshot. `reused`: it was there already; `resumed`: an interrupted build was gone on with.
 
     `seconds`: of this run, by stage; `skipped`: bad lines, by kind; `removed`: documents left out on purpose, by reason.
+    `shared`: with a base, how many documents, chunks and shards of this snapshot were taken from it.
     """
 
     path: Path
@@ -54,6 +57,7 @@ class BuildResult:
     removed: dict[str, int]
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    shared: dict[str, int] = field(default_factory=dict)
 
 
 def build_snapshot(
@@ -64,6 +68,7 @@ def build_snapshot(
     tokenizer: Tokenizer,
     encoder: Encoder,
     settings: BuildSettings | None = None,
+    base: str | Path | None = None,
     device: str = "auto",
     progress: Progress = lambda update: None,
     engine: Engine | None = None,
@@ -76,6 +81,8 @@ def build_snapshot(
     OUT.log.jsonl, and where documents are cleaned OUT.report.jsonl names each one that was left out and why: `id`,
     `source`, `kind`, and `of` (the document that it equals) or `item`, `rule`, `jaccard` and `run` (see
     `cleaning.decontaminate`). `notes` of the result say what was done otherwise than asked (fewer shards, less recall).
+    base: the folder of an earlier snapshot of the same contract and compute type. Only documents that are new or have
+    another text or title are encoded; shards keep the base's borders, and files of unchanged ones are shared.
     device: "cpu", "cuda" or "auto", where Faiss trains and assigns; a quantiser trained on a GPU has other bytes.
     Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ArgumentError (an index
     recipe that does not fit the encoder's dimension or the number of chunks, or no such device), ConfigError (work or
@@ -91,9 +98,13 @@ def build_snapshot(
     if not resolved:
         raise InputError("no input file was given", field="input")
     settings = settings.model_copy(update={"fields": with_all_metadata(settings.fields, resolved)})
-    work = Workspace(Path(out))
+    work = Workspace(Path(out), None if base is None else Path(base).absolute())
     evaluation = digest_evaluation(settings.cleaning.evaluation)
     recipe = make_recipe(database, digest_sources(resolved), tokenizer.fingerprint, encoder, settings, evaluation)
+    begun_from = open_base(work)
+    if begun_from is not None:
+        begun_from.require_same(recipe)
+        recipe |= begun_from.record
     manifest = work.finished(recipe)
     if manifest is not None and not work.building.exists():
         return _result(work, manifest, settings, reused=True)
@@ -105,11 +116,14 @@ def build_snapshot(
         resumed = work.begin(recipe, encoder.arithmetic)
         work.log.write("resume" if resumed else "start", out=str(work.out), database=database)
         seconds: dict[str, float] = {}
-        manifest = _run_stages(resolved, recipe, tokenizer, encoder, settings, gpu, work, progress, seconds, engine)
+        shared: dict[str, int] = {}
+        manifest = _run_stages(
+            resolved, recipe, tokenizer, encoder, settings, begun_from, gpu, work, progress, seconds, shared, engine
+        )
         work.publish()
         work.discard()
         work.log.write("finish", snapshot=manifest.snapshot_id, seconds=seconds)
-        return _result(work, manifest, settings, reused=False, resumed=resumed, seconds=seconds)
+        return _result(work, manifest, settings, reused=False, resumed=resumed, seconds=seconds, shared=shared)
 
 
 def recorded_dtype(out: str | Path) -> str | None:
@@ -127,20 +141,32 @@ def _run_stages(
     tokenizer: Tokenizer,
     encoder: Encoder,
     settings: BuildSettings,
+    base: Base | None,
     gpu: bool,
     work: Workspace,
     progress: Progress,
     seconds: dict[str, float],
+    shared: dict[str, int],
     engine: Engine,
 ) -> Manifest:
     with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
-        chunked = run_chunk_stage(sources, tokenizer, settings, work, stage)
+        chunked = run_chunk_stage(sources, tokenizer, settings, work, stage, base)
         _require_unchanged(sources, settings, recipe)
         corpus = Corpus(work, settings.chunk_length)
-        index = resolve_recipe(settings.index, corpus.chunks, encoder.dimension)
+        index = base.index if base is not None else resolve_recipe(settings.index, corpus.chunks, encoder.dimension)
     seconds["chunk"] = stage.seconds
     work.log.write("index", factory=index.factory, given=settings.index, device="cuda" if gpu else "cpu")
-    with Stage("embed", corpus.chunks, progress, work.log) as stage:
+    links: Links = {}
+    if base is None:
+        ranges: Ranges = split_documents(corpus.document_rows, settings.shards)
+    else:
+        ranges, links = share_shards(corpus, base, work.snapshot)
+        shared |= {
+            "documents": int((corpus.base_documents >= 0).sum()),
+            "chunks": corpus.chunks - corpus.encoded_chunks,
+        }
+        shared["shards"] = len(links)
+    with Stage("embed", corpus.encoded_chunks, progress, work.log) as stage:
         run_embed_stage(corpus, tokenizer, encoder, settings, work, stage, engine)
     seconds["embed"] = stage.seconds
     if index.trained:
@@ -148,12 +174,11 @@ def _run_stages(
         with Stage("train-index", size, progress, work.log) as stage:
             run_train_stage(corpus, index, encoder.dimension, settings, work, stage, gpu=gpu)
         seconds["train-index"] = stage.seconds
-    ranges = split_documents(corpus.document_rows, settings.shards)
     with Stage("add", corpus.chunks, progress, work.log) as stage:
         run_add_stage(corpus, ranges, index, encoder.dimension, settings, work, stage, engine, gpu=gpu)
     seconds["add"] = stage.seconds
     with Stage("finish", corpus.chunks, progress, work.log) as stage:
-        manifest = run_finish_stage(corpus, ranges, chunked, recipe, index, tokenizer, encoder, settings, work)
+        manifest = run_finish_stage(corpus, ranges, chunked, recipe, index, tokenizer, encoder, settings, work, links)
         stage.advance(corpus.chunks)
     seconds["finish"] = stage.seconds
     return manifest
@@ -192,11 +217,17 @@ def _result(
     reused: bool,
     resumed: bool = False,
     seconds: dict[str, float] | None = None,
+    shared: dict[str, int] | None = None,
 ) -> BuildResult:
     shards = len(manifest.shards)
     notes = []
     if shards < settings.shards:
-        notes.append(f"{shards} shards were made instead of {settings.shards}: a shard holds whole documents")
+        why = "the others have become empty" if "base" in manifest.recipe else "a shard holds whole documents"
+        notes.append(f"{shards} shards were made instead of {settings.shards}: {why}")
+    if "base" in manifest.recipe and (note := skewed([shard.rows for shard in manifest.shards])):
+        notes.append(note)
+    if (note := outgrown(manifest)) is not None:
+        notes.append(note)
     if (note := recall_note(manifest.index)) is not None:
         notes.append(note)
     return BuildResult(
@@ -211,4 +242,5 @@ def _result(
         removed=totals(manifest.sources, "removed"),
         seconds=seconds or {},
         notes=tuple(notes),
+        shared=shared or {},
     )

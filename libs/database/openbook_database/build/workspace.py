@@ -26,12 +26,15 @@ from openbook_database.snapshot import check_files
 class Workspace:
     """Paths of one build, and the guards against mixing two."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, base: Path | None = None) -> None:
+        """`base`: the folder of the snapshot that the build begins from."""
+        self.base = base
         self.out = out.absolute()
         self.building = self.out.with_name(self.out.name + ".building")
         self.documents = self.building / "documents"
         self.chunks = self.building / "chunks"
         self.order = self.building / "documents.order"
+        self.encoded = self.building / "encoded.order"
         self.columns = self.building / "columns.tmp"
         self.tokenizer = self.building / "tokenizer"
         self.removed = self.building / "removed"
@@ -76,7 +79,7 @@ class Workspace:
         if not any(self.out.iterdir()):
             return None
         manifest = Manifest.read(self.out)
-        _require_same(
+        require_same(
             manifest.recipe, recipe, f"{self.out} holds a snapshot that was built otherwise", "choose another folder"
         )
         check_files(self.out, manifest, "sizes", {shard_folder(number) for number in range(len(manifest.shards))})
@@ -94,7 +97,7 @@ class Workspace:
         """Note the recipe and the encoder's arithmetic, or compare them with those of the work to resume; True where there
         is some. The arithmetic is not part of the snapshot: it tells vectors apart only in their last bits."""
         if self._recipe.exists():
-            _require_same(
+            require_same(
                 _read_json(self._recipe, self.building),
                 recipe,
                 f"{self.building} holds work that was begun otherwise",
@@ -109,7 +112,8 @@ class Workspace:
             return True
         for folder in (self.documents, self.chunks, self.removed, self.vectors, self.snapshot):
             shutil.rmtree(folder, ignore_errors=True)
-        self.order.unlink(missing_ok=True)
+        for file in (self.order, self.encoded):
+            file.unlink(missing_ok=True)
         write_bytes_atomically(self._arithmetic, canonical_json(dict(arithmetic)).encode())
         write_bytes_atomically(self._recipe, canonical_json(recipe).encode())
         return False
@@ -148,10 +152,11 @@ def require_arithmetic(earlier: Mapping[str, Any], now: Mapping[str, Any], what:
     advice = (
         "go on with the kind of processor, embedder and number of threads that it was begun with, or delete the work"
     )
-    _require_same(earlier, now, what, advice)
+    require_same(earlier, now, what, advice)
 
 
-def _require_same(earlier: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:
+def require_same(earlier: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:
+    """Raise ConfigError with `what`, each field that differs with both values, and `advice`; nothing where none does."""
     found = differences(earlier, now)
     if found:
         listing = "; ".join(f"{field}: was {shortened(old)}, now {shortened(new)}" for field, old, new in found)

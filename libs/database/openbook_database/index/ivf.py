@@ -144,7 +144,9 @@ class IVFReader:
         rows_QF = np.empty((len(queries_QE), count), dtype=np.int64)
         arrays = [np.ascontiguousarray(array) for array in (queries_QE, lists_QP, scores_QP)]
         pointers = [faiss.swig_ptr(array) for array in (*arrays, rough_QF, rows_QF)]
-        self._scanned.search_preassigned_c(len(queries_QE), pointers[0], count, *pointers[1:], False, parameters, None)
+        self._scanned.search_preassigned_c(
+            len(queries_QE), pointers[0], int(count), *pointers[1:], False, parameters, None
+        )
         return rough_QF, rows_QF
 
     def decode(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:

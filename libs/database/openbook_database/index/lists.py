@@ -56,7 +56,8 @@ class Lists:
         self._starts = body + np.cumsum(bytes_of) - bytes_of
         self.faiss: Any = faiss.read_InvertedLists(faiss.FileIOReader(str(path)), faiss.IO_FLAG_MMAP)
         # Python does not own what Faiss reads: without this it would stay mapped for ever.
-        weakref.finalize(self, faiss.OnDiskInvertedLists.__swig_destroy__, self.faiss).atexit = False
+        kind: Any = faiss.OnDiskInvertedLists
+        weakref.finalize(self, kind.__swig_destroy__, self.faiss).atexit = False
 
     @property
     def rows(self) -> int:

@@ -38,6 +38,9 @@ def train_quantiser(recipe: Recipe, sample_ND: NDArray[np.float32], *, gpu: bool
     kept = []
     if recipe.codec == "PQ":
         lists.pq.cp.min_points_per_centroid = 1
+        lists.do_polysemous_training = (
+            False  # only numbers the codewords anew, for a search that we do not use, at length
+        )
     if recipe.opq:
         parts = faiss.ProductQuantizer(recipe.inner_dimension(dimension), recipe.opq, 8)
         parts.cp.min_points_per_centroid = 1

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
-from openbook_core.errors import ConflictError, CorruptError
+from openbook_core.errors import ConflictError, CorruptError, UnavailableError
 from openbook_core.files import sync
 from openbook_core.fingerprint import canonical_json
 from openbook_database.contract import Contract
@@ -37,8 +37,8 @@ class DirectoryRegistry(Registry):
         self._root = Path(root)
 
     def _databases(self) -> Sequence[str]:
-        found = self._root.glob("*/contract.json")
-        return sorted(path.parent.name for path in found if is_database_name(path.parent.name))
+        names = [name for name in _names(self._root) if is_database_name(name)]
+        return [name for name in names if "contract.json" in _names(self._root / name)]
 
     def _create_contract(self, database: str, contract: Contract) -> Contract:
         path = self._root / database / "contract.json"
@@ -139,10 +139,21 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return record
 
 
+def _names(folder: Path) -> list[str]:
+    """Sorted names in a folder, none where it is missing; one that cannot be read is no empty one."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UnavailableError(f"the registry's folder {folder} cannot be read: {error.strerror}") from error
+
+
 def _read_all(folder: Path, record_type: Any) -> list[Any]:
     records = []
-    for path in sorted(folder.glob("*.json")):
-        record = _read_json(path)
+    for name in _names(folder):
+        path = folder / name
+        record = _read_json(path) if path.suffix == ".json" else None
         if record is not None:
             records.append(_parse(path, record_type, record))
     return records

@@ -20,6 +20,7 @@ from openbook_model.config import RetroConfig
 from openbook_model.convert.huggingface import RetrofitOptions, retro_parts, retro_settings
 from openbook_model.convert.megatron import Regrouped, decoder_settings, megatron_config, sort_names
 from openbook_model.convert.report import ConversionReport, common_dtype, fill
+from openbook_model.finite import is_finite
 from openbook_model.model import RetroModel
 
 _FILE = "model_optim_rng.pt"
@@ -111,6 +112,8 @@ class _Joined:
 
     def _copy(self, name: str, parts: list[Tensor]) -> Tensor:
         """Every rank has the same; where training let them drift apart a little, the first rank's is taken."""
+        if not all(is_finite(value) for value in parts):
+            raise InputError(f"{name} holds NaN or infinite values", field="source")
         first = parts[0].float()
         difference = max(float((value.float() - first).abs().max()) for value in parts)
         if difference > _COPIES_MAY_DIFFER * float(first.abs().max()):

@@ -1,0 +1,152 @@
+"""One build in a process of its own, so that its peak memory is its own; and bare Faiss on the same vectors.
+
+    python database_child.py '{"source": ..., "out": ..., "tokenizer": ..., "encoder": "random" or a model, ...}'
+
+Writes one line of JSON. `documents` limits the build, `base` makes it an incremental one, `bare_rounds` adds bare Faiss.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from openbook_core.errors import OpenbookError
+from openbook_core.tokenizer import Tokenizer
+from openbook_database.build.run import build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_database.encoder import Encoder
+from openbook_database.manifest import Manifest
+from openbook_database.testing import HashEncoder
+
+RANDOM = "random"
+DIMENSION = 384
+_SAMPLE_S = 0.05
+
+
+class RandomEncoder(HashEncoder):
+    """An encoder that costs next to nothing: unit vectors drawn from the list of texts."""
+
+    def __init__(self) -> None:
+        super().__init__(DIMENSION)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        seed = zlib.crc32("\0".join(texts).encode("utf-8", "replace"))
+        vectors_ND = np.random.default_rng(seed).standard_normal((len(texts), self.dimension), dtype=np.float32)
+        return np.asarray(vectors_ND / np.linalg.norm(vectors_ND, axis=1, keepdims=True), dtype=np.float32)
+
+
+def run_child(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the process of `spec` measured; OpenbookError with the end of what it said where it failed."""
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(spec)], capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    if done.returncode:
+        raise OpenbookError(f"a build in its own process failed: {done.stderr[-2000:]}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def build(spec: Mapping[str, Any], loaded: Encoder | None = None) -> dict[str, Any]:
+    """Build as `spec` says, here, with the encoder that is `loaded` or with the one of the `spec`."""
+    tokenizer = Tokenizer.load(spec["tokenizer"])
+    encoder = loaded or _load(spec["encoder"])
+    out, settings = Path(spec["out"]), BuildSettings(limit_documents=spec.get("documents"))
+    base = {"base": Path(spec["base"])} if spec.get("base") and "base" in build_snapshot.__annotations__ else {}
+    empty_mb, start = _status("VmHWM"), time.perf_counter()
+    with PeakAnonymous() as peak:
+        built = build_snapshot(
+            [spec["source"]], out, database="bench", tokenizer=tokenizer, encoder=encoder, settings=settings, **base
+        )
+    result = {
+        "documents": built.documents,
+        "chunks": built.chunks,
+        "wall_s": time.perf_counter() - start,
+        "stage_s": built.seconds,
+        "peak_rss_mb": _status("VmHWM"),
+        "peak_anonymous_mb": peak.mb,
+        "rss_before_mb": empty_mb,
+        "threads": faiss.omp_get_max_threads(),
+        "index": index_facts(out),
+        "snapshot_bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        "documents_bytes": (out / "documents.arrow").stat().st_size,
+    }
+    rounds = spec.get("bare_rounds", 0)
+    return result | {"bare_faiss_s": [bare_faiss(out, out.with_name("bare.faiss")) for _ in range(rounds)]}
+
+
+def index_facts(snapshot: Path) -> dict[str, Any]:
+    """Recipe and bytes of the index of a snapshot, all shards together."""
+    entry = Manifest.read(snapshot).index
+    names = ("lists.faiss", "quantiser.faiss", "places.bin")
+    size = sum(path.stat().st_size for name in names for path in snapshot.rglob(name))
+    return {"factory": entry.factory, "search": entry.search, "recall": entry.recall, "bytes": size}
+
+
+def bare_faiss(snapshot: Path, file: Path) -> float:
+    """Seconds in which Faiss alone reads, adds and writes the snapshot's vectors to an index of the same recipe."""
+    rows, trained = BuildSettings().embed_block, snapshot / "quantiser.faiss"
+    vectors_ND = np.concatenate(
+        [np.fromfile(path, dtype="<f2").reshape(-1, DIMENSION) for path in sorted(snapshot.rglob("vectors.f16"))]
+    ).astype(np.float32)
+    start = time.perf_counter()
+    index = faiss.read_index(str(trained)) if trained.exists() else faiss.IndexFlatIP(DIMENSION)
+    for first in range(0, len(vectors_ND), rows):
+        index.add(vectors_ND[first : first + rows])
+    faiss.write_index(index, str(file))
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+    seconds = time.perf_counter() - start
+    file.unlink()
+    return seconds
+
+
+def _load(name: str) -> Encoder:
+    if name == RANDOM:
+        return RandomEncoder()
+    from openbook_embedder.engine import EncoderEngine
+
+    return EncoderEngine.load(name, dtype="float32")
+
+
+class PeakAnonymous:
+    """The most memory that is no file's, sampled; VmHWM counts mapped files too, which the system takes back at will."""
+
+    mb = 0.0
+
+    def __enter__(self) -> PeakAnonymous:
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(_SAMPLE_S):
+            self.mb = max(self.mb, _status("RssAnon"))
+
+
+def _status(name: str) -> float:
+    """MB of 10^6 bytes from /proc/self/status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    return 0.0
+
+
+if __name__ == "__main__":
+    print(json.dumps(build(json.loads(sys.argv[1]))))

@@ -1,0 +1,83 @@
+"""What `openbook db plan` extrapolates from: rates of Faiss' parts on this machine, and what codes lose."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+K = 10
+
+
+def measure_parts(dimension: int, lists: int, rows: int, seed: int) -> dict[str, Any]:
+    """Rates on random unit vectors: assignment to `lists` centroids on one thread and on all, through a graph, PQ codes.
+
+    `flops` are 2 lists d for each row. The graph has 32 links and walks with efSearch 64, as a coarse quantiser of builds.
+    """
+    random = np.random.default_rng(seed)
+    centroids_LD, rows_ND = (_units(random, count, dimension) for count in (lists, rows))
+    flat = faiss.IndexFlatIP(dimension)
+    flat.add(centroids_LD)
+    threads = faiss.omp_get_max_threads()
+    flops = 2.0 * lists * dimension * rows
+    every_s = _seconds(lambda: flat.search(rows_ND, 1))
+    graph = faiss.IndexHNSWFlat(dimension, 32, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efSearch = 64
+    graph.add(centroids_LD)
+    graph_s = _seconds(lambda: graph.search(rows_ND, 1))
+    codes = faiss.ProductQuantizer(128, 64, 8)
+    codes.train(rows_ND[:, :128].copy())
+    codes_s = _seconds(lambda: codes.compute_codes(rows_ND[:, :128].copy()))
+    try:
+        faiss.omp_set_num_threads(1)
+        single_s = _seconds(lambda: flat.search(rows_ND, 1))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return {
+        "dimension": dimension,
+        "lists": lists,
+        "rows": rows,
+        "threads": threads,
+        "assign_flops": flops / every_s,
+        "assign_flops_one_thread": flops / single_s,
+        "graph_assign_per_s": rows / graph_s,
+        "codes_per_s": rows / codes_s,
+    }
+
+
+def measure_codecs(vectors_ND: NDArray[np.float32], queries: int) -> dict[str, float]:
+    """Recall@10 that is left when every row is compared, by its code: what no nprobe can pass. Some vectors are queries."""
+    queries_QD, rows_ND = vectors_ND[-queries:], vectors_ND[:-queries]
+    exact = faiss.IndexFlatIP(rows_ND.shape[1])
+    exact.add(rows_ND)
+    expected_QK = exact.search(queries_QD, K)[1]
+    left, rotated = {}, min(128, rows_ND.shape[1])
+    products = [f"OPQ{parts}_{rotated},PQ{parts}np" for parts in (64, 32) if rotated % parts == 0]
+    for codec in ("SQ8", "RaBitQ", *products):
+        index = faiss.index_factory(rows_ND.shape[1], codec, faiss.METRIC_INNER_PRODUCT)
+        index.train(rows_ND)
+        index.add(rows_ND)
+        found_QK = index.search(queries_QD, K)[1]
+        pairs = zip(found_QK.tolist(), expected_QK.tolist(), strict=True)
+        left[codec.removesuffix("np")] = float(
+            np.mean([len(set(found) & set(expected)) / K for found, expected in pairs])
+        )
+    return left
+
+
+def _units(random: np.random.Generator, count: int, dimension: int) -> NDArray[np.float32]:
+    rows_ND = random.standard_normal((count, dimension), dtype=np.float32)
+    return np.asarray(rows_ND / np.linalg.norm(rows_ND, axis=1, keepdims=True), dtype=np.float32)
+
+
+def _seconds(call: Any) -> float:
+    """The best of three."""
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,68 @@
+"""`openbook db build`: its options of sources and cleaning reach the build, with a small tokenizer and encoder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from openbook_cli import build as verb
+from openbook_cli.database import app
+from openbook_core.errors import ConfigError, InputError
+from openbook_core.tokenizer import Tokenizer
+from openbook_database.snapshot import Snapshot
+from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, write_rows
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "load_encoder", lambda *given: HashEncoder())
+    monkeypatch.setattr(Tokenizer, "load", lambda name: tiny_tokenizer())
+
+
+def run(*arguments: object) -> tuple[str, Any]:
+    result = CliRunner().invoke(app, ["build", "--name", "tiny", *map(str, arguments)])
+    return result.output, result.exception
+
+
+def test_sources_and_cleaning_from_the_command_line(tmp_path: Path) -> None:
+    rows = tiny_rows(12)
+    write_rows(tmp_path / "a.jsonl", rows[:6])
+    write_rows(tmp_path / "b.jsonl", [{"id": "twin", "text": rows[0]["text"]}])
+    pq.write_table(pa.table({"body": [row["text"] for row in rows[6:]]}), tmp_path / "c.parquet")
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"question": rows[3]["text"]}))
+    entry = {"path": "c.parquet", "licence": "MIT", "fields": {"text": "body", "id": ""}}
+    (tmp_path / "list.yaml").write_text(json.dumps({"sources": [entry]}))
+    output, error = run(
+        *("--input", tmp_path / "[ab].jsonl", "--sources", tmp_path / "list.yaml", "--out", tmp_path / "out"),
+        *("--dedup", "exact", "--decontaminate", tmp_path / "asked.jsonl", "--chunk-length", 32, "--metadata", "title"),
+    )
+    assert error is None, output
+    assert "left out: 1 documents (exact duplicate)" in output
+    assert "left out: 1 documents (evaluation overlap)" in output
+    snapshot = Snapshot.open(tmp_path / "out")
+    assert snapshot.manifest.contract.chunk_length == 32
+    assert [source["name"] for source in snapshot.manifest.sources] == ["a.jsonl", "b.jsonl", "c.parquet"]
+    number = snapshot.documents.number("c.parquet:6")
+    assert number is not None
+    assert snapshot.documents.record(number).licence == "MIT"
+    assert len((tmp_path / "out.report.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_cannot_be_is_said(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "a.jsonl", tiny_rows(3))
+    for options, kind, message in (
+        (["--input", tmp_path / "*.parquet"], InputError, "no file matches"),
+        (["--input", rows, "--dedup", "fuzzy"], ConfigError, "cleaning.dedup"),
+        (["--input", rows, "--longest-run", 5], ConfigError, "cleaning.longest_run"),
+        (["--input", rows, "--chunk-length", 0], ConfigError, "chunk_length"),
+        (["--sources", tmp_path / "gone.yaml"], ConfigError, "no such configuration file"),
+    ):
+        output, error = run(*options, "--out", tmp_path / "out")
+        assert isinstance(error, kind), output
+        assert message in str(error)
