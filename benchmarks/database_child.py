@@ -63,7 +63,7 @@ def build(spec: Mapping[str, Any], loaded: Encoder | None = None) -> dict[str, A
     tokenizer = Tokenizer.load(spec["tokenizer"])
     encoder = loaded or _load(spec["encoder"])
     out, settings = Path(spec["out"]), BuildSettings(limit_documents=spec.get("documents"))
-    base = {"base": Path(spec["base"])} if spec.get("base") and "base" in build_snapshot.__annotations__ else {}
+    base = {"base": Path(spec["base"])} if spec.get("base") else {}
     empty_mb, start = _status("VmHWM"), time.perf_counter()
     with PeakAnonymous() as peak:
         built = build_snapshot(
