@@ -103,7 +103,7 @@ def build(
     from openbook_database.build.engine import LocalEngine
     from openbook_database.build.run import build_snapshot
     from openbook_database.build.settings import BuildSettings
-    from openbook_database.sources.listing import read_source_list
+    from openbook_database.sources.listing import expand_sources, read_source_list, require_files
 
     fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
     if title_field:
@@ -131,6 +131,8 @@ def build(
     given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     if engine not in ("local", "ray"):
         raise ConfigError(f"engine: given {engine!r}; known: local, ray", field="engine")
+    sources = expand_sources([*(inputs or ()), *(more or ()), *(read_source_list(source_list) if source_list else ())])
+    require_files(sources)
     load = partial(load_encoder, embedder_address, embedder, dtype, given, (out, base), security)
     encoder = load()
     chosen: Engine
@@ -144,7 +146,7 @@ def build(
         chosen = LocalEngine(workers)
     try:
         result = build_snapshot(
-            [*(inputs or ()), *(more or ()), *(read_source_list(source_list) if source_list else ())],
+            sources,
             out,
             database=name,
             tokenizer=Tokenizer.load(tokenizer),

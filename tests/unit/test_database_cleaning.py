@@ -9,6 +9,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from openbook_core.errors import ConfigError, InputError
+from openbook_core.errors import ConfigError, InputError, UnavailableError
 from openbook_database.build.progress import Update
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
+from openbook_database.cleaning import near
 from openbook_database.cleaning.config import GRAM
 from openbook_database.cleaning.decontaminate import LEAST, EvaluationIndex, Overlap, passage_jaccard
 from openbook_database.cleaning.evaluation import EvaluationText, read_evaluation
@@ -109,18 +111,18 @@ def near_documents(seed: int) -> list[Ids]:
 def test_near_duplicates_are_those_of_brute_force(threshold: float, seed: int) -> None:
     documents = near_documents(seed)
     kept: list[Ids] = []
-    near = NearDuplicates(threshold, lambda number: kept[number])
+    duplicates = NearDuplicates(threshold, lambda number: kept[number])
     removed = 0
     for document in documents:
-        sketch = near.sketch(document)
-        found = near.find(sketch)
+        sketch = duplicates.sketch(document)
+        found = duplicates.find(sketch)
         own = gram_set(document, NEAR_GRAM)
         truth = [true_jaccard(own, gram_set(other, NEAR_GRAM)) for other in kept]
         similar = [number for number, value in enumerate(truth) if value >= threshold]
         assert (found is None) == (not similar)  # a miss is possible, but not of these seeds
         if found is None:
             kept.append(document)
-            near.keep(sketch)
+            duplicates.keep(sketch)
         else:
             removed += 1
             assert found[0] == similar[0]
@@ -559,12 +561,27 @@ def test_options_say_what_is_wrong() -> None:
             BuildSettings.parse({"cleaning": cleaning})
 
 
+def test_a_missing_library_is_named_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(near, "version", missing)
+    source = write_rows(tmp_path / "rows.jsonl", tiny_rows(3))
+    with pytest.raises(UnavailableError, match=r"pip install 'openbook-database\[near\]'"):
+        build([source], tmp_path / "snapshot", {"dedup": "near"})
+    assert not (tmp_path / "snapshot.building").exists()
+    assert (
+        "rensa"
+        not in Snapshot.open(build([source], tmp_path / "exact", {"dedup": "exact"}).path).manifest.recipe["libraries"]
+    )
+
+
 def test_documents_of_few_tokens() -> None:
-    near = NearDuplicates(0.8, lambda number: kept[number])
+    duplicates = NearDuplicates(0.8, lambda number: kept[number])
     kept = [np.asarray(tokens, np.uint32) for tokens in ([1], [2], [1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5])]
     for document in kept:
-        assert near.find(near.sketch(document)) is None
-        near.keep(near.sketch(document))
+        assert duplicates.find(duplicates.sketch(document)) is None
+        duplicates.keep(duplicates.sketch(document))
     for number, document in enumerate(kept):
-        assert near.find(near.sketch(document)) == (number, 1.0)
+        assert duplicates.find(duplicates.sketch(document)) == (number, 1.0)
     assert all(len(one) <= len(other) for one, other in pairwise(kept))

@@ -245,15 +245,14 @@ def test_bytes_depend_neither_on_blocks_nor_on_threads(case: Case, tmp_path: Pat
         assert (tmp_path / "lists").read_bytes() == expected
 
 
-@pytest.mark.parametrize("factory", ["IVF64,SQ8", "IVF40_HNSW8,PQ4"])
-def test_training_gives_the_same_bytes_on_any_number_of_threads(tmp_path: Path, factory: str) -> None:
-    sample_ND = np.random.default_rng(2).normal(size=(6000, 64)).astype(np.float32)
+def test_training_gives_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:
+    sample_ND = np.random.default_rng(2).normal(size=(2000, 64)).astype(np.float32)
     before = faiss.omp_get_max_threads()
     found = set()
     for threads in (1, 2, 3):
         faiss.omp_set_num_threads(threads)
         try:
-            write_quantiser(tmp_path / "quantiser", train_quantiser(parse_recipe(factory), sample_ND))
+            write_quantiser(tmp_path / "quantiser", train_quantiser(parse_recipe("OPQ2_8,IVF4,SQ8"), sample_ND))
         finally:
             faiss.omp_set_num_threads(before)
         found.add((tmp_path / "quantiser").read_bytes())

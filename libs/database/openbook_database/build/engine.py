@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -141,7 +142,8 @@ def _in_processes(job: Job, items: Sequence[int], name: str, workers: int) -> Ge
                     raise error
                 if left:
                     busy[each] = left.pop()
-                    each.send(busy[each])
+                    with suppress(BrokenPipeError):  # it has ended since, as the next look at it will tell
+                        each.send(busy[each])
                 yield item
     finally:
         for connection, process in processes.items():

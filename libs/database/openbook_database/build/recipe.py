@@ -10,12 +10,13 @@ import faiss
 
 from openbook_core.fingerprint import Fingerprint
 from openbook_database.build.settings import BuildSettings
+from openbook_database.cleaning.near import near_versions
 from openbook_database.encoder import Encoder
 from openbook_database.manifest import FORMAT_VERSION
 
 # Grows when a stage's output changes for the same input.
 STAGES = {"chunk": 3, "embed": 3, "train-index": 1, "add": 2, "finish": 3}
-_LIBRARIES = ("numpy", "pyarrow", "rensa", "tokenizers", "torch", "transformers")
+_LIBRARIES = ("numpy", "pyarrow", "tokenizers", "torch", "transformers")
 
 
 def make_recipe(
@@ -31,7 +32,7 @@ def make_recipe(
         "database": database,
         "format_version": FORMAT_VERSION,
         "stages": STAGES,
-        "libraries": _versions(),
+        "libraries": _versions() | (near_versions() if settings.cleaning.dedup == "near" else {}),
         "settings": settings.model_dump(mode="json", exclude={"cleaning": {"evaluation"}}),
         "evaluation": {str(place): record for place, record in enumerate(evaluation)},
         "sources": {str(place): record for place, record in enumerate(sources)},

@@ -26,7 +26,7 @@ class Cleaner:
     """
 
     def __init__(self, config: CleaningConfig, tokenizer: Tokenizer, read_block: Callable[[int], BlockTokens]) -> None:
-        """Raises InputError for an evaluation file that cannot be used, UnavailableError for a missing package."""
+        """Raises InputError for an evaluation file that cannot be used."""
         self._exact = ExactDuplicates() if config.dedup != "none" else None
         self._kept = KeptTokens(read_block)
         self._near = NearDuplicates(config.near_threshold, self._kept.tokens) if config.dedup == "near" else None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,16 @@ def bands_and_rows(threshold: float) -> tuple[int, int]:
     return _PERMUTATIONS // rows, rows
 
 
+def near_versions() -> dict[str, str]:
+    """The library that finds candidates, with its version; raises UnavailableError where it is not installed."""
+    try:
+        return {"rensa": version("rensa")}
+    except PackageNotFoundError:
+        raise UnavailableError(
+            "near-duplicates need the package rensa: pip install 'openbook-database[near]'", field="dedup"
+        ) from None
+
+
 @dataclass(frozen=True)
 class Sketch:
     """Distinct 5-grams uint64 [G], sorted, their MinHash, and its values uint32 [permutations]."""
@@ -51,13 +62,9 @@ class NearDuplicates:
     """Signatures of the documents that are kept, numbered from 0 in order."""
 
     def __init__(self, threshold: float, tokens: Callable[[int], NDArray[Any]]) -> None:
-        """`tokens`: those of a kept document. Raises UnavailableError where rensa is not installed."""
-        try:
-            from rensa import RMinHash, RMinHashLSH
-        except ImportError:
-            raise UnavailableError(
-                "near-duplicates need the package rensa: pip install 'openbook-database[near]'", field="dedup"
-            ) from None
+        """`tokens`: those of a kept document."""
+        from rensa import RMinHash, RMinHashLSH
+
         self._threshold, self._tokens = threshold, tokens
         self._bands, self._rows = bands_and_rows(threshold)
         self._minhash = RMinHash

@@ -18,7 +18,7 @@ from openbook_database.index.recipe import Recipe
 QUANTISER = "quantiser.faiss"
 LIST_SIZES = "list_sizes.bin"
 LISTS, PLACES = "lists.faiss", "places.bin"
-_ADD_BLOCK = 1 << 14
+_ADD_BLOCK = 1 << 12
 
 
 def index_writers(
@@ -106,7 +106,7 @@ def regular_blocks(blocks: Iterable[NDArray[np.float32]], rows: int) -> Iterator
             count += len(part_ND)
             block_ND = block_ND[len(part_ND) :]
             if count == rows:
-                yield np.concatenate(held)
+                yield held[0] if len(held) == 1 else np.concatenate(held)
                 held, count = [], 0
     if held:
         yield np.concatenate(held)

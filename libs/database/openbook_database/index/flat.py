@@ -20,7 +20,7 @@ from openbook_database.scoring import exact_scores, float32_error
 
 def norms(vectors_ND: NDArray[np.float32]) -> NDArray[np.float64]:
     """Euclidean norm of each row."""
-    return np.asarray(np.sqrt(np.square(vectors_ND.astype(np.float64)).sum(axis=1)))
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float64)))
 
 
 def write_flat(path: Path, dimension: int, blocks: Iterable[NDArray[np.float32]]) -> None:

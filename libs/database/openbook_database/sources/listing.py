@@ -12,6 +12,7 @@ from pydantic import Field
 from openbook_core.config import FrozenConfig, read_yaml
 from openbook_core.errors import InputError
 from openbook_database.sources.base import FieldNames, Source
+from openbook_database.sources.formats import open_rows
 
 
 class SourceList(FrozenConfig):
@@ -42,6 +43,14 @@ def expand_sources(sources: Sequence[Source | str | Path]) -> list[Source]:
             raise InputError(f"no file matches {source.path}", field="input")
         expanded += [source.model_copy(update={"path": Path(path)}) for path in found]
     return expanded
+
+
+def require_files(sources: Sequence[Source]) -> None:
+    """Raise InputError where a file is missing or of no known format, for a caller who prepares long before it reads."""
+    for source in sources:
+        for _, path in open_rows(source, FieldNames()).files():
+            if not path.exists():
+                raise InputError(f"{path}: no such file", field="input")
 
 
 def with_all_metadata(fields: FieldNames, sources: Sequence[Source]) -> FieldNames:
