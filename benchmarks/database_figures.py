@@ -201,13 +201,14 @@ def _draw_stages(axis: Any, raw: Mapping[str, Any]) -> None:
             if share > 0.06:
                 axis.text(left + share / 2, row, f"{share:.0%}", ha="center", va="center", fontsize=8, color="white")
             left += share
+        axis.barh(row, max(0.0, 1 - left), left=left, color="lightgrey", label="rest" if row == 0 else None)
     for place, stage in enumerate(names):
         if stage not in children[0][1]:
             axis.barh(0, 0, color=f"C{place}", label=stage)
     axis.set_yticks(range(len(children)), [name for name, _, _ in children])
     axis.set(xlabel="share of the wall time", xlim=(0, 1), ylim=(-0.6, len(children) - 0.1))
     axis.set_title("Where a build's time goes", fontsize=10)
-    axis.legend(fontsize=8, ncols=len(names), loc="upper center")
+    axis.legend(fontsize=8, ncols=len(names) + 1, loc="upper center")
 
 
 def _draw_peers(axis: Any, raw: Mapping[str, Any]) -> None:
