@@ -28,7 +28,7 @@ def measure_parts(dimension: int, lists: int, rows: int, seed: int) -> dict[str,
     graph.hnsw.efSearch = 64
     graph.add(centroids_LD)
     graph_s = _seconds(lambda: graph.search(rows_ND, 1))
-    codes = faiss.ProductQuantizer(128, 64, 8)
+    codes = _quiet(faiss.ProductQuantizer(128, 64, 8))
     codes.train(rows_ND[:, :128].copy())
     codes_s = _seconds(lambda: codes.compute_codes(rows_ND[:, :128].copy()))
     try:
@@ -58,7 +58,7 @@ def measure_codecs(vectors_ND: NDArray[np.float32], queries: int) -> dict[str, f
     products = [f"OPQ{parts}_{rotated},PQ{parts}np" for parts in (64, 32) if rotated % parts == 0]
     for codec in ("SQ8", "RaBitQ", *products):
         index = faiss.index_factory(rows_ND.shape[1], codec, faiss.METRIC_INNER_PRODUCT)
-        index.train(rows_ND)
+        _train(index, rows_ND)
         index.add(rows_ND)
         found_QK = index.search(queries_QD, K)[1]
         pairs = zip(found_QK.tolist(), expected_QK.tolist(), strict=True)
@@ -66,6 +66,25 @@ def measure_codecs(vectors_ND: NDArray[np.float32], queries: int) -> dict[str, f
             np.mean([len(set(found) & set(expected)) / K for found, expected in pairs])
         )
     return left
+
+
+def _train(index: Any, rows_ND: NDArray[np.float32]) -> None:
+    """Train, with no warning for each of thousands of clusterings that quick runs give it few points."""
+    if isinstance(index, faiss.IndexPreTransform):
+        codes = faiss.downcast_index(index.index)
+        rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
+        parts = _quiet(faiss.ProductQuantizer(codes.d, codes.pq.M, 8))
+        _quiet(codes.pq)
+        rotation.pq = parts
+        index.train(rows_ND)
+        rotation.pq = None
+        return
+    index.train(rows_ND)
+
+
+def _quiet(quantiser: Any) -> Any:
+    quantiser.cp.min_points_per_centroid = 1
+    return quantiser
 
 
 def _units(random: np.random.Generator, count: int, dimension: int) -> NDArray[np.float32]:
