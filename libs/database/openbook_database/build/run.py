@@ -115,15 +115,12 @@ def build_snapshot(
             return _result(work, manifest, settings, reused=True)
         resumed = work.begin(recipe, encoder.arithmetic)
         work.log.write("resume" if resumed else "start", out=str(work.out), database=database)
-        seconds: dict[str, float] = {}
-        shared: dict[str, int] = {}
-        manifest = _run_stages(
-            resolved, recipe, tokenizer, encoder, settings, begun_from, gpu, work, progress, seconds, shared, engine
-        )
+        run = _Run(resolved, recipe, tokenizer, encoder, settings, begun_from, work, progress, engine, gpu)
+        manifest = run.stages()
         work.publish()
         work.discard()
-        work.log.write("finish", snapshot=manifest.snapshot_id, seconds=seconds)
-        return _result(work, manifest, settings, reused=False, resumed=resumed, seconds=seconds, shared=shared)
+        work.log.write("finish", snapshot=manifest.snapshot_id, seconds=run.seconds)
+        return _result(work, manifest, settings, reused=False, resumed=resumed, seconds=run.seconds, shared=run.shared)
 
 
 def recorded_dtype(out: str | Path) -> str | None:
@@ -135,53 +132,63 @@ def recorded_dtype(out: str | Path) -> str | None:
     return None if recipe is None else str(recipe["encoder"]["dtype"])
 
 
-def _run_stages(
-    sources: Sequence[Source],
-    recipe: dict[str, Any],
-    tokenizer: Tokenizer,
-    encoder: Encoder,
-    settings: BuildSettings,
-    base: Base | None,
-    gpu: bool,
-    work: Workspace,
-    progress: Progress,
-    seconds: dict[str, float],
-    shared: dict[str, int],
-    engine: Engine,
-) -> Manifest:
-    with Stage("chunk", None, progress, work.log) as stage, _input_may_be_corrected(work):
-        chunked = run_chunk_stage(sources, tokenizer, settings, work, stage, base)
-        _require_unchanged(sources, settings, recipe)
-        corpus = Corpus(work, settings.chunk_length)
-        index = base.index if base is not None else resolve_recipe(settings.index, corpus.chunks, encoder.dimension)
-    seconds["chunk"] = stage.seconds
-    work.log.write("index", factory=index.factory, given=settings.index, device="cuda" if gpu else "cpu")
-    links: Links = {}
-    if base is None:
-        ranges: Ranges = split_documents(corpus.document_rows, settings.shards)
-    else:
-        ranges, links = share_shards(corpus, base, work.snapshot)
-        shared |= {
-            "documents": int((corpus.base_documents >= 0).sum()),
-            "chunks": corpus.chunks - corpus.encoded_chunks,
-        }
-        shared["shards"] = len(links)
-    with Stage("embed", corpus.encoded_chunks, progress, work.log) as stage:
-        run_embed_stage(corpus, tokenizer, encoder, settings, work, stage, engine)
-    seconds["embed"] = stage.seconds
-    if index.trained:
-        size = index.sample_size(corpus.chunks, settings.train_sample)
-        with Stage("train-index", size, progress, work.log) as stage:
-            run_train_stage(corpus, index, encoder.dimension, settings, work, stage, gpu=gpu)
-        seconds["train-index"] = stage.seconds
-    with Stage("add", corpus.chunks, progress, work.log) as stage:
-        run_add_stage(corpus, ranges, index, encoder.dimension, settings, work, stage, engine, gpu=gpu)
-    seconds["add"] = stage.seconds
-    with Stage("finish", corpus.chunks, progress, work.log) as stage:
-        manifest = run_finish_stage(corpus, ranges, chunked, recipe, index, tokenizer, encoder, settings, work, links)
-        stage.advance(corpus.chunks)
-    seconds["finish"] = stage.seconds
-    return manifest
+@dataclass(frozen=True)
+class _Run:
+    """The stages of one build. `seconds` is by stage, `shared` counts what the base gave."""
+
+    sources: Sequence[Source]
+    recipe: dict[str, Any]
+    tokenizer: Tokenizer
+    encoder: Encoder
+    settings: BuildSettings
+    base: Base | None
+    work: Workspace
+    progress: Progress
+    engine: Engine
+    gpu: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    shared: dict[str, int] = field(default_factory=dict)
+
+    def stages(self) -> Manifest:
+        settings, work, encoder, base = self.settings, self.work, self.encoder, self.base
+        with self._stage("chunk", None) as stage, _input_may_be_corrected(work):
+            chunked = run_chunk_stage(self.sources, self.tokenizer, settings, work, stage, base)
+            _require_unchanged(self.sources, settings, self.recipe)
+            corpus = Corpus(work, settings.chunk_length)
+            index = base.index if base is not None else resolve_recipe(settings.index, corpus.chunks, encoder.dimension)
+        work.log.write("index", factory=index.factory, given=settings.index, device="cuda" if self.gpu else "cpu")
+        ranges, links = self._shards(corpus)
+        with self._stage("embed", corpus.encoded_chunks) as stage:
+            run_embed_stage(corpus, self.tokenizer, encoder, settings, work, stage, self.engine)
+        if index.trained:
+            with self._stage("train-index", index.sample_size(corpus.chunks, settings.train_sample)) as stage:
+                run_train_stage(corpus, index, encoder.dimension, settings, work, stage, gpu=self.gpu)
+        with self._stage("add", corpus.chunks) as stage:
+            run_add_stage(corpus, ranges, index, encoder.dimension, settings, work, stage, self.engine, gpu=self.gpu)
+        with self._stage("finish", corpus.chunks) as stage:
+            manifest = run_finish_stage(
+                corpus, ranges, chunked, self.recipe, index, self.tokenizer, encoder, settings, work, links
+            )
+            stage.advance(corpus.chunks)
+        return manifest
+
+    def _shards(self, corpus: Corpus) -> tuple[Ranges, Links]:
+        """Document ranges of the shards, and the files that some of them have from the base."""
+        if self.base is None:
+            return split_documents(corpus.document_rows, self.settings.shards), {}
+        ranges, links = share_shards(corpus, self.base, self.work.snapshot)
+        self.shared.update(
+            documents=int((corpus.base_documents >= 0).sum()),
+            chunks=corpus.chunks - corpus.encoded_chunks,
+            shards=len(links),
+        )
+        return ranges, links
+
+    @contextmanager
+    def _stage(self, name: str, total: int | None) -> Iterator[Stage]:
+        with Stage(name, total, self.progress, self.work.log) as stage:
+            yield stage
+        self.seconds[name] = stage.seconds
 
 
 @contextmanager
