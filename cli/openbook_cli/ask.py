@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from openbook_cli.security_options import DIALS, dial_of, takes
+from openbook_cli.option_group import takes
+from openbook_cli.security_options import DIALS, dial_of
 
 
-@takes(DIALS)
+@takes(DIALS, "security")
 def ask(
     question: str,
     generator: Annotated[str, typer.Option(help="Address of the generation server.")] = "http://127.0.0.1:8000",

@@ -7,24 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.encoder_options import ENCODER
 from openbook_cli.figures import write_figures
+from openbook_cli.option_group import takes
 from openbook_cli.progress_line import ProgressLine
 from openbook_cli.query_encoder import DEFAULT, DtypeOption, Embedder, load_encoder
 
 
+@takes(ENCODER, "given")
 def evaluate(
     snapshot: Annotated[Path, typer.Argument(help="Folder of the snapshot.")],
     qa: Annotated[Path, typer.Option(help="Questions: the Factbook's, QED, SQuAD, or rows of question and answers.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first questions.")] = None,
     embedder: Embedder = DEFAULT,
     dtype: DtypeOption = "auto",
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    query_prompt: QueryPrompt = None,
-    passage_prompt: PassagePrompt = None,
-    max_tokens: MaxTokens = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures as JSON.")] = None,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Is what answers given questions among the first 1, 2, 5 and 10 chunks? Shares with 95% intervals."""
     from openbook_database.questions.evaluate import FIRST
@@ -34,8 +33,6 @@ def evaluate(
 
     opened = Snapshot.open(snapshot)
     file = read_questions(qa, lambda external_id: opened.documents.number(external_id) is not None, limit)
-    given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
-    given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     encoder = load_encoder(embedder, dtype, given, "eval")
     figures = {"kind": file.kind, **measure(opened, encoder, file.questions, progress=ProgressLine())}
     write_figures(figures, json_file)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.encoder_options import ENCODER
 from openbook_cli.figures import write_figures
+from openbook_cli.option_group import takes
 from openbook_cli.progress_line import ProgressLine
-from openbook_cli.security_options import DIALS, dial_of, takes
+from openbook_cli.security_options import DIALS, dial_of
 from openbook_core.errors import ConfigError
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from openbook_database.encoder import Encoder
 
 
-@takes(DIALS)
+@takes(DIALS, "security")
+@takes(ENCODER, "given")
 def build(
     name: Annotated[str, typer.Option("--name", "--database", help="Name of the database.")],
     out: Annotated[Path, typer.Option(help="Folder of the snapshot.")],
@@ -41,11 +43,6 @@ def build(
     tokenizer: Annotated[str, typer.Option(help="The language model whose tokenizer cuts the chunks.")] = DEFAULT_MODEL,
     embedder: Annotated[str, typer.Option(help="Folder or name of the encoder.")] = DEFAULT_EMBEDDER,
     dtype: Annotated[str, typer.Option(help="Compute type of the encoder: auto, float32 or bfloat16.")] = "auto",
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    query_prompt: QueryPrompt = None,
-    passage_prompt: PassagePrompt = None,
-    max_tokens: MaxTokens = None,
     embedder_address: Annotated[
         str | None, typer.Option(help="HOST:PORT of a running embedder that encodes, instead of this process.")
     ] = None,
@@ -96,6 +93,7 @@ def build(
     ray_gpus: Annotated[float, typer.Option(help="GPUs of each process of the cluster that encodes.")] = 0.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the result as JSON.")] = None,
     *,
+    given: dict[str, Any],
     security: dict[str, Any],
 ) -> None:
     """Build a snapshot, or go on with a build that was interrupted."""
@@ -127,8 +125,6 @@ def build(
         },
         source="openbook db build",
     )
-    given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
-    given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     if engine not in ("local", "ray"):
         raise ConfigError(f"engine: given {engine!r}; known: local, ray", field="engine")
     sources = expand_sources([*(inputs or ()), *(more or ()), *(read_source_list(source_list) if source_list else ())])
@@ -213,7 +209,7 @@ def load_encoder(
         chosen = next(filter(None, recorded), dtype) if dtype == "auto" else dtype
         options = EncoderOptions.parse(given, source="openbook db build")
         return EncoderEngine.load(embedder, dtype=chosen, options=options)  # type: ignore[arg-type]
-    if embedder != DEFAULT_EMBEDDER or dtype != "auto" or any(value is not None for value in given.values()):
+    if embedder != DEFAULT_EMBEDDER or dtype != "auto" or given:
         raise ConfigError(
             f"embedder_address: the embedder at {address} chooses model, compute type and pooling; leave out the "
             "options of the encoder",

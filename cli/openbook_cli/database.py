@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openbook_cli import book_eval, build, diff, erase, gc, inspect, neighbours, plan, transport
-from openbook_cli.security_options import DIALS, dial_of, takes
+from openbook_cli.option_group import takes
+from openbook_cli.security_options import DIALS, dial_of
 
 if TYPE_CHECKING:
     from openbook_core.clients import AdminClient
@@ -58,7 +59,7 @@ def snapshot_id(snapshot: Path) -> None:
 
 
 @app.command()
-@takes(DIALS)
+@takes(DIALS, "security")
 def register(database: str, snapshot: Path, router: Router, *, security: dict[str, Any]) -> None:
     """Make a snapshot known to the registry."""
     with _admin(router, security) as admin:
@@ -66,7 +67,7 @@ def register(database: str, snapshot: Path, router: Router, *, security: dict[st
 
 
 @app.command()
-@takes(DIALS)
+@takes(DIALS, "security")
 def swap(
     database: str,
     snapshot: str,
@@ -83,7 +84,7 @@ def swap(
 
 
 @app.command()
-@takes(DIALS)
+@takes(DIALS, "security")
 def rollback(database: str, router: Router, *, security: dict[str, Any]) -> None:
     """Make the previous snapshot live again, at once."""
     from openbook_cli.swap import state_record, wait_for_routers
@@ -95,7 +96,7 @@ def rollback(database: str, router: Router, *, security: dict[str, Any]) -> None
 
 
 @app.command()
-@takes(DIALS)
+@takes(DIALS, "security")
 def abort(database: str, router: Router, *, security: dict[str, Any]) -> None:
     """Give up the swap that is being prepared; the live snapshot is untouched."""
     from openbook_cli.swap import state_record
@@ -105,7 +106,7 @@ def abort(database: str, router: Router, *, security: dict[str, Any]) -> None:
 
 
 @app.command("list")
-@takes(DIALS)
+@takes(DIALS, "security")
 def list_databases(router: Router, database: str = "", *, security: dict[str, Any]) -> None:
     """Databases, snapshots, replicas and routers, as JSON."""
     from openbook_cli.swap import state_record

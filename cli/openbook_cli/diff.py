@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from openbook_database.diff import SnapshotDiff
 
 _SIGNS = {"added": "+", "changed": "~", "removed": "-"}
 
@@ -33,7 +36,7 @@ def diff(
     print(", ".join(f"{number} {kind}" for kind, number in found.counts.items()), file=sys.stderr)
 
 
-def _print_json(found) -> None:  # type: ignore[no-untyped-def]
+def _print_json(found: SnapshotDiff) -> None:
     """Written as it comes, so that a long list needs no memory."""
     head = {"snapshots": found.snapshots, "databases": found.databases}
     contract = [{"field": field, "first": ours, "second": theirs} for field, ours, theirs in found.contract]

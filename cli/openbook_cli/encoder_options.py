@@ -1,4 +1,4 @@
-"""Options about an encoder, of each verb that loads one; unset ones take the word of the model's folder."""
+"""Options about an encoder, of each verb that loads one; those that are not given take the word of the model's folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from typing import Annotated
 
 import typer
 
-Pooling = Annotated[str | None, typer.Option(help="mean, cls or last; for a folder without modules.json.")]
-Normalize = Annotated[bool | None, typer.Option("--normalize/--no-normalize", help="Vectors of length one.")]
-QueryPrompt = Annotated[str | None, typer.Option(help="Text before each query.")]
-PassagePrompt = Annotated[str | None, typer.Option(help="Text before each passage.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Where a text is cut, special tokens included.")]
+from openbook_cli.option_group import Options
+
+_POOLING = "mean, cls or last; for a folder without modules.json."
+Pooling = Annotated[str | None, typer.Option(help=_POOLING)]
+ENCODER: Options = {
+    "pooling": (str, _POOLING),
+    "normalize": (bool, "Vectors of length one."),
+    "query_prompt": (str, "Text before each query."),
+    "passage_prompt": (str, "Text before each passage."),
+    "max_tokens": (int, "Where a text is cut, special tokens included."),
+}

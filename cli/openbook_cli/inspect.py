@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.encoder_options import ENCODER
+from openbook_cli.option_group import takes
 from openbook_cli.query_encoder import DEFAULT, DtypeOption, Embedder, load_encoder
 from openbook_cli.sizes import readable
 from openbook_core.errors import ArgumentError
@@ -19,6 +20,7 @@ from openbook_core.errors import ArgumentError
 _WIDEST = 120
 
 
+@takes(ENCODER, "given")
 def inspect(
     snapshot: Annotated[Path, typer.Argument(help="Folder of the snapshot.")],
     chunk: Annotated[int | None, typer.Option(help="Id of a chunk to show with its document.")] = None,
@@ -31,11 +33,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     embedder: Embedder = DEFAULT,
     dtype: DtypeOption = "auto",
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    query_prompt: QueryPrompt = None,
-    passage_prompt: PassagePrompt = None,
-    max_tokens: MaxTokens = None,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Look at a snapshot: counts, recipe, recall and sizes; a chunk; the neighbours of a text or of a chunk."""
     from openbook_database import inspect as looking
@@ -53,8 +52,6 @@ def inspect(
             assert neighbours_of is not None
             found = looking.neighbours_of_chunk(opened, neighbours_of, k)
         else:
-            given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
-            given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
             found = looking.neighbours_of_text(opened, text, k, load_encoder(embedder, dtype, given, "inspect"))
         of = {"chunk": looking.describe_chunk(opened, neighbours_of)} if neighbours_of is not None else {"text": text}
         shown = {"database": opened.manifest.database, "snapshot": opened.id, "of": of, "neighbours": found}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
+from openbook_cli.encoder_options import ENCODER
 from openbook_cli.figures import write_figures
+from openbook_cli.option_group import takes
 from openbook_cli.progress_line import ProgressLine
 from openbook_cli.query_encoder import DEFAULT, DtypeOption, Embedder, load_encoder
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from openbook_database.neighbours.corpus import Corpus
 
 
+@takes(ENCODER, "given")
 def neighbours(
     corpus: Annotated[
         list[Path], typer.Option(help="JSON Lines file, plain, .gz or .zst, repeatable; or a snapshot's folder.")
@@ -32,12 +34,9 @@ def neighbours(
     skip_bad_lines: Annotated[bool, typer.Option(help="Leave out lines without a document.")] = False,
     embedder: Embedder = DEFAULT,
     dtype: DtypeOption = "auto",
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    query_prompt: QueryPrompt = None,
-    passage_prompt: PassagePrompt = None,
-    max_tokens: MaxTokens = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for the result as JSON.")] = None,
+    *,
+    given: dict[str, Any],
 ) -> None:
     """Find the neighbours of every chunk of a corpus, for training, or go on with a run that was interrupted."""
     from openbook_database.manifest import MANIFEST_NAME
@@ -61,8 +60,6 @@ def neighbours(
             skip_bad_lines=skip_bad_lines,
         )
 
-    given = {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
-    given |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     encoder = load_encoder(embedder, dtype, given, "neighbours")
     try:
         found = find_neighbours(make, snapshot, encoder, out, k=k, max_score=max_score, progress=ProgressLine())

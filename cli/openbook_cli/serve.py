@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from openbook_cli.encoder_options import MaxTokens, Normalize, PassagePrompt, Pooling, QueryPrompt
-from openbook_cli.security_options import SERVES, SERVES_AND_DIALS, takes
+from openbook_cli.encoder_options import ENCODER
+from openbook_cli.option_group import takes
+from openbook_cli.security_options import SERVES, SERVES_AND_DIALS
 from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -17,7 +18,8 @@ RetrieverPort = Annotated[int | None, typer.Option(help="Port; by default 7000 f
 
 
 @app.command()
-@takes(SERVES)
+@takes(SERVES, "security")
+@takes(ENCODER, "encoder")
 def embedder(
     host: Host = "127.0.0.1",
     port: Port = 7001,
@@ -31,11 +33,6 @@ def embedder(
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile, and CUDA graphs; on a GPU only.")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the encoder.")] = None,
-    pooling: Pooling = None,
-    normalize: Normalize = None,
-    query_prompt: QueryPrompt = None,
-    passage_prompt: PassagePrompt = None,
-    max_tokens: MaxTokens = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
     http_port: Annotated[int | None, typer.Option(help="OpenAI's /v1/embeddings; off by default, 0: free.")] = None,
     http_role: Annotated[
@@ -44,6 +41,7 @@ def embedder(
     cache: Annotated[str | None, typer.Option(help="Redis for vectors of texts seen before; off by default.")] = None,
     cache_ttl_s: Annotated[float, typer.Option(help="Seconds that a vector is kept there.")] = 86_400.0,
     *,
+    encoder: dict[str, Any],
     security: dict[str, Any],
 ) -> None:
     """Text to vectors, batched across callers."""
@@ -52,15 +50,13 @@ def embedder(
 
     settings: dict[str, Any] = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
     settings |= {"backend": backend, "device": device, "compile": compile_}
-    settings |= {"pooling": pooling, "normalize": normalize, "max_tokens": max_tokens}
-    settings |= {"query_prompt": query_prompt, "passage_prompt": passage_prompt}
     settings |= {"metrics_port": metrics_port, "http_port": http_port, "http_role": http_role}
     settings |= {"cache": cache, "cache_ttl_s": cache_ttl_s}
-    serve(EmbedderConfig.parse(settings | security, source="openbook serve embedder"))
+    serve(EmbedderConfig.parse(settings | encoder | security, source="openbook serve embedder"))
 
 
 @app.command()
-@takes(SERVES_AND_DIALS)
+@takes(SERVES_AND_DIALS, "security")
 def retriever(
     role: Annotated[str, typer.Option(help="shard or router.")],
     registry: Annotated[str, typer.Option(help="Folder of the registry, or redis://HOST:PORT.")],
@@ -86,7 +82,7 @@ def retriever(
 
 
 @app.command()
-@takes(SERVES_AND_DIALS)
+@takes(SERVES_AND_DIALS, "security")
 def generator(
     retriever: Annotated[str, typer.Option(help="Address of the router.")],
     database: Annotated[str, typer.Option(help="Database to answer from.")],

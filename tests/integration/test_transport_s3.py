@@ -17,15 +17,11 @@ from moto.server import ThreadedMotoServer
 
 from openbook_core.errors import CorruptError, ForbiddenError, NotFoundError, PreconditionError, UnavailableError
 from openbook_database.build.progress import Update
-from openbook_database.testing import build_tiny_snapshot, tiny_rows
+from openbook_database.testing import build_tiny_snapshot, tiny_rows, tree
 from openbook_database.transport.publish import publish
 from openbook_database.transport.pull import pull
 
 PART = 5 << 20  # the least that S3 takes
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

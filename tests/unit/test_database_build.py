@@ -21,14 +21,10 @@ from openbook_database.build.run import build_snapshot, recorded_dtype
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, tree, write_rows
 from openbook_database.verify import verify
 
 SETTINGS = BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def build(source: Path | Sequence[Path], out: Path, settings: BuildSettings = SETTINGS, **changes: Any) -> Any:

@@ -34,7 +34,7 @@ from openbook_database.cleaning.kept import BlockTokens, KeptTokens
 from openbook_database.cleaning.near import GRAM as NEAR_GRAM
 from openbook_database.cleaning.near import NearDuplicates, bands_and_rows
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, tree, write_rows
 from openbook_database.verify import verify
 
 Ids = NDArray[np.uint32]
@@ -332,10 +332,6 @@ def build(sources: Sequence[Path], out: Path, cleaning: dict[str, Any], **change
 def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flushing takes most of a tiny build's time."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def report(out: Path) -> list[dict[str, Any]]:

@@ -25,14 +25,10 @@ from openbook_database.build.progress import Update
 from openbook_database.build.ray_engine import RayEngine
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
-from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, tree, write_rows
 from openbook_database.verify import verify
 
 SETTINGS = BuildSettings(chunk_length=16, shards=3, embed_block=32, chunk_block=32, index="IVF4,SQ8")
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def build(source: Path, out: Path, engine: Any = None, **changes: Any) -> Any:

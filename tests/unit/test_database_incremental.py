@@ -23,7 +23,7 @@ from openbook_database.build.run import BuildResult, build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.manifest import Manifest
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, tree, write_rows
 from openbook_database.verify import verify
 
 Row = dict[str, Any]
@@ -47,10 +47,6 @@ class Counting(HashEncoder):
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.seen += texts
         return super().encode(texts)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def build_like(snapshot: Path, rows: Sequence[Row], monkeypatch: pytest.MonkeyPatch, **settings: Any) -> BuildResult:

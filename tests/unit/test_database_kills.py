@@ -25,7 +25,7 @@ from openbook_database.build.engine import Job, LocalEngine
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.manifest import Manifest
-from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, tree, write_rows
 from openbook_database.verify import verify
 
 SETTINGS = BuildSettings(chunk_length=16, shards=2, embed_block=64, chunk_block=64, index="IVF8,SQ8")
@@ -122,10 +122,6 @@ for line in sys.stdin:
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def build(source: Path, out: Path, **changes: Any) -> Any:

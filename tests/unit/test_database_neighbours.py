@@ -20,7 +20,7 @@ from openbook_database.neighbours.corpus import Corpus, SnapshotCorpus, TextCorp
 from openbook_database.neighbours.find import Found, find_neighbours
 from openbook_database.reader import Source
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, write_rows
+from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tree, write_rows
 
 M = 16
 
@@ -30,10 +30,6 @@ class RoleEncoder(HashEncoder):
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.encode([f"asks {text} now" for text in texts])
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from openbook_database.sources.base import Item
 from openbook_database.sources.digest import digest_sources
 from openbook_database.sources.formats import format_of, open_rows
 from openbook_database.sources.listing import expand_sources, read_source_list, with_all_metadata
-from openbook_database.testing import END_TOKEN, HashEncoder, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.testing import END_TOKEN, HashEncoder, tiny_rows, tiny_tokenizer, tree, write_rows
 
 # Written by datasets 5.2.0: DatasetDict.save_to_disk(num_shards={"train": 2, "test": 1}), test = rows 4 and 2 of train.
 HUGGING_FACE = Path(__file__).parents[1] / "golden" / "huggingface_dataset"
@@ -420,10 +420,6 @@ def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture
 def mixed(tmp_path: Path, tokenizer_folder: Path) -> list[Source | Path]:
     rows = tiny_rows(24, seed=5)
@@ -562,7 +558,7 @@ def test_gpt2_from_its_original_files() -> None:
     data = os.environ.get("OPENBOOK_DATA")
     folder = Path(data or "") / "tokenizers" / "gpt2"
     if not data or not folder.is_dir():
-        pytest.skip("needs OPENBOOK_DATA")
+        pytest.skip("OPENBOOK_DATA is not set to a folder with tokenizers/gpt2 (1.5 MB, not shipped)")
     from openbook_database.sources.megatron import load_tokenizer
 
     tokenizer: Tokenizer = load_tokenizer(str(folder))

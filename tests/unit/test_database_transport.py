@@ -25,16 +25,12 @@ from openbook_database import files
 from openbook_database.build.progress import Update
 from openbook_database.manifest import Manifest
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import build_tiny_snapshot, tiny_rows
+from openbook_database.testing import build_tiny_snapshot, tiny_rows, tree
 from openbook_database.transport import pull as pull_module
 from openbook_database.transport.publish import publish
 from openbook_database.transport.pull import pull
 from openbook_database.transport.store import Store
 from openbook_database.verify import verify
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 import blake3
-from filelock import FileLock, Timeout
 
 from openbook_core.errors import ArgumentError, ConflictError, PreconditionError
 from openbook_database.files import clear_write_errors
 from openbook_database.manifest import FORMAT, MANIFEST_NAME
 from openbook_database.registry.base import Registry
+from openbook_database.work_folder import in_use, locked
 
 BUILDING = ".building"
 REMOVED = ".openbook-removed"
@@ -68,7 +68,7 @@ def collect(registries: Sequence[Registry], under: str | Path, *, delete: bool =
     kept: list[tuple[Path, str]] = []
     for path, kind in found:
         snapshot = _snapshot_id(path)
-        if kind == "work" and _in_use(path):
+        if kind == "work" and in_use(path):
             kept.append((path, "a build works in it"))
         elif kind != "work" and snapshot in wanted:
             if kind == "leftover" and delete:
@@ -132,25 +132,13 @@ def _wanted(registries: Sequence[Registry]) -> set[str]:
     return wanted
 
 
-def _in_use(work: Path) -> bool:
-    if not (work / "lock").exists():
-        return False
-    lock = FileLock(work / "lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
 def _base_of(work: Path) -> str | None:
     """The base of a build that is running in the folder `work`."""
     try:
         recipe = json.loads((work / "recipe.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return recipe.get("base") if _in_use(work) else None
+    return recipe.get("base") if in_use(work) else None
 
 
 def _freed(folders: Collection[Path]) -> int:
@@ -172,9 +160,9 @@ def _delete(garbage: Garbage, registries: Sequence[Registry]) -> str | None:
     path = garbage.path
     if garbage.kind == "work":
         try:
-            with FileLock(path / "lock", timeout=0), clear_write_errors(path):
+            with locked(path, path, "build"), clear_write_errors(path):
                 shutil.rmtree(path)
-        except Timeout:
+        except ConflictError:
             return "a build has begun to work in it"
         return None
     if garbage.snapshot is not None and garbage.snapshot in _wanted(registries):

@@ -66,6 +66,11 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     return path
 
 
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its name there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def tiny_rows(documents: int, *, seed: int = 0, words: int = 120, edition: str = "") -> list[dict[str, Any]]:
     """Rows with id, title and text; several documents share sentences, so chunks have near and equal vectors."""
     random = np.random.default_rng(seed)

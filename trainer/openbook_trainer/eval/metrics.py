@@ -7,14 +7,13 @@ answer only, punctuation turned into blanks; exact match over all answers, on pr
 
 from __future__ import annotations
 
-import re
 import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-_DELETED = str.maketrans("", "", string.punctuation)
+from openbook_core.words import normalise, without_articles
+
 _BLANKED = str.maketrans(dict.fromkeys(string.punctuation, " "))
 _MARKERS = ("Answer:", "????  ", "A: ", "A:")  # in the order in which NVIDIA removes them
 _END = "<|endoftext|>"
@@ -27,11 +26,6 @@ class Overlap:
     precision: float
     recall: float
     f1: float
-
-
-def normalise(text: str) -> str:
-    """`text` as SQuAD compares it: words without case, punctuation and articles."""
-    return _words(text.lower().translate(_DELETED))
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -54,7 +48,7 @@ def nvidia_overlap(prediction: str, answer: str) -> Overlap | None:
 
 def nvidia_normalise(text: str) -> str:
     """`text` as NVIDIA's F1 compares it: punctuation parts words."""
-    return _words(text.lower().translate(_BLANKED))
+    return without_articles(text.lower().translate(_BLANKED))
 
 
 def nvidia_clean(prediction: str) -> str:
@@ -62,10 +56,6 @@ def nvidia_clean(prediction: str) -> str:
     for marker in _MARKERS:
         prediction = prediction.replace(marker, "")
     return normalise(prediction.strip().replace(_END, ""))
-
-
-def _words(text: str) -> str:
-    return " ".join(_ARTICLE.sub(" ", text).split())
 
 
 def _squad_f1(prediction: list[str], answer: list[str]) -> float:

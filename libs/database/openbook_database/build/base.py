@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import InputError
-from openbook_database.build.workspace import Workspace, require_same
+from openbook_database.build.workspace import Workspace
 from openbook_database.documents import DocumentTable
 from openbook_database.index.files import LIST_SIZES, LISTS, PLACES, QUANTISER, open_index
 from openbook_database.index.lists import map_places
@@ -20,6 +20,7 @@ from openbook_database.index.recipe import parse_recipe
 from openbook_database.manifest import Manifest
 from openbook_database.shard import shard_folder
 from openbook_database.snapshot import check_digest, check_files
+from openbook_database.work_folder import require_same
 
 # Of these two snapshots must agree for rows of one to be rows of the other.
 _SETTINGS = ("chunk_length", "passage_template", "index", "shards", "keep_vectors")

@@ -36,11 +36,11 @@ def share_shards(corpus: Corpus, base: Base, snapshot: Path) -> tuple[Ranges, Li
     ranges: list[tuple[int, int]] = []
     links: dict[int, int] = {}
     first = 0
-    for shard, end in zip(base.manifest.shards, [*ends, corpus.documents], strict=True):
+    for number, (shard, end) in enumerate(zip(base.manifest.shards, [*ends, corpus.documents], strict=True)):
         same = np.arange(shard.first_document, shard.end_document)
         if end > first:
             if np.array_equal(corpus.base_documents[first:end], same):
-                links[len(ranges)] = base.manifest.shards.index(shard)
+                links[len(ranges)] = number
             ranges.append((first, end))
         first = end
     if base.index.trained:

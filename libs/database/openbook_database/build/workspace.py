@@ -4,23 +4,20 @@ what was cleaned away, DIR.report.jsonl."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from openbook_core.errors import ConfigError, ConflictError, CorruptError, InputError
-from openbook_core.files import sync
-from openbook_core.fingerprint import canonical_json, differences, shortened
+from openbook_core.errors import CorruptError, InputError
+from openbook_core.fingerprint import canonical_json
 from openbook_database.build.progress import BuildLog
-from openbook_database.files import clear_write_errors, write_bytes_atomically
+from openbook_database.files import write_bytes_atomically
 from openbook_database.manifest import MANIFEST_NAME, Manifest
 from openbook_database.shard import shard_folder
 from openbook_database.snapshot import check_files
+from openbook_database.work_folder import appear, locked, require_same
 
 
 class Workspace:
@@ -48,24 +45,8 @@ class Workspace:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the build's lock; raises ConflictError where another process builds into the same folder."""
-        while True:
-            with clear_write_errors(self.building):
-                self.building.mkdir(parents=True, exist_ok=True)
-                lock = FileLock(self.building / "lock", timeout=0)
-                try:
-                    lock.acquire()
-                except Timeout:
-                    raise ConflictError(
-                        f"another build writes into {self.out}: wait for it, or choose another folder", field="out"
-                    ) from None
-            # The build that held the lock may have finished, and removed the file, while this one opened it.
-            if (self.building / "lock").exists():
-                break
-            lock.release()
-        try:
+        with locked(self.building, self.out, "build"):
             yield
-        finally:
-            lock.release()
 
     def finished(self, recipe: Mapping[str, Any]) -> Manifest | None:
         """The manifest of a snapshot that is finished, or None.
@@ -128,11 +109,7 @@ class Workspace:
 
     def publish(self) -> None:
         """Make the finished snapshot appear under its name by one rename."""
-        with clear_write_errors(self.out):
-            for folder in [path for path in self.snapshot.rglob("*") if path.is_dir()] + [self.snapshot]:
-                sync(folder)
-            os.replace(self.snapshot, self.out)
-            sync(self.out.parent)
+        appear(self.snapshot, self.out)
 
     def discard(self) -> None:
         """Remove the work in progress."""
@@ -153,11 +130,3 @@ def require_arithmetic(earlier: Mapping[str, Any], now: Mapping[str, Any], what:
         "go on with the kind of processor, embedder and number of threads that it was begun with, or delete the work"
     )
     require_same(earlier, now, what, advice)
-
-
-def require_same(earlier: Mapping[str, Any], now: Mapping[str, Any], what: str, advice: str) -> None:
-    """Raise ConfigError with `what`, each field that differs with both values, and `advice`; nothing where none does."""
-    found = differences(earlier, now)
-    if found:
-        listing = "; ".join(f"{field}: was {shortened(old)}, now {shortened(new)}" for field, old, new in found)
-        raise ConfigError(f"{what}: {listing}. Please {advice}", field=found[0][0])

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from openbook_core.errors import ArgumentError, ConfigError, ConflictError, InputError
+from openbook_core.errors import ArgumentError, InputError
 from openbook_core.files import sync
-from openbook_core.fingerprint import canonical_json, differences, shortened
+from openbook_core.fingerprint import canonical_json
 from openbook_database.build.progress import Progress, Update
 from openbook_database.files import clear_write_errors, write_bytes_atomically
 from openbook_database.neighbours.cache import DOCUMENTS, HEADER, IDS, SCORES, NeighbourCache, write_header
@@ -30,6 +29,9 @@ from openbook_database.query_encoder import QueryEncoder, require_encoder_of
 from openbook_database.scoring import MISSING, Hits
 from openbook_database.search import MAX_K
 from openbook_database.snapshot import Snapshot
+from openbook_database.work_folder import appear, locked, require_same
+
+_ADVICE = "delete it, or choose another folder"
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,7 @@ def find_neighbours(
         if not reused:
             with clear_write_errors(out):
                 _Search(corpus, snapshot, encoder, work, settings).run(progress)
-                os.replace(work / "cache", out)
-                sync(out.parent)
+                appear(work / "cache", out)
     cache = NeighbourCache.open(out)
     _, unknown = snapshot.documents.numbers(corpus.documents.ids)
     documents = len(corpus.documents.ids)
@@ -136,9 +137,8 @@ class _Search:
         """The chunks that an earlier run has done."""
         if self._state.exists() and self._folder.exists():
             state = json.loads(self._state.read_bytes())
-            _require_same(
-                state["settings"], self._settings, f"{self._folder.parent} holds work that was begun otherwise"
-            )
+            begun = f"{self._folder.parent} holds work that was begun otherwise"
+            require_same(state["settings"], self._settings, begun, _ADVICE)
             return int(state["done"])
         shutil.rmtree(self._folder, ignore_errors=True)
         write_bytes_atomically(self._folder / DOCUMENTS, documents_to_json(self._corpus.documents))
@@ -199,20 +199,9 @@ def search_without(
 def _locked(out: Path) -> Iterator[Path]:
     """OUT.building/, held; it is gone when the cache has appeared."""
     work = out.with_name(out.name + ".building")
-    with clear_write_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(work / "lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise ConflictError(
-                f"another run writes into {out}: wait for it, or choose another folder", field="out"
-            ) from None
-    try:
+    with locked(work, out, "run"):
         yield work
         shutil.rmtree(work, ignore_errors=True)
-    finally:
-        lock.release()
 
 
 def _finished(out: Path, settings: dict[str, Any]) -> bool:
@@ -220,11 +209,6 @@ def _finished(out: Path, settings: dict[str, Any]) -> bool:
         return False
     if not (out / HEADER).is_file():
         raise InputError(f"{out} exists and is no neighbour cache: choose another folder", field="out")
-    _require_same(NeighbourCache.open(out).header["settings"], settings, f"{out} holds a cache that was made otherwise")
+    earlier = NeighbourCache.open(out).header["settings"]
+    require_same(earlier, settings, f"{out} holds a cache that was made otherwise", _ADVICE)
     return True
-
-
-def _require_same(earlier: dict[str, Any], now: dict[str, Any], what: str) -> None:
-    if found := differences(earlier, now):
-        listing = "; ".join(f"{name}: was {shortened(old)}, now {shortened(new)}" for name, old, new in found)
-        raise ConfigError(f"{what}: {listing}. Please delete it, or choose another folder", field=found[0][0])

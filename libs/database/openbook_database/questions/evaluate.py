@@ -11,8 +11,6 @@ Words are compared as SQuAD does: without case, punctuation and articles.
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from openbook_core.words import normalise
 from openbook_database.build.progress import Progress, Update
 from openbook_database.query_encoder import QueryEncoder, require_encoder_of
 from openbook_database.questions.read import Question
@@ -31,8 +30,6 @@ RUN = 8
 INTERVAL = "95% Wilson score interval over questions"
 _BATCH = 64
 _Z = 1.959963984540054
-_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-_DELETED = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def _runs(words: Sequence[str], size: int = RUN) -> set[tuple[str, ...]]:
 
 def _spaced(text: str) -> str:
     """The words of `text` as SQuAD compares them, with a blank around each."""
-    return f" {' '.join(_ARTICLE.sub(' ', text.lower().translate(_DELETED)).split())} "
+    return f" {normalise(text)} "
 
 
 def _share(hits: int, count: int) -> dict[str, Any]:

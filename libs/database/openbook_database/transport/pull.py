@@ -15,11 +15,9 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 
 import blake3
-from filelock import FileLock, Timeout
 
 from openbook_core.errors import (
     ArgumentError,
-    ConflictError,
     CorruptError,
     InputError,
     NotFoundError,
@@ -35,6 +33,7 @@ from openbook_database.shard import shard_folder
 from openbook_database.snapshot import check_files
 from openbook_database.transport.meter import Meter, Transfer
 from openbook_database.transport.store import PIECE_BYTES, STAGING, Store
+from openbook_database.work_folder import appear, locked
 
 _SPARE_BYTES = 16 << 20
 _BLOCK_TRIES = 2
@@ -82,7 +81,8 @@ def pull(
             _require_space(out, job.missing)
             meter = Meter("pull (bytes)", total, kept + linked, progress)
             job.download(meter, threads)
-            _appear(work / "snapshot", out, manifest, folders)
+            check_files(work / "snapshot", manifest, "sizes", folders)
+            appear(work / "snapshot", out)
         sent = total - kept - linked
         seconds = time.monotonic() - started
         return Transfer(manifest.snapshot_id, len(wanted), total, sent, kept, linked, seconds, False)
@@ -209,25 +209,9 @@ def _published_manifest(store: Store) -> bytes:
 def _locked(out: Path) -> Iterator[Path]:
     """DIR.pulling/, held; it is gone when the snapshot has appeared."""
     work = out.with_name(out.name + ".pulling")
-    while True:
-        with clear_write_errors(work):
-            work.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(work / "lock", timeout=0)
-            try:
-                lock.acquire()
-            except Timeout:
-                raise ConflictError(
-                    f"another pull writes into {out}: wait for it, or choose another folder", field="out"
-                ) from None
-        # The pull that held the lock may have finished, and removed the file, while this one opened it.
-        if (work / "lock").exists():
-            break
-        lock.release()
-    try:
+    with locked(work, out, "pull"):
         yield work
         shutil.rmtree(work, ignore_errors=True)
-    finally:
-        lock.release()
 
 
 def _manifest(store: Store, data: bytes, snapshot: Path, expected_id: str | None) -> Manifest:
@@ -320,14 +304,6 @@ def _require_space(out: Path, missing: int) -> None:
             f"{out.parent}: {missing} bytes are still to come and {free} are free: free some space, or choose another folder",
             field="out",
         )
-
-
-def _appear(snapshot: Path, out: Path, manifest: Manifest, folders: set[str]) -> None:
-    check_files(snapshot, manifest, "sizes", folders)
-    for folder in [path for path in snapshot.rglob("*") if path.is_dir()] + [snapshot]:
-        sync(folder)
-    os.replace(snapshot, out)
-    sync(out.parent)
 
 
 def _digests(entry: FileEntry) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from openbook_core.clients import RetrieverClient
+from openbook_core.words import normalise
 from openbook_prompt.passage import Passage, find_passages
 from openbook_prompt.recipe import choose_shown
 from openbook_prompt.settings import PromptSettings
 from openbook_trainer.answers import names
-from openbook_trainer.eval.metrics import normalise
 from openbook_trainer.eval.tasks.task import Question
 
 
