@@ -6,6 +6,11 @@ pooling or a coarse quantisation does not. They are the ones that a snapshot's m
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 PROBE_TEXTS: tuple[str, ...] = (
     "Canada",
     "Who is the head of government of Canada?",
@@ -44,3 +49,15 @@ PROBE_TEXTS: tuple[str, ...] = (
         "new members and to lengthen the periods that it grants for the reduction of tariffs on agricultural goods."
     ),
 )
+
+
+def cosines(left_ND: NDArray[Any], right_ND: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine [n] of each row of one with the same row of the other."""
+    left, right = left_ND.astype(np.float64), right_ND.astype(np.float64)
+    norms_N = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    return np.asarray((left * right).sum(axis=1) / norms_N)
+
+
+def lowest_cosine(left_ND: NDArray[Any], right_ND: NDArray[Any]) -> float:
+    """The lowest of `cosines`."""
+    return float(cosines(left_ND, right_ND).min())

@@ -18,8 +18,9 @@ import blake3
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import CorruptError, NotFoundError
+from openbook_core.errors import CorruptError, MismatchError, NotFoundError
 from openbook_core.fingerprint import canonical_json
+from openbook_core.probes import cosines
 from openbook_database.contract import Contract
 
 FORMAT = "openbook-snapshot"
@@ -94,6 +95,18 @@ class Probes:
     texts: tuple[str, ...]
     vectors_ND: NDArray[np.float32]
     min_cosine: float = 0.999
+
+    def require(self, found_ND: NDArray[np.float32], encoder: str, of: str) -> None:
+        """Raise MismatchError where `encoder` (its name in words) gave other vectors for the texts than those of `of`."""
+        cosines_N = cosines(found_ND, self.vectors_ND)
+        worst = int(np.argmin(cosines_N))
+        if not cosines_N[worst] >= self.min_cosine:
+            raise MismatchError(
+                f"{encoder} has the fingerprint of {of} but other vectors: probe text {worst} "
+                f"({self.texts[worst][:40]!r}) has cosine {cosines_N[worst]:.6f} with the stored vector, at least "
+                f"{self.min_cosine} is needed",
+                field="probe_vectors",
+            )
 
 
 @dataclass(frozen=True)

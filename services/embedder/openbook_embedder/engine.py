@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, ConfigError, OpenbookError
 from openbook_core.fingerprint import Fingerprint
-from openbook_core.probes import PROBE_TEXTS
+from openbook_core.probes import PROBE_TEXTS, lowest_cosine
 from openbook_core.telemetry import get_logger
 from openbook_core.weights import resolve_model
 from openbook_embedder.backends import open_network
@@ -279,9 +279,3 @@ class EncoderEngine:
 def _has_compiler() -> bool:
     """What torch.compile needs, and slim images lack."""
     return any(map(shutil.which, ("cc", "gcc", "clang")))
-
-
-def lowest_cosine(left_ND: NDArray[np.float32], right_ND: NDArray[np.float32]) -> float:
-    """Of the pairs of rows."""
-    lengths_N = np.linalg.norm(left_ND, axis=1) * np.linalg.norm(right_ND, axis=1)
-    return float(((left_ND * right_ND).sum(axis=1) / lengths_N).min())

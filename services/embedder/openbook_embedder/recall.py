@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_embedder.engine import EncoderEngine, lowest_cosine
+from openbook_core.probes import lowest_cosine
+from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.exported import Effect
 
 TOP = 10

@@ -77,24 +77,10 @@ class EmbedderGate:
                 return
         self._check_fingerprint(database, contract, timeout_s)
         found_ND = self._client.embed(list(probes.texts), "passage", timeout_s=timeout_s).vectors
-        cosines_N = _cosines(found_ND, probes.vectors_ND)
-        worst = int(np.argmin(cosines_N))
-        if not cosines_N[worst] >= probes.min_cosine:
-            raise MismatchError(
-                f"the embedder at {self._address} has the fingerprint of database {database!r} but other vectors: "
-                f"probe text {worst} ({probes.texts[worst][:40]!r}) has cosine {cosines_N[worst]:.6f} with the stored "
-                f"vector, at least {probes.min_cosine} is needed",
-                field="probe_vectors",
-            )
+        probes.require(found_ND, f"the embedder at {self._address}", f"database {database!r}")
         with self._lock:
             self._probed.add(key)
 
     def _forget(self, contract: Contract) -> None:
         with self._lock:
             self._probed = {key for key in self._probed if key[0] != contract.embedder.digest}
-
-
-def _cosines(left_ND: NDArray[np.float32], right_ND: NDArray[np.float32]) -> NDArray[np.float64]:
-    left, right = left_ND.astype(np.float64), right_ND.astype(np.float64)
-    norms_N = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    return np.asarray((left * right).sum(axis=1) / norms_N)

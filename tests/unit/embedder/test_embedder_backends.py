@@ -14,10 +14,11 @@ import pytest
 from tiny_encoders import DIMENSION, EFFECT_TEXTS, TEXTS, edit_json, write_encoder, write_sentence_files
 
 from openbook_core.errors import ArgumentError, ConfigError, CorruptError, InputError, OpenbookError
+from openbook_core.probes import lowest_cosine
 from openbook_core.weights import DEFAULT_EMBEDDER
 from openbook_embedder.architecture import ARCHITECTURES
 from openbook_embedder.config import EmbedderConfig, EncoderOptions
-from openbook_embedder.engine import EncoderEngine, lowest_cosine
+from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.export import export_encoder
 from openbook_embedder.exported import RECORD_NAME, Effect, ExportRecord
 from openbook_embedder.recall import measure_effect, top_overlap
