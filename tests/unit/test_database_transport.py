@@ -101,6 +101,13 @@ def test_a_pull_goes_on_with_blocks_that_are_right(published: str, book: Path, t
     assert done.kept_bytes + done.sent_bytes == done.bytes == seen[-1].done == seen[-1].total
 
 
+def test_a_first_pull_does_not_read_what_it_has_not_written(
+    published: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pull_module, "block_digest", lambda part, block: pytest.fail(f"{part} is hollow"))
+    assert not pull(published, tmp_path / "pulled").kept_bytes
+
+
 def test_blocks_of_a_large_file_come_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 12)
     monkeypatch.setattr(pull_module, "PIECE_BYTES", 1 << 10)

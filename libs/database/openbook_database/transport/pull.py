@@ -27,7 +27,7 @@ from openbook_core.errors import (
 from openbook_core.files import sync
 from openbook_database import files
 from openbook_database.build.progress import Progress
-from openbook_database.files import clear_write_errors, file_digests, write_bytes_atomically
+from openbook_database.files import block_digest, clear_write_errors, file_digests, write_bytes_atomically
 from openbook_database.manifest import MANIFEST_NAME, FileEntry, Manifest
 from openbook_database.shard import shard_folder
 from openbook_database.snapshot import check_files
@@ -126,15 +126,15 @@ class _Pull:
             if target.exists() and target.stat().st_size == entry.size:
                 kept += entry.size
                 continue
+            begun = part.exists()
             with clear_write_errors(part):
                 part.parent.mkdir(parents=True, exist_ok=True)
                 with part.open("ab") as stream:
                     os.truncate(stream.fileno(), entry.size)
             self._blocks[name] = set()
             for block, digest in enumerate(_digests(entry)):
-                start, size = _extent(entry, block)
-                if _digest_of(part, start, size) == digest:
-                    kept += size
+                if begun and block_digest(part, block) == digest:
+                    kept += _extent(entry, block)[1]
                 else:
                     self._blocks[name].add(block)
             if not self._blocks[name]:
@@ -315,12 +315,3 @@ def _extent(entry: FileEntry, block: int) -> tuple[int, int]:
     """First byte and size of a block."""
     start = block * files.BLOCK_BYTES
     return start, min(files.BLOCK_BYTES, entry.size - start)
-
-
-def _digest_of(path: Path, start: int, size: int) -> str:
-    digest = blake3.blake3()
-    with path.open("rb") as stream:
-        stream.seek(start)
-        for first in range(0, size, PIECE_BYTES):
-            digest.update(stream.read(min(PIECE_BYTES, size - first)))
-    return digest.hexdigest()
