@@ -90,7 +90,7 @@ def test_another_embedder_or_a_coarse_one_is_refused(snapshot: Snapshot) -> None
         def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
             return np.sign(super().encode(texts))
 
-    with pytest.raises(MismatchError, match="lowest cosine"):
+    with pytest.raises(MismatchError, match="has the fingerprint of the snapshot but other vectors: probe text"):
         neighbours_of_text(snapshot, "ka1", 5, Coarse(16))
     with pytest.raises(ArgumentError, match="text: is empty"):
         neighbours_of_text(snapshot, " \n", 5, QueryEncoder(16))

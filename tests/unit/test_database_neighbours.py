@@ -198,7 +198,7 @@ def test_another_encoder_other_settings_and_another_run_are_refused(book: Snapsh
         def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
             return np.roll(super().encode(texts), 1, axis=1)
 
-    with pytest.raises(MismatchError, match="fingerprint but other vectors"):
+    with pytest.raises(MismatchError, match="has the fingerprint of the snapshot but other vectors: probe text"):
         find_neighbours(make, book, Spoiled(), out)
 
     def interrupt(update: Update) -> None:
