@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -88,18 +87,22 @@ def test_time_left_of_a_stage_of_unknown_length_follows_from_the_share_read(log:
     assert updates == [Update("chunk", 10, None, 5, 6, 0.25), Update("chunk", 40, None, 20, 0, 1.0)]
 
 
-def test_the_chunk_stage_tells_the_share_that_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [None, 200])
+def test_the_chunk_stage_tells_the_share_that_is_read(tmp_path: Path, limit: int | None) -> None:
     source, updates = write_rows(tmp_path / "rows.jsonl", tiny_rows(600)), list[Update]()
-    tools: dict[str, Any] = {"database": "t", "tokenizer": tiny_tokenizer(), "encoder": HashEncoder(8)}
-    for number, limit in enumerate((None, 200)):
-        settings = BuildSettings(chunk_block=256, limit_documents=limit)
-        build_snapshot([source], tmp_path / str(number), settings=settings, progress=updates.append, **tools)
+    build_snapshot(
+        [source],
+        tmp_path / "out",
+        database="t",
+        tokenizer=tiny_tokenizer(),
+        encoder=HashEncoder(8),
+        settings=BuildSettings(chunk_block=256, limit_documents=limit),
+        progress=updates.append,
+    )
     shares = [update.share or 0 for update in updates if update.stage == "chunk"]
-    whole, limited = shares[: shares.index(1) + 1], shares[shares.index(1) + 1 :]
-    for each in (whole, limited):
-        steps = np.diff([0, *each])
-        assert len(each) > 3 and (steps >= 0).all() and steps.max() < 0.5
-    assert limited[-1] == 1
+    steps = np.diff([0, *shares])
+    assert len(shares) > 3 and (steps >= 0).all() and steps.max() < 0.5
+    assert shares[-1] == 1
 
 
 def test_the_log_has_an_event_every_ten_seconds(log: BuildLog, clock: Clock) -> None:
