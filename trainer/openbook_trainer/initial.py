@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from openbook_core.config import FrozenConfig
+from openbook_core.errors import OpenbookError
 
 if TYPE_CHECKING:
     from openbook_model import RetroConfig
@@ -52,7 +53,10 @@ def with_base(run: Mapping[str, Any]) -> Mapping[str, Any]:
     from openbook_model.checkpoint import read_config
     from openbook_model.resolve import resolve_folder
 
-    base = read_config(resolve_folder(init["from"]))
+    try:
+        base = read_config(resolve_folder(init["from"]))
+    except OpenbookError as error:
+        raise type(error)(f"init.from: {error.message}", field="init.from") from error
     if base.cross_attention_layers and base.gate not in ("learned", 0.0):
         raise ValueError(reads_neighbors(init["from"]))
     corpus = run.get("corpus")
