@@ -50,15 +50,18 @@ class RunState:
     snapshot: str
 
 
-def settings_of(config: TrainConfig, corpus_digest: str, cache_digest: str = "") -> dict[str, Any]:
-    """The settings that decide what the run computes, with digests in place of the names of corpus and cache."""
+def settings_of(config: TrainConfig, corpus_digest: str, cache_digest: str = "", base_hash: str = "") -> dict[str, Any]:
+    """The settings that decide what the run computes, with digests in place of the names of corpus, cache and base."""
     record = config.model_dump(mode="json", exclude=set(_FREE))
     for group, free in (("retrieval", _FREE_RETRIEVAL), ("batch", _FREE_BATCH), ("corpus", ("sources", "tokenizer"))):
         for name in free:
-            record[group].pop(name)
+            if record[group]:
+                record[group].pop(name)
     record["corpus"]["digest"] = corpus_digest
     if cache_digest:
         record["retrieval"]["cache"] = cache_digest
+    if base_hash:
+        record["init"]["from"] = base_hash
     return record
 
 
