@@ -155,7 +155,7 @@ class Loop:
     def _diverged(self, step: int) -> OpenbookError:
         path = self._save(step)
         return OpenbookError(
-            f"step {step}: loss or gradient is not finite for the {self.bad_in_a_row}th step in a row, so the run stops. "
+            f"step {step}: loss or gradient was not finite {self.bad_in_a_row} steps in a row, so the run stops. "
             f"None of these steps changed a weight, {path} is a checkpoint from before them: the same command goes on from "
             "it with the next batches. If that does not help, begin anew with a lower optimiser.learning_rate or more "
             "optimiser.warmup_steps",

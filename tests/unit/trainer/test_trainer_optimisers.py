@@ -13,19 +13,11 @@ from trainer_fakes import FakeRetriever, settings, write_corpus
 
 import openbook_model
 from openbook_model import RetroModel, initialise
-from openbook_trainer import app, neighbours
+from openbook_trainer import app
 from openbook_trainer.config import OptimiserConfig, TrainConfig
 from openbook_trainer.optimiser import average_of, is_hidden_matrix, learning_rate, make_optimisers
 
 RECIPE = {"kind": "muon", "muon_learning_rate": 0.004, "learning_rate": 0.002, "schedule": "wsd", "average_decay": 0.5}
-
-
-@pytest.fixture
-def retriever(monkeypatch: pytest.MonkeyPatch) -> FakeRetriever:
-    fake = FakeRetriever()
-    monkeypatch.setattr(app, "RetrieverClient", lambda address: fake)
-    monkeypatch.setattr(neighbours, "RetrieverClient", lambda address: fake)
-    return fake
 
 
 def small_model(tmp_path: Path) -> RetroModel:
