@@ -110,7 +110,7 @@ def test_muon_and_bfloat16_in_two_processes(tmp_path: Path, retriever: str) -> N
     one, two = (dict(load(tmp_path / out / "model-average").named_parameters()) for out in ("run1", "run2"))
     for name, parameter in first.named_parameters():
         apart, moved = one[name] - two[name], one[name] - parameter
-        assert float(apart.norm()) < 0.05 * float(moved.norm()), name
+        assert float(apart.norm()) < 0.15 * float(moved.norm()), name
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_two(tmp_path: Path, retriever: str) -> None:
