@@ -52,8 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     setup_logging("trainer")
     first = os.environ.get("RANK", "0") == "0"
     try:
-        if task_of(options.config) == "sft":
+        task = task_of(options.config)
+        if task == "sft":
             return _sft(options)
+        if task == "recall":
+            return _recall(options)
         config, origin = load_train_config(options.config, options.set)
         if options.print_config:
             print(render_config(config, origin))
@@ -82,6 +85,20 @@ def _sft(options: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("task sft runs in one process; leave out --processes", field="task")
     run_sft(config)
+    return 0
+
+
+def _recall(options: argparse.Namespace) -> int:
+    from openbook_trainer.recall.config import RecallConfig
+    from openbook_trainer.recall.run import run_recall
+
+    config, origin = load_config(RecallConfig, options.config, options.set)
+    if options.print_config:
+        print(render_config(config, origin))
+        return 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("task recall runs in one process; leave out --processes", field="task")
+    run_recall(config)
     return 0
 
 
