@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from openbook_core.config import FrozenConfig
 from openbook_core.fingerprint import canonical_json
 from openbook_core.tokenizer import Tokenizer
-from openbook_trainer.recall.source import Question
+from openbook_trainer.recall.source import Asked, Books, Question
 from openbook_trainer.recall.tokens import end_of, train_tokenizer
 
 NAMED = ("capital", "river", "founder", "currency", "language", "dish", "harbour", "patron", "festival")
@@ -45,7 +45,7 @@ class WorldsSettings(FrozenConfig):
     """`facts` is how many each entity has, from least to most."""
 
     kind: Literal["worlds"] = "worlds"
-    facts: tuple[PositiveInt, PositiveInt] = (2, 5)
+    facts: tuple[PositiveInt, PositiveInt] = (2, 4)
     vocab_size: PositiveInt = Field(default=1024, description="tokens of the tokenizer, at most")
     sample: PositiveInt = Field(default=4000, description="documents and questions that the tokenizer is trained on")
 
@@ -163,6 +163,22 @@ class Worlds:
                 )
             )
         return pairs
+
+    def books(self, rng: Random, count: int) -> Books:
+        """Two worlds of `count` entities with the most facts that one has, two questions on each."""
+        names: dict[str, None] = {}
+        while len(names) < count:
+            names[test_word(rng, 3)] = None
+        pairs = [two_books(rng, name, rng.sample(ATTRIBUTES, self.settings.facts[1])) for name in names]
+        questions = [
+            Asked(
+                rng.choice(ASKED).format(attribute=attribute, name=one.name),
+                ((one.facts[attribute],), (other.facts[attribute],)),
+            )
+            for one, other in pairs
+            for attribute in rng.sample(list(one.facts), min(2, len(one.facts)))
+        ]
+        return Books(([one.document() for one, _ in pairs], [other.document() for _, other in pairs]), questions)
 
     def question(
         self, rng: Random, entity: Entity, attribute: str, wording: str, k: int, r: int, word: Word
