@@ -20,6 +20,7 @@ from trainer_fakes import serve_retriever, settings, write_corpus
 from openbook_model import RetroModel, initialise, load
 from openbook_trainer import app
 from openbook_trainer.config import TrainConfig
+from openbook_trainer.optimiser import is_hidden_matrix
 
 # Python runs a `sitecustomize` that it finds on its path before anything else, here in each process of the run.
 FIRST_ENDS = """
@@ -110,12 +111,13 @@ def test_muon_and_bfloat16_in_two_processes(tmp_path: Path, retriever: str) -> N
     one, two = (dict(load(tmp_path / out / "model-average").named_parameters()) for out in ("run1", "run2"))
     for name, parameter in first.named_parameters():
         apart, moved = one[name] - two[name], one[name] - parameter
-        assert float(apart.norm()) < 0.15 * float(moved.norm()), name
+        if is_hidden_matrix(name, parameter):
+            assert float(apart.norm()) < 0.15 * float(moved.norm()), name
 
 
 def test_one_process_goes_on_from_the_checkpoint_of_two(tmp_path: Path, retriever: str) -> None:
     for processes, out, stop_at in ((1, "straight", None), (2, "parts", 2), (1, "parts", None)):
-        done = train(tmp_path, processes, retriever, out, stop_at=stop_at)
+        done = train(tmp_path, processes, retriever, out, stop_at=stop_at, optimiser={"kind": "muon"})
         assert done.returncode == 0, done.stderr
     for name in ("loss", "gradient_norm", "loss_on"):
         straight, parts = (figures(tmp_path, out, name) for out in ("straight", "parts"))
