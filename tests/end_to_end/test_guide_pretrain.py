@@ -14,8 +14,9 @@ SOURCES = f"corpus.sources=[{{path: {ROOT}/examples/factbook/2015-11-18.jsonl.zs
 SMALLER = {
     "--limit-documents 20": "--limit-documents 2 --dtype float32",
     "--set corpus.max_documents=20": f"--set '{SOURCES}' --set retrieval.address=127.0.0.1:7000 --set corpus.max_documents=2 "
-    "--set steps=6 --set evaluation.sequences=2 --set log_every=1",
-    "--set stop_at=30": "--set stop_at=3",
+    "--set steps=4 --set evaluation.sequences=2 --set log_every=1 --set batch.sequences=1 --set batch.micro=1 "
+    "--set batch.chunks=2 --set optimiser.warmup_steps=1",
+    "--set stop_at=30": "--set stop_at=2",
 }
 
 
@@ -25,13 +26,13 @@ def test_the_guide(tmp_path: Path) -> None:
     with guide.services(start):
         guide.run(swap)
         half, whole, picture = (json.loads(line) if line.startswith("{") else line for line in _ends(guide.run(train)))
-    assert (half["steps"], half["stopped_by"]) == (3, "stop_at")
-    assert (whole["steps"], whole["stopped_by"]) == (6, "steps")
+    assert (half["steps"], half["stopped_by"]) == (2, "stop_at")
+    assert (whole["steps"], whole["stopped_by"]) == (4, "steps")
     assert picture == "build/train/tiny/curves.png"
     run = tmp_path / "build" / "train" / "tiny"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
     assert all(0 < line["mfu"] < 1.5 for line in steps)
     assert steps[-1]["learning_rate"] < steps[-2]["learning_rate"]
     weights, average = (
