@@ -121,6 +121,7 @@ def test_a_frozen_base_stays_as_it_is_and_off_with_it(
     ending = ".exp_avg"
     moments = {name.removeprefix("optimiser.state.").removesuffix(ending) for name in stored if name.endswith(ending)}
     assert moments == new
+    assert {name.removeprefix("model.") for name in stored if name.startswith("model.")} == new
     run(tmp_path, "halves", model=model, stop_at=2)
     assert run(tmp_path, "halves", model=model)["weights_hash"] == straight["weights_hash"]
 
