@@ -20,6 +20,7 @@ TOOLS := pytest pytest-xdist hypothesis ruff mypy import-linter grpcio-tools buf
 EXTRAS_libs/core := [traces]
 EXTRAS_libs/database := [near,ray,redis,s3]
 EXTRAS_services/embedder := [all]
+EXTRAS_trainer := [tensorboard]
 
 .PHONY: help setup demo demo-small bench bench-peers test lint format types imports proto proto-check image-smoke manifests check clean
 help: ## this list

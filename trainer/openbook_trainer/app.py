@@ -24,14 +24,15 @@ from openbook_model import RetroModel, weights_hash
 from openbook_model import save as save_model
 from openbook_trainer import checkpoint
 from openbook_trainer.cached import CachedSource, snapshot_of
+from openbook_trainer.compute import compute_dtype, prepare_blocks
 from openbook_trainer.config import TrainConfig, load_train_config, task_of
 from openbook_trainer.data import ChunkedCorpus, SequenceOrder, read_corpus
-from openbook_trainer.distributed import World, process_group, shard
+from openbook_trainer.distributed import World, process_group, shard, whole
 from openbook_trainer.evaluation import Evaluator
 from openbook_trainer.loop import Loop
 from openbook_trainer.metrics import Metrics
 from openbook_trainer.neighbours import LiveSource, NoSource, pin_snapshot
-from openbook_trainer.optimiser import make_optimiser
+from openbook_trainer.optimiser import average_of, make_optimisers
 from openbook_trainer.retrofit import rate_scale, starting_model
 
 _FIRST_ENDS_WITHIN_S = 60.0
@@ -90,8 +91,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """Run, or go on with, the training that `config` describes; the last line of standard output is the summary.
 
     The summary has steps, loss_off, loss_on, loss_shuffled, tokens, seconds, tokens_per_s, neighbour_wait_share,
-    masked_batches, stopped_by, snapshot, checkpoint, model and weights_hash. Under torchrun every process calls this.
-    Raises OpenbookError.
+    mfu, dtype, masked_batches, skipped_steps, stopped_by, snapshot, checkpoint, model and weights_hash. Under torchrun
+    every process calls this. Raises OpenbookError.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -114,6 +115,7 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
     cache_digest = source.digest if isinstance(source, CachedSource) else ""
     digests = f"{corpus.digest()} {held_out.digest()}", cache_digest, base_hash
     try:
+        config = _with_dtype(config, world)
         resumed_from, state = world.together(lambda: _start(config, *digests, snapshot))
         if isinstance(source, LiveSource):
             live = source
@@ -124,15 +126,20 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         held_out_order = SequenceOrder(held_out, batch, config.seed, asks=asks, part="the held-out part of the corpus")
         evaluator = world.together(lambda: Evaluator(held_out_order, source, evaluation.sequences, batch.micro))
         model = model.to(world.device).train()
-        shard(model, world)
-        optimiser = make_optimiser(model, config.optimiser, rate_scale(config, model))
+        prepare_blocks(model, config.compute)
+        shard(model, world, getattr(torch, config.compute.dtype))
+        optimisers = make_optimisers(model, config.optimiser, rate_scale(config, model))
         if resumed_from:
-            checkpoint.restore(resumed_from, model, optimiser)
-        metrics = Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step)
-        finished = Loop(config, world, model, optimiser, order, source, evaluator, metrics, state).run()
+            checkpoint.restore(resumed_from, model, optimisers)
+        metrics = world.together(lambda: _metrics(config, world, state))
+        finished = Loop(config, world, model, optimisers, order, source, evaluator, metrics, state).run()
+        metrics.close()
     finally:
         source.close()
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    average = {name: whole(each).cpu() for name, each in average_of(optimisers, model).items()}
+    if average:
+        world.from_first(lambda: _export(config, {**weights, **average}, tokenizer, "model-average"))
     return {
         "steps": finished.step,
         **asdict(finished.held_out),
@@ -140,12 +147,15 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         "seconds": round(finished.seconds, 3),
         "tokens_per_s": finished.tokens / finished.seconds,
         "neighbour_wait_share": finished.wait_share,
+        "mfu": finished.mfu,
+        "dtype": config.compute.dtype,
         "masked_batches": finished.masked_batches,
+        "skipped_steps": finished.skipped_steps,
         "stopped_by": finished.stopped_by,
         "snapshot": snapshot,
         "checkpoint": str(finished.checkpoint),
         "model": str(config.out / "model"),
-        "weights_hash": world.from_first(lambda: _export(config, weights, tokenizer)),
+        "weights_hash": world.from_first(lambda: _export(config, weights, tokenizer, "model")),
     }
 
 
@@ -201,6 +211,22 @@ def _start(
     return path, state
 
 
+def _with_dtype(config: TrainConfig, world: World) -> TrainConfig:
+    """The same settings with the dtype that is computed in, for all processes and all parts of the run."""
+
+    def choose() -> str:
+        found = checkpoint.newest(config.out / "checkpoints") if config.compute.dtype == "auto" else None
+        return compute_dtype(config.compute, world.device, None if found is None else found[1].settings)
+
+    compute = config.compute.model_copy(update={"dtype": world.from_first(choose)})
+    return config.model_copy(update={"compute": compute})
+
+
+def _metrics(config: TrainConfig, world: World, state: checkpoint.RunState) -> Metrics:
+    events = config.out / "tensorboard" if config.tensorboard else None
+    return Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step, tensorboard=events)
+
+
 def _wanted_snapshot(config: TrainConfig, asked: str) -> str:
     """The snapshot of the run that is resumed, else the configured one ("" = live)."""
     found = checkpoint.newest(config.out / "checkpoints")
@@ -216,11 +242,11 @@ def _wanted_snapshot(config: TrainConfig, asked: str) -> str:
     return state.snapshot
 
 
-def _export(config: TrainConfig, weights: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """Write `out/model`, which `openbook_model.load` reads, from whole weights; their hash."""
+def _export(config: TrainConfig, weights: dict[str, Any], tokenizer: Tokenizer, name: str) -> str:
+    """Write `out/NAME`, which `openbook_model.load` reads, from whole weights; their hash."""
     model = RetroModel(config.model)
     model.load_state_dict(weights)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
-        save_model(model, config.out / "model", folder)
+        save_model(model, config.out / name, folder)
     return weights_hash(model)

@@ -84,15 +84,44 @@ class RetrievalConfig(FrozenConfig):
 
 
 class OptimiserConfig(FrozenConfig):
-    """AdamW, linear warm-up, cosine to `final_fraction` of the rate at the last step, clipping by the global norm."""
+    """AdamW, or Muon for the hidden matrices beside AdamW for the rest; clipping by the global norm.
 
+    The schedules are those of `optimiser.learning_rate`: linear warm-up, then cosine over all steps, or wsd with a
+    straight fall over the last `decay_fraction` of them, to `final_fraction` of the peak. `muon_learning_rate` None is
+    `learning_rate`. `average_decay` d keeps an average of the weights (EMA), a := d a + (1 - d) w after every step; it
+    is written as `out/model-average`. A step whose loss or gradient is not finite changes nothing and is counted; after
+    `max_bad_steps` in a row the run stops.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 3e-4
+    muon_learning_rate: PositiveFloat | None = None
+    muon_momentum: Fraction = 0.95
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_fraction: float = Field(default=0.2, gt=0.0, le=1.0)
     final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     warmup_steps: NonNegativeInt = 0
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat = 1.0
+    average_decay: Fraction | None = None
+    max_bad_steps: PositiveInt = 5
+
+
+class ComputeConfig(FrozenConfig):
+    """How the arithmetic is done; master weights, moments and sums over processes are float32 always.
+
+    `dtype`: of the blocks' arithmetic; "auto" takes bfloat16 where a short measurement finds it faster, and a resumed
+    run what it began with. `checkpointing` computes each block's inner states anew in the backward pass instead of
+    keeping them. `compile` translates the blocks with torch.compile. `peak_tflops`: what MFU is a fraction of, per
+    process; None measures a large matrix product at the start.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    compile: bool = False
+    peak_tflops: PositiveFloat | None = None
 
 
 class EvaluationConfig(FrozenConfig):
@@ -111,6 +140,7 @@ class CheckpointConfig(FrozenConfig):
 
 class TrainConfig(FrozenConfig):
     """One run. `out` gets checkpoints, metrics.jsonl and the finished model; a checkpoint found there is resumed.
+    `tensorboard` writes the same figures as event files to `out/tensorboard`.
 
     `stop_at` and `max_seconds` end this process early (with a checkpoint) and leave the schedule over `steps` alone.
     `init` starts from a finished decoder. A model without cross attention trains as a plain GPT, without `retrieval`, on
@@ -125,12 +155,14 @@ class TrainConfig(FrozenConfig):
     threads: PositiveInt | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: PositiveInt = 1
+    tensorboard: bool = False
     init: InitialConfig | None = None
     model: RetroConfig
     corpus: CorpusConfig
     batch: BatchConfig = BatchConfig()
     retrieval: RetrievalConfig | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
+    compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 

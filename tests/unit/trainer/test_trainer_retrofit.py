@@ -17,7 +17,7 @@ from openbook_model import RetroConfig, RetroModel, initialise, load, save, weig
 from openbook_model.convert.huggingface import retro_parts
 from openbook_trainer import app
 from openbook_trainer.config import TrainConfig
-from openbook_trainer.optimiser import make_optimiser
+from openbook_trainer.optimiser import make_optimisers
 from openbook_trainer.retrofit import rate_scale, starting_model
 
 DECODER = {
@@ -147,15 +147,16 @@ def test_groups_have_their_own_rate_and_decay(tmp_path: Path) -> None:
     config = TrainConfig.parse(values(tmp_path, 1e-4))
     model, _ = starting_model(config, byte_tokenizer())
     new, names = retro_parts(model), {id(value): name for name, value in model.named_parameters()}
-    groups = make_optimiser(model, config.optimiser, rate_scale(config, model)).param_groups
-    for group in groups:
+    (optimiser,) = make_optimisers(model, config.optimiser, rate_scale(config, model))
+    for group in optimiser.param_groups:
         for parameter in group["params"]:
             name = names.pop(id(parameter))
             assert group["rate_scale"] == (1.0 if name in new else pytest.approx(0.01))
             assert group["weight_decay"] == (0.1 if parameter.dim() > 1 else 0.0)
     assert not names
     frozen, _ = starting_model(TrainConfig.parse(values(tmp_path)), byte_tokenizer())
-    trained = [p for group in make_optimiser(frozen, config.optimiser).param_groups for p in group["params"]]
+    (optimiser,) = make_optimisers(frozen, config.optimiser)
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
     assert {id(p) for p in trained} == {id(p) for name, p in frozen.named_parameters() if name in new}
 
 

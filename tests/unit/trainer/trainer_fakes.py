@@ -67,6 +67,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
         "batch": {"sequences": 4, "micro": 2, "chunks": 4},
         "retrieval": {"address": "127.0.0.1:1", "database": "book"},
         "optimiser": {"learning_rate": 0.01, "warmup_steps": 1},
+        "compute": {"dtype": "float32", "peak_tflops": 1.0},
         "evaluation": {"sequences": 4},
     }
     for key, value in changes.items():
