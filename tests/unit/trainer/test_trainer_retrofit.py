@@ -12,6 +12,7 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from trainer_fakes import FakeRetriever, M, byte_tokenizer, settings, write_corpus
 
+from openbook_core.config import render_config
 from openbook_core.errors import ConfigError, InputError, MismatchError, NotFoundError, OpenbookError
 from openbook_model import RetroConfig, RetroModel, initialise, load, save, weights_hash
 from openbook_model.convert.huggingface import retro_parts
@@ -175,6 +176,7 @@ def test_what_is_left_out_is_as_the_base_was_converted(tmp_path: Path) -> None:
         found = TrainConfig.parse(values(tmp_path, model=given))
         assert found.model == RetroConfig.parse({**converted, **expected})
         assert found.corpus.tokenizer == str(tmp_path / "base")
+    assert "model.hidden_size: 16  # derived" in render_config(found, {})
     longer = TrainConfig.parse(values(tmp_path, model={"chunk_length": 16})).model
     assert (longer.chunk_length, longer.neighbor_length) == (16, 32)
     write_base(tmp_path, "plain", max_positions=128, num_layers=7)
