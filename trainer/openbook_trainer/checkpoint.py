@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -40,6 +40,8 @@ _FREE_RETRIEVAL = ("cache", "folder", "address", "snapshot", "prefetch", "deadli
 _FREE_BATCH = ("micro",)
 _FREE_OPTIMISER = ("max_bad_steps",)
 _FREE_COMPUTE = ("checkpointing", "peak_tflops")
+# A frozen base stays in its own folder: the settings hold its hash. Reading still stops at a tensor that is missing.
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 logger = logging.getLogger(__name__)
 
 
@@ -97,7 +99,7 @@ def save(folder: Path, model: RetroModel, optimisers: Optimisers, state: RunStat
                 shutil.rmtree(replaced)
         draft.mkdir()
     _barrier(world)
-    weights, moments = get_state_dict(model, optimisers)
+    weights, moments = get_state_dict(model, optimisers, options=_TRAINED)
     save_tensors({"model": weights, "optimiser": moments}, checkpoint_id=draft)
     if world.first:
         files = {file.name: _digest(file) for file in sorted(draft.iterdir())}
@@ -143,9 +145,9 @@ def newest(folder: Path) -> tuple[Path, RunState] | None:
 
 def restore(path: Path, model: RetroModel, optimisers: Optimisers) -> None:
     """Load weights and moments in place, whatever number of processes wrote them."""
-    weights, moments = get_state_dict(model, optimisers)
+    weights, moments = get_state_dict(model, optimisers, options=_TRAINED)
     load_tensors({"model": weights, "optimiser": moments}, checkpoint_id=path)
-    set_state_dict(model, optimisers, model_state_dict=weights, optim_state_dict=moments)
+    set_state_dict(model, optimisers, model_state_dict=weights, optim_state_dict=moments, options=_TRAINED)
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:

@@ -94,7 +94,8 @@ def load_config(
             node[leaf] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {value!r} is not a YAML value: {error}", field=key) from None
-        origin[key] = "--set"
+        origin = {name: place for name, place in origin.items() if not name.startswith(f"{key}.")}
+        origin |= dict.fromkeys(_dotted({key: node[leaf]}), "--set")
     return kind.parse(data, source=str(path) if path else "configuration"), origin
 
 

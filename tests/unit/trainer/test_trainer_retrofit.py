@@ -12,12 +12,13 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from trainer_fakes import FakeRetriever, M, byte_tokenizer, settings, write_corpus
 
+from openbook_core.config import render_config
 from openbook_core.errors import ConfigError, InputError, MismatchError, NotFoundError, OpenbookError
 from openbook_model import RetroConfig, RetroModel, initialise, load, save, weights_hash
 from openbook_model.convert.huggingface import retro_parts
 from openbook_trainer import app
 from openbook_trainer.config import TrainConfig
-from openbook_trainer.optimiser import make_optimiser
+from openbook_trainer.optimiser import make_optimisers
 from openbook_trainer.retrofit import rate_scale, starting_model
 
 DECODER = {
@@ -121,6 +122,7 @@ def test_a_frozen_base_stays_as_it_is_and_off_with_it(
     ending = ".exp_avg"
     moments = {name.removeprefix("optimiser.state.").removesuffix(ending) for name in stored if name.endswith(ending)}
     assert moments == new
+    assert {name.removeprefix("model.") for name in stored if name.startswith("model.")} == new
     run(tmp_path, "halves", model=model, stop_at=2)
     assert run(tmp_path, "halves", model=model)["weights_hash"] == straight["weights_hash"]
 
@@ -146,15 +148,16 @@ def test_groups_have_their_own_rate_and_decay(tmp_path: Path) -> None:
     config = TrainConfig.parse(values(tmp_path, 1e-4))
     model, _ = starting_model(config, byte_tokenizer())
     new, names = retro_parts(model), {id(value): name for name, value in model.named_parameters()}
-    groups = make_optimiser(model, config.optimiser, rate_scale(config, model)).param_groups
-    for group in groups:
+    (optimiser,) = make_optimisers(model, config.optimiser, rate_scale(config, model))
+    for group in optimiser.param_groups:
         for parameter in group["params"]:
             name = names.pop(id(parameter))
             assert group["rate_scale"] == (1.0 if name in new else pytest.approx(0.01))
             assert group["weight_decay"] == (0.1 if parameter.dim() > 1 else 0.0)
     assert not names
     frozen, _ = starting_model(TrainConfig.parse(values(tmp_path)), byte_tokenizer())
-    trained = [p for group in make_optimiser(frozen, config.optimiser).param_groups for p in group["params"]]
+    (optimiser,) = make_optimisers(frozen, config.optimiser)
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
     assert {id(p) for p in trained} == {id(p) for name, p in frozen.named_parameters() if name in new}
 
 
@@ -173,6 +176,7 @@ def test_what_is_left_out_is_as_the_base_was_converted(tmp_path: Path) -> None:
         found = TrainConfig.parse(values(tmp_path, model=given))
         assert found.model == RetroConfig.parse({**converted, **expected})
         assert found.corpus.tokenizer == str(tmp_path / "base")
+    assert "model.hidden_size: 16  # derived" in render_config(found, {})
     longer = TrainConfig.parse(values(tmp_path, model={"chunk_length": 16})).model
     assert (longer.chunk_length, longer.neighbor_length) == (16, 32)
     write_base(tmp_path, "plain", max_positions=128, num_layers=7)
