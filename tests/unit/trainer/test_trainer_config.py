@@ -56,6 +56,9 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"optimiser": {"warmup_steps": 4}}, "warmup_steps: 4 leave nothing"),
         ({"retrieval": {"on_failure": "ignore"}}, "on_failure"),
         ({"steps": 0}, "steps"),
+        ({"model": {"hidden_size": 18, "num_heads": 4}}, "hidden_size: 18 is not a multiple of num_heads 4"),
+        ({"model": {"cross_attention_layers": [3]}}, "cross_attention_layers: 3 is beyond the last of 2"),
+        ({"model": {"chunk_length": 65, "neighbor_length": 130}}, "chunk_length: 65 is longer than max_positions 64"),
     ],
 )
 def test_impossible_combinations(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -20,7 +20,7 @@ from openbook_core.errors import (
     OpenbookError,
     UnavailableError,
 )
-from openbook_trainer import app, checkpoint
+from openbook_trainer import app, checkpoint, saver
 from openbook_trainer.config import TrainConfig
 
 
@@ -86,13 +86,13 @@ def test_killed_while_saving_leaves_the_older_one(
 ) -> None:
     write_corpus(tmp_path)
     run(tmp_path, stop_at=1)
-    real = checkpoint.save_tensors
+    real = saver.async_save
 
     def killed(*args: Any, **options: Any) -> None:
         real(*args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_tensors", killed)
+    monkeypatch.setattr(saver, "async_save", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop_at=2)
     folder = tmp_path / "run" / "checkpoints"
