@@ -112,7 +112,7 @@ Found = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 def neighbours_of(rows: list[dict[str, str]], only: Callable[[str], bool], k: int = 2) -> list[Found]:
     """Tokens [k, 2M] and lengths [k] for each whole chunk of each row, from the book's documents that `only` lets in."""
-    found = []
+    found: list[Found] = []
     for row in rows:
         banned = frozenset(name for name in BOOK.documents if name == row["id"] or not only(name))
         found.append([])
@@ -200,7 +200,8 @@ def check_overlap(rows: list[dict[str, Any]], nats: dict[str, list[list[float]]]
         bits = {"off": 0.0, "on": 0.0}
         chunks = count = 0
         for number, document in enumerate(ROWS):
-            text, before = document["text"], []
+            text: str = document["text"]
+            before: list[str] = []
             for start in range(0, len(text), M):
                 chunk = text[start : start + M]
                 places = BOOK.search(chunk, 10, frozenset([document["id"]])) if chunk.strip() else []
