@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+
+from openbook_model import RetroConfig, RetroModel, initialise, load, save
+from openbook_trainer import app
+from openbook_trainer.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
 from trainer_fakes import serve_retriever, settings, write_corpus
@@ -94,6 +99,25 @@ def test_one_process_goes_on_from_the_checkpoint_of_two(tmp_path: Path, retrieve
         straight, parts = (figures(tmp_path, out, name) for out in ("straight", "parts"))
         np.testing.assert_allclose(straight[-1], parts[-1], rtol=1e-4)
     np.testing.assert_allclose(*(figures(tmp_path, out, "loss") for out in ("straight", "parts")), rtol=1e-4)
+
+
+def test_a_frozen_base_is_sharded_and_resumed_as_one_process_does(tmp_path: Path, retriever: str) -> None:
+    write_corpus(tmp_path)
+    base = RetroModel(RetroConfig.parse({**settings(tmp_path)["model"], "cross_attention_layers": []}))
+    initialise(base, 8)
+    save(base, tmp_path / "base", tmp_path / "tokenizer")
+    changes: dict[str, Any] = {"model": {"gate": "learned"}, "init": {"from": str(tmp_path / "base")}}
+    done = train(tmp_path, 2, retriever, "parts", stop_at=2, **changes)
+    assert done.returncode == 0, done.stderr
+    for out in ("straight", "parts"):
+        here = settings(tmp_path, out=str(tmp_path / out), retrieval={"address": retriever}, **changes)
+        app.train(TrainConfig.parse(here))
+    for name in ("loss", "gradient_norm"):
+        straight, parts = (figures(tmp_path, out, name) for out in ("straight", "parts"))
+        np.testing.assert_allclose(straight, parts, rtol=1e-4)
+    trained = dict(load(tmp_path / "parts" / "model").named_parameters())
+    assert all(torch.equal(value, trained[name]) for name, value in base.named_parameters())
+    assert all(bool((value != 0).all()) for name, value in trained.items() if name.endswith(".gate"))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -20,7 +20,7 @@ from openbook_core.config import load_config, render_config
 from openbook_core.errors import ArgumentError, ConfigError, OpenbookError
 from openbook_core.telemetry import setup_logging
 from openbook_core.tokenizer import Tokenizer
-from openbook_model import RetroModel, initialise, weights_hash
+from openbook_model import RetroModel, weights_hash
 from openbook_model import save as save_model
 from openbook_trainer import checkpoint
 from openbook_trainer.cached import CachedSource, snapshot_of
@@ -30,8 +30,9 @@ from openbook_trainer.distributed import World, process_group, shard
 from openbook_trainer.evaluation import Evaluator
 from openbook_trainer.loop import Loop
 from openbook_trainer.metrics import Metrics
-from openbook_trainer.neighbours import LiveSource, pin_snapshot
+from openbook_trainer.neighbours import LiveSource, NoSource, pin_snapshot
 from openbook_trainer.optimiser import make_optimiser
+from openbook_trainer.retrofit import rate_scale, starting_model
 
 _FIRST_ENDS_WITHIN_S = 60.0
 
@@ -109,21 +110,22 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
     snapshot = world.from_first(lambda: _pin(config, tokenizer))
     corpus, held_out = world.together(lambda: read_corpus(config.corpus, tokenizer, m))
     source = world.together(lambda: _source(config, snapshot, corpus, held_out))
-    digests = f"{corpus.digest()} {held_out.digest()}", source.digest if isinstance(source, CachedSource) else ""
+    model, base_hash = world.together(lambda: starting_model(config, tokenizer))
+    cache_digest = source.digest if isinstance(source, CachedSource) else ""
+    digests = f"{corpus.digest()} {held_out.digest()}", cache_digest, base_hash
     try:
         resumed_from, state = world.together(lambda: _start(config, *digests, snapshot))
         if isinstance(source, LiveSource):
             live = source
             world.together(lambda: live.check_exclusions(corpus.document_ids))
         batch, evaluation = config.batch, config.evaluation
-        order = SequenceOrder(corpus, batch, config.seed)
-        held_out_order = SequenceOrder(held_out, batch, config.seed)
+        asks = config.retrieval is not None
+        order = SequenceOrder(corpus, batch, config.seed, asks=asks)
+        held_out_order = SequenceOrder(held_out, batch, config.seed, asks=asks, part="the held-out part of the corpus")
         evaluator = world.together(lambda: Evaluator(held_out_order, source, evaluation.sequences, batch.micro))
-        model = RetroModel(config.model)
-        initialise(model, config.seed)
         model = model.to(world.device).train()
         shard(model, world)
-        optimiser = make_optimiser(model, config.optimiser)
+        optimiser = make_optimiser(model, config.optimiser, rate_scale(config, model))
         if resumed_from:
             checkpoint.restore(resumed_from, model, optimiser)
         metrics = Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step)
@@ -165,8 +167,10 @@ def _tokenizer(config: TrainConfig, world: World) -> Tokenizer:
 
 
 def _pin(config: TrainConfig, tokenizer: Tokenizer) -> str:
-    """The snapshot that the run uses, all through."""
-    wanted, m = _wanted_snapshot(config), config.model.chunk_length
+    """The snapshot that the run uses, all through; "" without retrieval."""
+    if config.retrieval is None:
+        return ""
+    wanted, m = _wanted_snapshot(config, config.retrieval.snapshot), config.model.chunk_length
     if config.retrieval.folder is not None:
         return snapshot_of(config.retrieval.folder, wanted, tokenizer, m)
     return pin_snapshot(config.retrieval, wanted, tokenizer, m)
@@ -174,7 +178,9 @@ def _pin(config: TrainConfig, tokenizer: Tokenizer) -> str:
 
 def _source(
     config: TrainConfig, snapshot: str, corpus: ChunkedCorpus, held_out: ChunkedCorpus
-) -> LiveSource | CachedSource:
+) -> LiveSource | CachedSource | NoSource:
+    if config.retrieval is None:
+        return NoSource()
     settings, k = config.retrieval, config.model.num_neighbors
     if settings.cache is not None and settings.folder is not None:
         exclude = settings.exclude_own_document
@@ -183,10 +189,10 @@ def _source(
 
 
 def _start(
-    config: TrainConfig, corpus_digest: str, cache_digest: str, snapshot: str
+    config: TrainConfig, corpus_digest: str, cache_digest: str, base_hash: str, snapshot: str
 ) -> tuple[Path | None, checkpoint.RunState]:
     """The checkpoint to go on from, or None, and the state there. Raises ConfigError where it has other settings."""
-    settings = checkpoint.settings_of(config, corpus_digest, cache_digest)
+    settings = checkpoint.settings_of(config, corpus_digest, cache_digest, base_hash)
     found = checkpoint.newest(config.out / "checkpoints")
     if found is None:
         return None, checkpoint.RunState(0, settings, snapshot)
@@ -195,10 +201,9 @@ def _start(
     return path, state
 
 
-def _wanted_snapshot(config: TrainConfig) -> str:
+def _wanted_snapshot(config: TrainConfig, asked: str) -> str:
     """The snapshot of the run that is resumed, else the configured one ("" = live)."""
     found = checkpoint.newest(config.out / "checkpoints")
-    asked = config.retrieval.snapshot
     if found is None:
         return asked
     path, state = found

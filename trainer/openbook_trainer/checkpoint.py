@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -38,6 +38,8 @@ _NAME = re.compile(r"step-(\d{8})|\.step-(\d{8})\.aside")
 _FREE = ("out", "stop_at", "max_seconds", "threads", "device", "log_every", "evaluation", "checkpoint")
 _FREE_RETRIEVAL = ("cache", "folder", "address", "snapshot", "prefetch", "deadline_s", "retry_budget", "on_failure")
 _FREE_BATCH = ("micro",)
+# A frozen base stays in its own folder: the settings hold its hash. Reading still stops at a tensor that is missing.
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 logger = logging.getLogger(__name__)
 
 
@@ -50,15 +52,18 @@ class RunState:
     snapshot: str
 
 
-def settings_of(config: TrainConfig, corpus_digest: str, cache_digest: str = "") -> dict[str, Any]:
-    """The settings that decide what the run computes, with digests in place of the names of corpus and cache."""
+def settings_of(config: TrainConfig, corpus_digest: str, cache_digest: str = "", base_hash: str = "") -> dict[str, Any]:
+    """The settings that decide what the run computes, with digests in place of the names of corpus, cache and base."""
     record = config.model_dump(mode="json", exclude=set(_FREE))
     for group, free in (("retrieval", _FREE_RETRIEVAL), ("batch", _FREE_BATCH), ("corpus", ("sources", "tokenizer"))):
         for name in free:
-            record[group].pop(name)
+            if record[group]:
+                record[group].pop(name)
     record["corpus"]["digest"] = corpus_digest
     if cache_digest:
         record["retrieval"]["cache"] = cache_digest
+    if base_hash:
+        record["init"]["from"] = base_hash
     return record
 
 
@@ -88,7 +93,7 @@ def save(
                 shutil.rmtree(replaced)
         draft.mkdir()
     _barrier(world)
-    weights, moments = get_state_dict(model, optimiser)
+    weights, moments = get_state_dict(model, optimiser, options=_TRAINED)
     save_tensors({"model": weights, "optimiser": moments}, checkpoint_id=draft)
     if world.first:
         files = {file.name: _digest(file) for file in sorted(draft.iterdir())}
@@ -134,9 +139,9 @@ def newest(folder: Path) -> tuple[Path, RunState] | None:
 
 def restore(path: Path, model: RetroModel, optimiser: torch.optim.Optimizer) -> None:
     """Load weights and moments in place, whatever number of processes wrote them."""
-    weights, moments = get_state_dict(model, optimiser)
+    weights, moments = get_state_dict(model, optimiser, options=_TRAINED)
     load_tensors({"model": weights, "optimiser": moments}, checkpoint_id=path)
-    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=moments)
+    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=moments, options=_TRAINED)
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:

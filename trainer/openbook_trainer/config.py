@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -13,6 +13,7 @@ from openbook_core.config import FrozenConfig, load_config
 from openbook_core.weights import DEFAULT_MODEL
 from openbook_database.reader import FieldNames, Source
 from openbook_model.config import RetroConfig
+from openbook_trainer.initial import InitialConfig, with_base
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -112,6 +113,8 @@ class TrainConfig(FrozenConfig):
     """One run. `out` gets checkpoints, metrics.jsonl and the finished model; a checkpoint found there is resumed.
 
     `stop_at` and `max_seconds` end this process early (with a checkpoint) and leave the schedule over `steps` alone.
+    `init` starts from a finished decoder. A model without cross attention trains as a plain GPT, without `retrieval`, on
+    the same sequences in the same order: the twin to compare a RETRO with.
     """
 
     out: Path
@@ -122,13 +125,19 @@ class TrainConfig(FrozenConfig):
     threads: PositiveInt | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: PositiveInt = 1
+    init: InitialConfig | None = None
     model: RetroConfig
     corpus: CorpusConfig
     batch: BatchConfig = BatchConfig()
-    retrieval: RetrievalConfig
+    retrieval: RetrievalConfig | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_from_base(cls, data: Any) -> Any:
+        return with_base(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -138,8 +147,21 @@ class TrainConfig(FrozenConfig):
                 f"batch.chunks: {self.batch.chunks} chunks are {length} tokens; "
                 f"the model has {self.model.max_positions} positions"
             )
-        if not self.model.cross_attention_layers:
-            raise ValueError("model.cross_attention_layers: none, so neighbours could not be used; name a layer")
+        layers = self.model.cross_attention_layers
+        if self.retrieval and not layers:
+            raise ValueError(
+                "model.cross_attention_layers: none, so neighbours could not be used; name a layer, or set retrieval=null"
+            )
+        if layers and not self.retrieval:
+            raise ValueError(
+                f"retrieval: layers {layers} read neighbours; say where they come from, or set "
+                "model.cross_attention_layers=[] to train without retrieval"
+            )
+        if self.init and self.init.base_learning_rate is None and not layers:
+            raise ValueError(
+                "init.base_learning_rate: the base is frozen and nothing is added to it, so nothing would be trained; "
+                "give a rate, or name a layer in model.cross_attention_layers"
+            )
         if self.model.gate == 0.0:
             raise ValueError('model.gate: 0 switches retrieval off for good; use "learned" or another constant')
         if self.model.neighbor_length != 2 * self.model.chunk_length:

@@ -120,9 +120,8 @@ def process_group(device: str) -> Iterator[World]:
 def shard(model: RetroModel, world: World) -> None:
     """Shard each block's parameters over all processes, and the rest as one group."""
     mesh = init_device_mesh(world.device.type, (world.size,))
-    assert model.encoder is not None
     # True of attention outputs that are reshaped last; nothing changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    for block in (*model.encoder.blocks, *model.blocks):
+    for block in (*(model.encoder.blocks if model.encoder else ()), *model.blocks):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -67,7 +67,7 @@ class Loop:
         stopped_by = "steps" if end == config.steps else "stop_at"
         start, step = time.perf_counter(), self.state.step
         held_out = None
-        batches = Prefetch(self._batches(step, end), config.retrieval.prefetch)
+        batches = Prefetch(self._batches(step, end), config.retrieval.prefetch if config.retrieval else 2)
         try:
             ready = iter(batches)
             while (micro_batches := self.world.together(lambda: next(ready, None))) is not None:
@@ -103,7 +103,7 @@ class Loop:
         begin = time.perf_counter()
         rate = learning_rate(self.config.optimiser, step, self.config.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_scale"]
         self.optimiser.zero_grad(set_to_none=True)
         labels = sum(int((batch.labels_BT != IGNORED).sum()) for batch, _ in micro_batches)
         tokens = int(self.world.total(labels))

@@ -56,6 +56,18 @@ class NeighborSource(Protocol):
         """Give connections back."""
 
 
+class NoSource:
+    """The neighbours of a model that reads none."""
+
+    def fetch(self, batch: Batch) -> Neighbors:
+        """Of every chunk 0 neighbours."""
+        shape = (len(batch.queries), len(batch.queries[0]), 0)
+        return Neighbors(np.zeros((*shape, 1), np.int64), np.zeros(shape, np.int64))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
 class RetrieverApi(Protocol):
     """What the live source needs of `openbook_core.clients.RetrieverClient`."""
 

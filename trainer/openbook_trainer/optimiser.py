@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -19,14 +20,22 @@ def learning_rate(config: OptimiserConfig, step: int, steps: int) -> float:
     return config.learning_rate * (config.final_fraction + (1 - config.final_fraction) * cosine)
 
 
-def make_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """Weight decay on matrices only: norms, biases and gates are left alone."""
-    parameters = list(model.parameters())
+def make_optimiser(
+    model: nn.Module, config: OptimiserConfig, rate_scale: Mapping[str, float] | None = None
+) -> torch.optim.AdamW:
+    """Of the parameters that are trained. Weight decay on matrices only: norms, biases and gates are left alone.
+
+    `rate_scale`: by name, what a parameter's rate is multiplied by, all through the schedule; its group says so.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = config.weight_decay if parameter.dim() >= 2 else 0.0
+            groups.setdefault(((rate_scale or {}).get(name, 1.0), decay), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+            {"params": parameters, "weight_decay": decay, "rate_scale": scale, "lr": config.learning_rate * scale}
+            for (scale, decay), parameters in groups.items()
         ],
-        lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
     )

@@ -70,7 +70,7 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
         "evaluation": {"sequences": 4},
     }
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return values
 
 
