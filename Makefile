@@ -44,6 +44,9 @@ bench: setup ## the benchmarks, quick (BENCH_ARGS= for the full run)
 	$(ENV) $(BIN)/python benchmarks/first_path.py $(BENCH_ARGS)
 	$(ENV) $(BIN)/python benchmarks/embedder.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/infinity/.installed),,--peers none)
 	$(ENV) $(BIN)/python benchmarks/database.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/retro-pytorch/.installed),,--peers none)
+.PHONY: results-language
+results-language: setup ## a tiny RETRO against GPTs on held-out text, with the gate (an hour; OPENBOOK_DATA: openstax/ and wikipedia/)
+	$(ENV) $(BIN)/python benchmarks/language.py --json docs/results/language.json --plot docs/results/language.png
 bench-peers: $(PEERS)/sentence-transformers/.installed $(PEERS)/infinity/.installed $(PEERS)/retro-pytorch/.installed ## whom embedder and builds are measured against (4 GB, outside the repository)
 $(PEERS)/%/.installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv --clear $(@D)
