@@ -9,6 +9,7 @@ import torch
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import Neighbors, RetroModel
 from openbook_trainer.eval.tasks.decoding import Decoder
+from openbook_trainer.finder import FindNeighbors
 from openbook_trainer.recall.batches import neighbor_rows
 from openbook_trainer.recall.source import Question
 
@@ -20,23 +21,32 @@ def answer(
     model: RetroModel,
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
-    passages: Sequence[Sequence[Sequence[int]]] | None,
+    find: FindNeighbors | None,
     max_tokens: int,
 ) -> list[str]:
-    """The greedy answer to each prompt, of at most `max_tokens` tokens, with its passages as the neighbours that its
-    last token finds; None: without retrieval. Blanks at the ends of an answer do not count."""
-    answers: list[str] = []
+    """The greedy answer to each prompt, of at most `max_tokens` tokens; its last token asks `find` for neighbours (None:
+    without retrieval). Blanks at the ends of an answer do not count."""
     longest = max(len(prompt) for prompt in prompts) + max_tokens
-    for start in range(0, len(prompts), BATCH):
-        asked = list(prompts[start : start + BATCH])
-        find = None
-        if passages is not None:
-            ids_LKR, lengths_LK = neighbor_rows(passages[start : start + BATCH])
-            found = Neighbors(ids_LKR, lengths_LK)
-            find = lambda texts, found=found: found  # noqa: E731 - every prompt asks once, all in the first call
-        decoder = Decoder(model, tokenizer, batch=len(asked), max_context=longest, find=find)
-        answers += decoder.answers(asked, max_tokens)
-    return answers
+    decoder = Decoder(model, tokenizer, batch=min(BATCH, len(prompts)), max_context=longest, find=find)
+    starts = range(0, len(prompts), BATCH)
+    return [each for start in starts for each in decoder.answers(prompts[start : start + BATCH], max_tokens)]
+
+
+class Given:
+    """A FindNeighbors that has the passages of the prompts in the order in which they ask."""
+
+    def __init__(self, passages: Sequence[Sequence[Sequence[int]]]) -> None:
+        self._passages = passages
+        self._asked = 0
+
+    def __call__(self, texts: Sequence[str]) -> Neighbors:
+        start, self._asked = self._asked, self._asked + len(texts)
+        return Neighbors(*neighbor_rows(self._passages[start : self._asked]))
+
+
+def share(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> float:
+    """How many of the answers are exactly one of the texts wanted."""
+    return sum(each in right for each, right in zip(given, wanted, strict=True)) / len(given)
 
 
 def grade(
@@ -52,10 +62,7 @@ def grade(
     prompts = [first.prompt for first in firsts]
 
     def ask(passages: Sequence[Sequence[list[int]]] | None) -> list[str]:
-        return answer(model, tokenizer, prompts, passages, max_tokens)
-
-    def share(given: Sequence[str], wanted: Sequence[Sequence[str]]) -> float:
-        return sum(each in right for each, right in zip(given, wanted, strict=True)) / len(given)
+        return answer(model, tokenizer, prompts, None if passages is None else Given(passages), max_tokens)
 
     def text(ids: Sequence[int]) -> str:
         return tokenizer.decode(ids).strip()

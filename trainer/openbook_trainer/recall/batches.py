@@ -40,12 +40,12 @@ def to_batch(questions: Sequence[Question], end: int, chunk_length: int) -> Reca
             "the neighbours of the prompt alone. Shorten them, or raise model.chunk_length",
             field="model.chunk_length",
         )
-    ids_BT = torch.zeros(len(questions), longest, dtype=torch.int64)
-    labels_BT = torch.full((len(questions), longest), IGNORED)
-    for row, each in enumerate(questions):
-        tokens, start = [*each.prompt, *each.answer], len(each.prompt) - 1
-        ids_BT[row, : len(tokens)] = torch.tensor(tokens)
-        labels_BT[row, start : len(tokens)] = torch.tensor([*each.answer, end])
+    ids, labels = [], []
+    for each in questions:
+        padding = longest - len(each.prompt) - len(each.answer)
+        ids.append([*each.prompt, *each.answer, *[0] * padding])
+        labels.append([*[IGNORED] * (len(each.prompt) - 1), *each.answer, end, *[IGNORED] * padding])
+    ids_BT, labels_BT = torch.tensor(ids), torch.tensor(labels)
     ids_BKR, lengths_BK = neighbor_rows([each.passages for each in questions])
     phases = tuple(len(each.prompt) for each in questions)
     return RecallBatch(ids_BT, labels_BT, phases, ids_BKR[:, None], lengths_BK[:, None])
@@ -55,10 +55,6 @@ def neighbor_rows(passages: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, 
     """Ids [B, K, R] and lengths [B, K] (0: a missing one), as short as the longest passage allows."""
     k = max(1, max(len(row) for row in passages))
     r = max(1, max((len(each) for row in passages for each in row), default=1))
-    ids_BKR = torch.zeros(len(passages), k, r, dtype=torch.int64)
-    lengths_BK = torch.zeros(len(passages), k, dtype=torch.int64)
-    for row, found in enumerate(passages):
-        for place, passage in enumerate(found):
-            ids_BKR[row, place, : len(passage)] = torch.tensor(passage)
-            lengths_BK[row, place] = len(passage)
-    return ids_BKR, lengths_BK
+    padded = [[[*passage, *[0] * (r - len(passage))] for passage in [*row, *[[]] * (k - len(row))]] for row in passages]
+    lengths = [[*map(len, row), *[0] * (k - len(row))] for row in passages]
+    return torch.tensor(padded), torch.tensor(lengths)

@@ -23,8 +23,24 @@ class Question:
     wrong: tuple[tuple[int, ...], ...] = ()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question, and for each book the texts that answer it there."""
+
+    question: str
+    answers: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Books:
+    """Two books to ask the same of: rows of JSON Lines files for `openbook db build`, and questions that both answer."""
+
+    documents: tuple[list[dict[str, str]], list[dict[str, str]]]
+    questions: list[Asked]
+
+
 class RecallSource(Protocol):
-    """Both methods are functions of the generator and the other arguments alone, so a run can be resumed."""
+    """The methods are functions of the generator and the other arguments alone, so a run can be resumed."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -43,3 +59,6 @@ class RecallSource(Protocol):
 
     def held_out(self, rng: Random, count: int, k: int, r: int) -> list[tuple[Question, Question]]:
         """Questions on what was never trained on: each from two books that answer the same prompt differently."""
+
+    def books(self, rng: Random, count: int) -> Books:
+        """Two books with `count` documents each, on what was never trained on, for the running retriever."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from random import Random
 from typing import Literal
 
@@ -18,7 +18,7 @@ from pydantic import Field, PositiveInt
 from openbook_core.config import FrozenConfig
 from openbook_core.fingerprint import canonical_json
 from openbook_core.tokenizer import Tokenizer
-from openbook_trainer.recall.source import Question
+from openbook_trainer.recall.source import Asked, Books, Question
 from openbook_trainer.recall.tokens import end_of, train_tokenizer
 
 NAMED = ("capital", "river", "founder", "currency", "language", "dish", "harbour", "patron", "festival")
@@ -45,7 +45,7 @@ class WorldsSettings(FrozenConfig):
     """`facts` is how many each entity has, from least to most."""
 
     kind: Literal["worlds"] = "worlds"
-    facts: tuple[PositiveInt, PositiveInt] = (2, 5)
+    facts: tuple[PositiveInt, PositiveInt] = (2, 4)
     vocab_size: PositiveInt = Field(default=1024, description="tokens of the tokenizer, at most")
     sample: PositiveInt = Field(default=4000, description="documents and questions that the tokenizer is trained on")
 
@@ -128,6 +128,7 @@ class Worlds:
 
     def __init__(self, settings: WorldsSettings, tokenizer: Tokenizer) -> None:
         self.settings, self.tokenizer, self.end = settings, tokenizer, end_of(tokenizer)
+        self._word = lru_cache(1 << 16)(lambda word: tuple(tokenizer.encode(word).tolist()))
 
     @classmethod
     def make(cls, settings: WorldsSettings, seed: int) -> Worlds:
@@ -140,9 +141,10 @@ class Worlds:
         return hashlib.sha256(canonical_json([words, self.tokenizer.fingerprint.digest]).encode()).hexdigest()
 
     def questions(self, rng: Random, count: int, k: int, r: int) -> list[Question]:
-        drawn = []
+        """The entities of a batch have equally many facts, so that its passages are about equally long."""
+        drawn, facts = [], rng.randint(*self.settings.facts)
         for _ in range(count):
-            entity = draw_entity(rng, training_word(rng, 3), self._attributes(rng), training_word)
+            entity = draw_entity(rng, training_word(rng, 3), rng.sample(ATTRIBUTES, facts), training_word)
             attribute = rng.choice(list(entity.facts))
             drawn.append(self.question(rng, entity, attribute, rng.choice(ASKED), k, r, training_word))
         return drawn
@@ -150,7 +152,8 @@ class Worlds:
     def held_out(self, rng: Random, count: int, k: int, r: int) -> list[tuple[Question, Question]]:
         pairs = []
         for _ in range(count):
-            name, attributes = test_word(rng, 3), self._attributes(rng)
+            name = test_word(rng, 3)
+            attributes = rng.sample(ATTRIBUTES, rng.randint(*self.settings.facts))
             attribute, wording = rng.choice(attributes), rng.choice(ASKED)
             one, other = two_books(rng, name, attributes)
             pairs.append(
@@ -160,6 +163,22 @@ class Worlds:
                 )
             )
         return pairs
+
+    def books(self, rng: Random, count: int) -> Books:
+        """Two worlds of `count` entities with the most facts that one has, two questions on each."""
+        names: dict[str, None] = {}
+        while len(names) < count:
+            names[test_word(rng, 3)] = None
+        pairs = [two_books(rng, name, rng.sample(ATTRIBUTES, self.settings.facts[1])) for name in names]
+        questions = [
+            Asked(
+                rng.choice(ASKED).format(attribute=attribute, name=one.name),
+                ((one.facts[attribute],), (other.facts[attribute],)),
+            )
+            for one, other in pairs
+            for attribute in rng.sample(list(one.facts), min(2, len(one.facts)))
+        ]
+        return Books(([one.document() for one, _ in pairs], [other.document() for _, other in pairs]), questions)
 
     def question(
         self, rng: Random, entity: Entity, attribute: str, wording: str, k: int, r: int, word: Word
@@ -196,11 +215,13 @@ class Worlds:
             wrong=tuple(wrong),
         )
 
-    def _attributes(self, rng: Random) -> list[str]:
-        return rng.sample(ATTRIBUTES, rng.randint(*self.settings.facts))
-
     def _ids(self, text: str) -> list[int]:
-        return [int(token) for token in self.tokenizer.encode(text)]
+        """The tokenizer's ids, word by word: none of its rules joins words, and most words come back in every batch."""
+        first, *rest = text.split(" ")
+        ids = list(self._word(first))
+        for word in rest:
+            ids += self._word(f" {word}")
+        return ids
 
     def _document(self, entity: Entity) -> tuple[list[int], list[tuple[int, int]]]:
         """The document's tokens, and where each of its sentences begins and ends."""
