@@ -10,9 +10,8 @@ import zstandard
 from openbook_database.testing import write_rows
 from openbook_trainer.factbook.source import EDITIONS, LAST
 
-COUNTRIES = (
-    "Andorra Canada Denmark Estonia Finland Guinea Togo Hungary Kenya Latvia Vietnam Niger Spain Peru"
-).split()
+_EUROPE = ("Andorra", "Denmark", "Estonia", "Finland", "Hungary", "Latvia", "Spain")
+COUNTRIES = (*_EUROPE, "Canada", "Guinea", "Kenya", "Niger", "Peru", "Togo", "Vietnam")
 SURNAMES = ("HARPER", "CARNEY", "KALLAS", "MARIN", "ORBAN", "SELLAL", "KAGAME")
 
 
@@ -28,7 +27,8 @@ def document(number: int, edition: int) -> dict[str, Any]:
         f"{country} - Capital: name: {country[:3]}ville; geographic coordinates: 45 25 N, 75 42 W",
         f"{country} - Executive branch: chief of state: {person(number, edition)} (since 3 May 2001); represented by "
         f"no one; head of government: {person(number + 1, edition)} (since 4 November 2015); cabinet: none; note: words "
-        + "and more words " * 20,
+        + "and more words "
+        * 20,
         "a line of another form",
     ]
     return {"id": f"factbook/{edition}/c{number}", "country": country, "text": "\n".join(lines)}

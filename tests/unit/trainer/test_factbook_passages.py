@@ -19,7 +19,9 @@ PARTS = st.lists(st.lists(WORDS, min_size=1, max_size=9).map(" ".join), min_size
 
 
 def test_a_line_is_its_country_field_and_parts() -> None:
-    text = "# Canada\n\n## Canada: Government\nCanada - Capital: name: Ottawa; note: cold ++ 45 25 N\nUtterly - Other: x"
+    text = (
+        "# Canada\n\n## Canada: Government\nCanada - Capital: name: Ottawa; note: cold ++ 45 25 N\nUtterly - Other: x"
+    )
     assert list(lines_of("Canada", text)) == [Line("Canada", "Capital", ("name: Ottawa", "note: cold", "45 25 N"))]
 
 

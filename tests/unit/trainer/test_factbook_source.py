@@ -7,13 +7,11 @@ from random import Random
 import pytest
 from factbook_support import COUNTRIES, write_factbook
 
-from openbook_core.tokenizer import Tokenizer
 from openbook_trainer.factbook.examples import Examples, person_of
 from openbook_trainer.factbook.names import Names, new_digits
 from openbook_trainer.factbook.passages import edition_lines
 from openbook_trainer.factbook.questions import asked, of_part, place_of
 from openbook_trainer.factbook.source import EDITIONS, Editions, Factbook, FactbookSettings
-from openbook_trainer.recall.source import Question
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "factbook"
 PEOPLE = ["Stephen HARPER", "KHALIFA bin Zayid Al-Nuhayyan", "ELIZABETH II", "Ralph E. GONSALVES"]

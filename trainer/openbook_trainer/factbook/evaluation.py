@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
-from openbook_core.clients import RetrieverClient
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel
 from openbook_trainer.eval.editions import judge
@@ -15,7 +14,9 @@ from openbook_trainer.eval.intervals import figure
 from openbook_trainer.factbook.oracle import OraclePassages
 from openbook_trainer.factbook.passages import counter
 from openbook_trainer.factbook.questions import Asked
-from openbook_trainer.recall.answers import answer
+from openbook_trainer.finder import FindNeighbors
+from openbook_trainer.recall.answers import Given, answer
+from openbook_trainer.recall.live import Recorded
 
 MAX_TOKENS = 32
 _SEED = "factbook oracle"
@@ -39,28 +40,15 @@ class Asker:
         random = Random(_SEED)
         return [self._encode(self._oracle.passages(random, row, k)[0]) for row in self.rows]
 
-    def found(self, client: RetrieverClient, database: str, snapshot: str, k: int) -> Passages:
-        """What the running retriever finds for each question in a snapshot; errors are the client's."""
-        result = client.search_text(database, [row.question for row in self.rows], k, snapshot=snapshot, tokens=True)
-        table = result.chunks
-        assert table.tokens is not None
-        assert table.lengths is not None
-        texts = [
-            [*table.tokens[row, :own].tolist(), *table.tokens[row, m : m + following].tolist()]
-            for row, (own, following) in enumerate(table.lengths.tolist())
-            for m in (table.chunk_length,)
-        ]
-        return [[texts[place] for place in places if place >= 0] for places in result.row_of.tolist()]
-
     def right_found(self, passages: Passages) -> list[float]:
         """For each question 1 where its right passage is among these, else 0."""
         wanted = [self._encode(self._oracle.passages(Random(_SEED), row, 1)[0])[0] for row in self.rows]
         return [float(each in some) for each, some in zip(wanted, passages, strict=True)]
 
-    def ask(self, passages: Passages | None) -> list[str]:
-        """The greedy answers. Nothing but the question is in the prompt."""
+    def ask(self, find: FindNeighbors | None) -> list[str]:
+        """The greedy answers. Nothing but the question is in the prompt; `find` gives what is read."""
         prompts = [self._tokenizer.encode(row.question).tolist() for row in self.rows]
-        return answer(self._model, self._tokenizer, prompts, passages, MAX_TOKENS)
+        return answer(self._model, self._tokenizer, prompts, find, MAX_TOKENS)
 
     def score(self, answers: Sequence[str], extra: dict[str, Sequence[float]] | None = None) -> dict[str, Any]:
         """By group of questions: `exact` matches, and of those whose answer is another one in the other edition, what
@@ -71,7 +59,9 @@ class Asker:
         changed = self._by_group(lambda place: self.rows[place].changed)
         report: dict[str, Any] = {}
         for group, places in by_group.items():
-            verdicts = [judge(answers[place], self.rows[place].aliases, self.rows[place].other) for place in changed[group]]
+            verdicts = [
+                judge(answers[place], self.rows[place].aliases, self.rows[place].other) for place in changed[group]
+            ]
             report[group] = {"questions": len(places), **figure("exact", [exact[place] for place in places])}
             for name, values in (extra or {}).items():
                 report[group] |= figure(name, [values[place] for place in places])
@@ -94,11 +84,18 @@ class Asker:
 
 def oracle_report(asker: Asker) -> dict[str, Any]:
     """With the right passage alone (copying), beside a wrong one (selection), without any, and with another question's."""
-    two = asker.given(2)
+    two, half = asker.given(2), len(asker.rows) // 2
     return {
         "parted": asker.parted,
-        "k1": asker.score(asker.ask(asker.given(1))),
-        "k2": asker.score(asker.ask(two)),
+        "k1": asker.score(asker.ask(Given(asker.given(1)))),
+        "k2": asker.score(asker.ask(Given(two))),
         "none": asker.score(asker.ask(None)),
-        "shuffled": asker.score(asker.ask([*two[1:], *two[:1]])),
+        "shuffled": asker.score(asker.ask(Given([*two[half:], *two[:half]]))),
     }
+
+
+def live_report(asker: Asker, find: FindNeighbors) -> dict[str, Any]:
+    """With what the running retriever finds; `right_found`: the right passage is among it."""
+    recorded = Recorded(find)
+    answers = asker.ask(recorded)
+    return asker.score(answers, {"right_found": asker.right_found(recorded.passages)})

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-_ONSETS = tuple("b ch d f g h j k kh l m n p qu r s sh st t th tr v w y z br dr gr kr ly ny zh b d g k l m n r s t".split())
+_CLUSTERS = ("ch", "kh", "qu", "sh", "st", "th", "tr", "br", "dr", "gr", "kr", "ly", "ny", "zh")
+_ONSETS = (*"bdfghjklmnprstvwyz", *"bdgklmnrst", *_CLUSTERS)
 _NUCLEI = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "ai", "au", "ei", "ou", "ia")
 _CODAS = ("", "", "", "", "n", "r", "l", "s", "m", "k", "t", "nd", "rk", "sh", "ng")
 _KEPT = re.compile(r"[a-z]|I+$|[A-Z]\.$")  # "bin", "of", "II", "H."

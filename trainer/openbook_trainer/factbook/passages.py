@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from openbook_core.tokenizer import Tokenizer
 from openbook_trainer.rows import read_rows, text_of
@@ -98,7 +97,7 @@ def edition_lines(file: Path) -> dict[str, tuple[Line, ...]]:
     }
 
 
-def passage_rows(lines: dict[str, tuple[Line, ...]], tokenizer: Tokenizer, limit: int) -> Iterator[dict[str, Any]]:
+def passage_rows(lines: dict[str, tuple[Line, ...]], tokenizer: Tokenizer, limit: int) -> Iterator[dict[str, str]]:
     """Rows with `id` and `text`, a passage each: the documents of a database."""
     count = counter(tokenizer)
     for document, some in lines.items():

@@ -114,6 +114,12 @@ def locate(lines: tuple[Line, ...], field: str, answer: str) -> tuple[Line, int]
     return None
 
 
+def asked_lines(lines: Mapping[str, tuple[Line, ...]]) -> dict[str, tuple[Line, ...]]:
+    """Of each document the lines that questions ask for."""
+    fields = set(FIELDS.values())
+    return {name: tuple(line for line in some if line.field in fields) for name, some in lines.items()}
+
+
 def place_of(answer: str, text: str) -> tuple[int, int] | None:
     """First and last + 1 character of the answer in the text, as a whole word or number."""
     before = r"(?<![\w.,-])" if answer[:1].isdigit() else r"(?<!\w)"

@@ -18,9 +18,10 @@ from openbook_core.fingerprint import canonical_json
 from openbook_core.tokenizer import Tokenizer
 from openbook_trainer.factbook.examples import Examples
 from openbook_trainer.factbook.oracle import OraclePassages
-from openbook_trainer.factbook.passages import Line, edition_lines, join
-from openbook_trainer.factbook.questions import Asked, asked, code_of
-from openbook_trainer.recall.source import Question
+from openbook_trainer.factbook.passages import Line, edition_lines, join, passage_rows
+from openbook_trainer.factbook.questions import Asked, asked, asked_lines, code_of
+from openbook_trainer.recall.source import Asked as AskedOfBooks
+from openbook_trainer.recall.source import Books, Question
 from openbook_trainer.recall.tokens import end_of, train_tokenizer
 
 LAST = "2026-02-19"
@@ -115,6 +116,26 @@ class Factbook:
             )
             pairs.append((first, second))
         return pairs
+
+    def books(self, rng: Random, count: int) -> Books:
+        """The first training edition and the last one, with the lines of all countries that are asked about; at most
+        `count` questions about people of the test countries."""
+        folder, edition = self.settings.path, EDITIONS[0]
+        sides = []
+        for side, name in (("old", edition), ("new", LAST)):
+            lines = edition_lines(folder / f"{name}.jsonl.zst")
+            rows = asked(folder / f"qa_{edition}_{LAST}.jsonl.zst", side, lines, "test")
+            documents = list(passage_rows(asked_lines(lines), self.tokenizer, self.settings.passage_tokens))
+            sides.append((documents, {row.id: row for row in rows if row.group == "people" and row.changed}))
+        (first, old), (second, new) = sides
+        names = sorted(old.keys() & new.keys())
+        return Books(
+            documents=(first, second),
+            questions=[
+                AskedOfBooks(old[name].question, ((old[name].answer,), (new[name].answer,)))
+                for name in rng.sample(names, min(count, len(names)))
+            ],
+        )
 
     def _question(
         self, question: str, answer: str, passages: Sequence[str], gold: int, wrong: Sequence[str]
