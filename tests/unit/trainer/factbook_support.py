@@ -15,8 +15,8 @@ COUNTRIES = (*_EUROPE, "Canada", "Guinea", "Kenya", "Niger", "Peru", "Togo", "Vi
 SURNAMES = ("HARPER", "CARNEY", "KALLAS", "MARIN", "ORBAN", "SELLAL", "KAGAME")
 
 
-def person(number: int, edition: int) -> str:
-    return f"President {COUNTRIES[(number + 3) % 14][:4]}el {SURNAMES[(number + edition) % 7]}"
+def person(number: int, edition: int, ending: str = "el") -> str:
+    return f"President {COUNTRIES[(number + 3) % 14][:4]}{ending} {SURNAMES[(number + edition) % 7]}"
 
 
 def document(number: int, edition: int) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def document(number: int, edition: int) -> dict[str, Any]:
         f"{country} - Population: {100 + number + edition},{300 + number} (July 2015 est.)",
         f"{country} - Capital: name: {country[:3]}ville; geographic coordinates: 45 25 N, 75 42 W",
         f"{country} - Executive branch: chief of state: {person(number, edition)} (since 3 May 2001); represented by "
-        f"no one; head of government: {person(number + 1, edition)} (since 4 November 2015); cabinet: none; note: words "
+        f"no one; head of government: {person(number, edition, 'in')} (since 4 November 2015); cabinet: none; note: words "
         + "and more words "
         * 20,
         "a line of another form",
@@ -40,7 +40,7 @@ def questions(edition: int) -> list[dict[str, Any]]:
     for number, country in enumerate(COUNTRIES):
         answers = {
             "chief of state": tuple(person(number, each) for each in (edition, 9)),
-            "head of government": tuple(person(number + 1, each) for each in (edition, 9)),
+            "head of government": tuple(person(number, each, "in") for each in (edition, 9)),
             "population": tuple(f"{100 + number + each},{300 + number}" for each in (edition, 9)),
             "capital": (f"{country[:3]}ville",) * 2,
         }
