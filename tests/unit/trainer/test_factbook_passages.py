@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openbook_database.testing import tiny_tokenizer
-from openbook_trainer.factbook.passages import Line, counter, cut, edition_lines, lines_of, passage_rows
-from openbook_trainer.factbook.questions import asked, locate, of_part, place_of
+from openbook_trainer.factbook.passages import Line, counter, cut, edition_lines, lines_of
+from openbook_trainer.factbook.questions import asked, database_rows, locate, of_part, place_of
 from openbook_trainer.parts import is_of_part
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "factbook"
@@ -85,9 +85,9 @@ def test_the_third_of_the_tests_is_that_of_the_other_tasks_and_validation_is_of_
     assert 15 < len(parts["validation"]) < 40
 
 
-def test_a_database_row_is_one_passage_in_one_chunk() -> None:
-    lines = {"d": (Line("Canada", "Capital", ("name: Ottawa", "note: cold " * 9)), Line("Canada", "Area", ("1 km",)))}
-    rows = list(passage_rows(lines, TOKENIZER, 40))
+def test_a_database_row_is_one_passage_in_one_chunk_of_a_line_that_is_asked_for() -> None:
+    capital, area = Line("Canada", "Capital", ("name: Ottawa", "note: cold " * 9)), Line("Canada", "Area", ("1 km",))
+    rows = list(database_rows({"d": (capital, area, Line("Canada", "Birth rate", ("10.28",)))}, TOKENIZER, 40))
     assert [row["id"] for row in rows] == [f"d/{number:04d}" for number in range(len(rows))]
     assert all(len(TOKENIZER.encode(row["text"])) <= 40 for row in rows)
-    assert rows[-1]["text"] == "Area of Canada: 1 km"
+    assert {row["text"].split(" of ")[0] for row in rows} == {"Capital", "Birth rate"}

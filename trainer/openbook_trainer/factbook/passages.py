@@ -95,14 +95,3 @@ def edition_lines(file: Path) -> dict[str, tuple[Line, ...]]:
         text_of(row, "id", place): tuple(lines_of(text_of(row, "country", place), text_of(row, "text", place)))
         for place, row in read_rows(file)
     }
-
-
-def passage_rows(lines: dict[str, tuple[Line, ...]], tokenizer: Tokenizer, limit: int) -> Iterator[dict[str, str]]:
-    """Rows with `id` and `text`, a passage each: the documents of a database."""
-    count = counter(tokenizer)
-    for document, some in lines.items():
-        number = 0
-        for line in some:
-            for text in cut(line, count, limit):
-                yield {"id": f"{document}/{number:04d}", "text": text}
-                number += 1

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from openbook_trainer.factbook.passages import Line
+from openbook_core.tokenizer import Tokenizer
+from openbook_trainer.factbook.passages import Line, counter, cut
 from openbook_trainer.parts import PEOPLE, is_of_part
 from openbook_trainer.rows import read_rows, text_of, texts_of
 
@@ -103,6 +104,14 @@ def code_of(question_id: str) -> str:
     return question_id.split("/")[0]
 
 
+def database_rows(lines: Mapping[str, tuple[Line, ...]], tokenizer: Tokenizer, limit: int) -> Iterator[dict[str, str]]:
+    """Rows with `id` and `text`, the documents of a database: a passage each, of the lines that questions ask for."""
+    count, fields = counter(tokenizer), set(FIELDS.values())
+    for document, some in lines.items():
+        texts = [text for line in some if line.field in fields for text in cut(line, count, limit)]
+        yield from ({"id": f"{document}/{number:04d}", "text": text} for number, text in enumerate(texts))
+
+
 def locate(lines: tuple[Line, ...], field: str, answer: str) -> tuple[Line, int] | None:
     """The line of a field and the first of its parts with the answer: for people, the part of that office."""
     start = f"{field}: " if field in PEOPLE else ""
@@ -112,12 +121,6 @@ def locate(lines: tuple[Line, ...], field: str, answer: str) -> tuple[Line, int]
                 if part.startswith(start) and place_of(answer, part) is not None:
                     return line, number
     return None
-
-
-def asked_lines(lines: Mapping[str, tuple[Line, ...]]) -> dict[str, tuple[Line, ...]]:
-    """Of each document the lines that questions ask for."""
-    fields = set(FIELDS.values())
-    return {name: tuple(line for line in some if line.field in fields) for name, some in lines.items()}
 
 
 def place_of(answer: str, text: str) -> tuple[int, int] | None:

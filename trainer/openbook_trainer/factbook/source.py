@@ -18,8 +18,8 @@ from openbook_core.fingerprint import canonical_json
 from openbook_core.tokenizer import Tokenizer
 from openbook_trainer.factbook.examples import Examples
 from openbook_trainer.factbook.oracle import OraclePassages
-from openbook_trainer.factbook.passages import Line, edition_lines, join, passage_rows
-from openbook_trainer.factbook.questions import Asked, asked, asked_lines, code_of
+from openbook_trainer.factbook.passages import Line, edition_lines, join
+from openbook_trainer.factbook.questions import Asked, asked, code_of, database_rows
 from openbook_trainer.recall.source import Asked as AskedOfBooks
 from openbook_trainer.recall.source import Books, Question
 from openbook_trainer.recall.tokens import end_of, train_tokenizer
@@ -125,7 +125,7 @@ class Factbook:
         for side, name in (("old", edition), ("new", LAST)):
             lines = edition_lines(folder / f"{name}.jsonl.zst")
             rows = asked(folder / f"qa_{edition}_{LAST}.jsonl.zst", side, lines, "test")
-            documents = list(passage_rows(asked_lines(lines), self.tokenizer, self.settings.passage_tokens))
+            documents = list(database_rows(lines, self.tokenizer, self.settings.passage_tokens))
             sides.append((documents, {row.id: row for row in rows if row.group == "people" and row.changed}))
         (first, old), (second, new) = sides
         names = sorted(old.keys() & new.keys())
