@@ -1,4 +1,4 @@
-"""`openbook eval perplexity|tasks`."""
+"""`openbook eval perplexity|tasks|recall`."""
 
 from __future__ import annotations
 
@@ -110,6 +110,29 @@ def tasks(
         config = config.model_copy(update={"retriever": retriever, "databases": databases})
         figures = evaluate(config, lambda stage, done, total: line(Update(stage, done, total, 0.0)))
     print("\n" + "\n".join(table_lines(figures)))
+    write_figures(figures, json_file)
+    if png is not None:
+        plot(figures, png)
+
+
+@app.command()
+def recall(
+    config: Annotated[Path, typer.Option(help="The YAML file of the finished training run (`task: recall`).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, over the file; repeatable.")] = None,
+    documents: Annotated[int, typer.Option(min=2, help="Documents of each book.")] = 250,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Where to draw the run's curve and these figures.")] = None,
+) -> None:
+    """Swap the book under a model trained with `task: recall`: exact answers from each, through the live retriever."""
+    from openbook_cli.figures import write_figures
+    from openbook_cli.recall_books import recall_books
+    from openbook_core.config import load_config
+    from openbook_trainer.recall.config import RecallConfig
+    from openbook_trainer.recall.report import figures_of, lines_of, plot
+
+    chosen, _ = load_config(RecallConfig, config, set_ or ())
+    figures = figures_of(chosen, recall_books(chosen, documents))
+    print("\n".join(lines_of(figures)))
     write_figures(figures, json_file)
     if png is not None:
         plot(figures, png)
