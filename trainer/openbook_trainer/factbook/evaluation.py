@@ -21,7 +21,7 @@ from openbook_trainer.recall.live import Recorded
 MAX_TOKENS = 32
 _SEED = "factbook oracle"
 # Token ids of the passages of each question.
-Passages = Sequence[Sequence[list[int]]]
+Passages = list[list[list[int]]]
 
 
 class Asker:
