@@ -55,28 +55,6 @@ def complete(client: httpx.Client, url: str, question: str, *, max_tokens: int) 
     )
 
 
-def read_and_complete(client: httpx.Client, url: str, prompt: str, *, max_tokens: int) -> Call:
-    """One plain completion with nothing of the book in its prompt: `shown` are the chunks that cross attention read."""
-    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "retrieval": {"k": 0}}
-    start = time.monotonic()
-    reply = client.post(f"{url}/v1/completions", json=body)
-    seconds = time.monotonic() - start
-    if reply.status_code != 200:
-        return Call("reading", start, seconds, error=f"HTTP {reply.status_code}: {reply.text[:200]}")
-    data: dict[str, Any] = reply.json()
-    read = [chunk_id for span in data["retrieval"]["neighbors"] for chunk_id in span["chunk_ids"]]
-    return Call(
-        "reading",
-        start,
-        seconds,
-        snapshot=data["retrieval"]["snapshot"],
-        passages=tuple((int(chunk_id), "", "") for chunk_id in read),
-        answer=data["choices"][0]["text"],
-        shown=(f"read: #{','.join(map(str, read))}",),
-        cross_attention=data["retrieval"]["cross_attention"],
-    )
-
-
 def search(client: RetrieverClient, database: str, text: str, k: int) -> Call:
     """One SearchText over gRPC."""
     start = time.monotonic()
