@@ -3,8 +3,9 @@
     python benchmarks/database.py [--quick] [--data FILE] [--limit DOCUMENTS] [--peers all|none] [--json FILE] [--plot FILE.png]
 
 - encoder share: chunks per second of a build over those of the encoder alone on the same lists of texts, in turns;
-- by size, each in a process of its own: peak memory, seconds by stage, and what adding costs beside Faiss alone with the same
-  index and threads. The large sizes get random unit vectors instead of an encoder (hours of it), and say so;
+- by size, each in a process of its own: peak memory, seconds by stage, and in turns our index files and Faiss alone from the
+  same vectors with the same recipe and threads. The large sizes get random unit vectors instead of an encoder (hours of
+  it), and say so;
 - incremental: a build from a base with 1% of the documents changed, over the full one;
 - retro-pytorch from the same folder of text to 2 neighbours of each chunk, with the same MiniLM (its own BERT is
   larger); autofaiss on the same vectors, given the memory that our index takes.
@@ -48,7 +49,7 @@ class Size:
     part_seconds: float
     sizes: tuple[int, ...]
     sizes_with_encoder: tuple[int, ...]
-    bare_rounds: int
+    adding_rounds: int
     incremental: int
     incremental_large: int
     peers: int
@@ -65,7 +66,7 @@ QUICK = Size(
     part_seconds=60,
     sizes=(40, 400),
     sizes_with_encoder=(),
-    bare_rounds=3,
+    adding_rounds=3,
     incremental=12,
     incremental_large=400,
     peers=12,
@@ -75,16 +76,16 @@ QUICK = Size(
     limit_s=1200,
 )
 FULL = Size(
-    share=200,
+    share=100,
     rounds=5,
     least=3,
     part_seconds=1200,
-    sizes=(38, 377, 3768, 37_680, 47_100),
+    sizes=(38, 377, 3768, 47_100),
     sizes_with_encoder=(38, 377),
-    bare_rounds=3,
-    incremental=200,
-    incremental_large=37_680,
-    peers=200,
+    adding_rounds=3,
+    incremental=100,
+    incremental_large=47_100,
+    peers=60,
     vectors=200_000,
     queries=1000,
     lists=65_536,
@@ -169,8 +170,12 @@ def run(size: Size, book: Any, peers: bool, work: Path) -> dict[str, Any]:
     _say("encoder and builds in turns")
     limits = {"rounds": size.rounds, "budget_s": size.part_seconds, "least": size.least}
     raw["share"] = measure_share(book, size.share, encoder, _part(work, "share"), limits)
+    real_ND = vectors_of(work / "share" / "share-0")
+    if peers:
+        raw["retro_pytorch"], raw["autofaiss"] = _measure_peers(size, book, encoder, real_ND, work)
+        _clear(work, "peers")
     raw["sizes"] = measure_sizes(
-        book, size.sizes, size.sizes_with_encoder, size.bare_rounds, _part(work, "sizes"), _say
+        book, size.sizes, size.sizes_with_encoder, size.adding_rounds, _part(work, "sizes"), _say
     )
     _clear(work, "sizes")
     _say("incremental, encoder")
@@ -180,15 +185,12 @@ def run(size: Size, book: Any, peers: bool, work: Path) -> dict[str, Any]:
     _clear(work, "large")
     _say("Faiss' parts, and what codes lose")
     raw["parts"] = measure_parts(DIMENSION, size.lists, size.lists, SEED)
-    real_ND = vectors_of(work / "share" / "share-0")
     vectors_ND = spread(real_ND, size.vectors, SEED)
     recall = measure_codecs(vectors_ND, size.queries)
     raw["codecs"] = {
         "vectors": f"{len(real_ND)} chunks' vectors and copies with noise, {size.vectors} in all",
         "recall": recall,
     }
-    if peers:
-        raw["retro_pytorch"], raw["autofaiss"] = _measure_peers(size, book, encoder, real_ND, work)
     raw |= {"load_1m_after": round(os.getloadavg()[0], 2), "seconds": round(time.monotonic() - begun, 1)}
     return summarise(raw) | {"raw": raw}
 

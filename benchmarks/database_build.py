@@ -104,7 +104,7 @@ def measure_share(
 
 
 def measure_sizes(
-    book: Book, sizes: Sequence[int], with_encoder: Sequence[int], bare_rounds: int, work: Path, say: Any
+    book: Book, sizes: Sequence[int], with_encoder: Sequence[int], adding_rounds: int, work: Path, say: Any
 ) -> list[dict[str, Any]]:
     """For each number of documents a build of its own process: with the random encoder, and for some with the real one."""
     found = []
@@ -112,7 +112,7 @@ def measure_sizes(
         say(f"a build of {documents} documents, {'random vectors' if encoder == RANDOM else 'encoder'}")
         part, out = book.part(documents, work / "size.jsonl"), work / f"size-{encoder == RANDOM}-{documents}"
         spec = {"source": str(part), "out": str(out), "tokenizer": book.tokenizer, "encoder": encoder}
-        child = run_child(spec | {"bare_rounds": bare_rounds if encoder == RANDOM else 0})
+        child = run_child(spec | {"adding_rounds": adding_rounds if encoder == RANDOM else 0})
         found.append({"encoder": "random unit vectors" if encoder == RANDOM else encoder, **child})
         part.unlink()
     return found

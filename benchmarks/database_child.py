@@ -2,19 +2,21 @@
 
     python database_child.py '{"source": ..., "out": ..., "tokenizer": ..., "encoder": "random" or a model, ...}'
 
-Writes one line of JSON. `documents` limits the build, `base` makes it an incremental one, `bare_rounds` adds bare Faiss.
+Writes one line of JSON. `documents` limits the build, `base` makes it an incremental one, `adding_rounds` times its
+index, and Faiss alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.encoder import Encoder
+from openbook_database.files import write_atomically
+from openbook_database.index.files import index_writers
+from openbook_database.index.recipe import parse_recipe
 from openbook_database.manifest import Manifest
 from openbook_database.testing import HashEncoder
 
@@ -82,8 +87,8 @@ def build(spec: Mapping[str, Any], loaded: Encoder | None = None) -> dict[str, A
         "snapshot_bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         "documents_bytes": (out / "documents.arrow").stat().st_size,
     }
-    rounds = spec.get("bare_rounds", 0)
-    return result | {"bare_faiss_s": [bare_faiss(out, out.with_name("bare.faiss")) for _ in range(rounds)]}
+    rounds = spec.get("adding_rounds", 0)
+    return result | ({"adding": adding(out, rounds)} if rounds else {})
 
 
 def index_facts(snapshot: Path) -> dict[str, Any]:
@@ -94,22 +99,44 @@ def index_facts(snapshot: Path) -> dict[str, Any]:
     return {"factory": entry.factory, "search": entry.search, "recall": entry.recall, "bytes": size}
 
 
-def bare_faiss(snapshot: Path, file: Path) -> float:
-    """Seconds in which Faiss alone reads, adds and writes the snapshot's vectors to an index of the same recipe."""
-    rows, trained = BuildSettings().embed_block, snapshot / "quantiser.faiss"
+def adding(snapshot: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds from the snapshot's vectors in memory to an index on disk, in turns: our index files, and Faiss alone by the
+    same recipe and on the same threads. Both end with the data on disk."""
     vectors_ND = np.concatenate(
         [np.fromfile(path, dtype="<f2").reshape(-1, DIMENSION) for path in sorted(snapshot.rglob("vectors.f16"))]
     ).astype(np.float32)
-    start = time.perf_counter()
+    found: dict[str, list[float]] = {"ours_s": [], "bare_faiss_s": []}
+    for _ in range(rounds):
+        for name, write in (("ours_s", _our_index), ("bare_faiss_s", _bare_faiss)):
+            folder = snapshot.with_name("adding")
+            folder.mkdir()
+            start = time.perf_counter()
+            write(snapshot, folder, vectors_ND)
+            found[name].append(time.perf_counter() - start)
+            shutil.rmtree(folder)
+    return found
+
+
+def _our_index(snapshot: Path, folder: Path, vectors_ND: NDArray[np.float32]) -> None:
+    recipe = parse_recipe(Manifest.read(snapshot).index.factory)
+    writers = index_writers(recipe, snapshot, folder, DIMENSION, lambda: _blocks(vectors_ND))
+    for name, write in writers.items():
+        write_atomically(folder / name, write)
+
+
+def _bare_faiss(snapshot: Path, folder: Path, vectors_ND: NDArray[np.float32]) -> None:
+    trained, file = snapshot / "quantiser.faiss", folder / "bare.faiss"
     index = faiss.read_index(str(trained)) if trained.exists() else faiss.IndexFlatIP(DIMENSION)
-    for first in range(0, len(vectors_ND), rows):
-        index.add(vectors_ND[first : first + rows])
+    for block_ND in _blocks(vectors_ND):
+        index.add(block_ND)
     faiss.write_index(index, str(file))
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
-    seconds = time.perf_counter() - start
-    file.unlink()
-    return seconds
+
+
+def _blocks(vectors_ND: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    rows = BuildSettings().embed_block
+    return (vectors_ND[first : first + rows] for first in range(0, len(vectors_ND), rows))
 
 
 def _load(name: str) -> Encoder:

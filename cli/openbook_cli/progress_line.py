@@ -13,13 +13,14 @@ class ProgressLine:
         self._label, self._last = label, ("", -1)
 
     def __call__(self, update: Any) -> None:
-        share = update.done / update.total if update.total else 0.0
+        share = update.done / update.total if update.total else update.share or 0.0
         step = (update.stage, int(share * 10))
         terminal = sys.stderr.isatty()
         if not terminal and step == self._last:
             return
         self._last = step
-        text = f"{self._label}{update.stage}: {update.done}{f' of {update.total}' if update.total else ''}"
+        text = f"{self._label}{update.stage}: {update.done}"
+        text += f" of {update.total}" if update.total else f" (about {share:.0%})" if share else ""
         if update.rate:
             text += f", {update.rate:,.{1 if update.rate < 100 else 0}f} chunks/s"
         if update.seconds_left:

@@ -7,10 +7,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from openbook_cli.progress_line import ProgressLine, duration
 from openbook_database.build.progress import BuildLog, Stage, Update
+from openbook_database.build.run import build_snapshot
+from openbook_database.build.settings import BuildSettings
+from openbook_database.testing import HashEncoder, tiny_rows, tiny_tokenizer, write_rows
 
 
 class Clock:
@@ -74,6 +78,33 @@ def test_a_stage_of_unknown_length_has_a_rate_alone(log: BuildLog, clock: Clock)
     assert updates == [Update("chunk", 10, None, 5, None)]
 
 
+def test_time_left_of_a_stage_of_unknown_length_follows_from_the_share_read(log: BuildLog, clock: Clock) -> None:
+    updates: list[Update] = []
+    stage = Stage("chunk", None, updates.append, log, clock)
+    clock.now += 2
+    stage.advance(10, share=0.25)
+    stage.advance(30, share=1.0)
+    assert updates == [Update("chunk", 10, None, 5, 6, 0.25), Update("chunk", 40, None, 20, 0, 1.0)]
+
+
+@pytest.mark.parametrize("limit", [None, 200])
+def test_the_chunk_stage_tells_the_share_that_is_read(tmp_path: Path, limit: int | None) -> None:
+    source, updates = write_rows(tmp_path / "rows.jsonl", tiny_rows(600)), list[Update]()
+    build_snapshot(
+        [source],
+        tmp_path / "out",
+        database="t",
+        tokenizer=tiny_tokenizer(),
+        encoder=HashEncoder(8),
+        settings=BuildSettings(chunk_block=256, limit_documents=limit),
+        progress=updates.append,
+    )
+    shares = [update.share or 0 for update in updates if update.stage == "chunk"]
+    steps = np.diff([0, *shares])
+    assert len(shares) > 3 and (steps >= 0).all() and steps.max() < 0.5
+    assert shares[-1] == 1
+
+
 def test_the_log_has_an_event_every_ten_seconds(log: BuildLog, clock: Clock) -> None:
     with Stage("embed", 400, lambda update: None, log, clock) as stage:
         for _ in range(35):
@@ -89,12 +120,18 @@ def test_the_log_has_an_event_every_ten_seconds(log: BuildLog, clock: Clock) -> 
 def test_one_line_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     line = ProgressLine()
-    for update in (Update("embed", 1, 10, 0.0), Update("embed", 5, 10, 1234.5, 200.0), Update("chunk", 7, None, 2.0)):
+    for update in (
+        Update("embed", 1, 10, 0.0),
+        Update("embed", 5, 10, 1234.5, 200.0),
+        Update("chunk", 7, None, 2.0),
+        Update("chunk", 7, None, 2.0, 3.5, 0.5),
+    ):
         line(update)
     assert capsys.readouterr().err.split("\r\x1b[K")[1:] == [
         "embed: 1 of 10",
         "embed: 5 of 10, 1,234 chunks/s, 3 min 20 s left",
         "chunk: 7, 2.0 chunks/s",
+        "chunk: 7 (about 50%), 2.0 chunks/s, 4 s left",
     ]
 
 

@@ -48,7 +48,11 @@ def read(
 def check_reading_goes_on(source: Source, fields: FieldNames | None = None) -> None:
     """From every row on, the rest is what it is when the source is read from its beginning."""
     rows = open_rows(source, fields or FieldNames())
-    whole = list(rows.rows(0))
+    whole, shares = [], []
+    for item in rows.rows(0):
+        whole.append(item)
+        shares.append(rows.share)
+    assert shares == sorted(shares) and 0.9 < rows.share <= 1
     assert [item.number for item in whole] == sorted({item.number for item in whole})
     for skip in range(whole[-1].number + 2):
         expected: list[Item] = [item for item in whole if item.number > skip]

@@ -54,6 +54,11 @@ class DocumentReader:
         self._rows = open_rows(source, fields)
         self._fields = self._rows.fields
 
+    @property
+    def share(self) -> float:
+        """What has been read of the source, 0 to 1: an estimate for a display."""
+        return self._rows.share
+
     def skip_to(self, line: int) -> None:
         """Pass over rows up to and including number `line`, which an earlier run has read."""
         self.line = max(self.line, line)

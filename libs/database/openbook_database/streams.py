@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +11,8 @@ import blake3
 
 from openbook_core.errors import InputError
 
-_READ_BYTES = 1 << 20
+_DIGEST_BYTES = 1 << 20
+_LINE_BYTES = 1 << 16  # little, so that the share read is known well
 
 
 def file_digest(path: Path) -> tuple[int, str]:
@@ -19,17 +20,20 @@ def file_digest(path: Path) -> tuple[int, str]:
     digest = blake3.blake3()
     size = 0
     with _open(path) as stream:
-        while data := stream.read(_READ_BYTES):
+        while data := stream.read(_DIGEST_BYTES):
             digest.update(data)
             size += len(data)
     return size, digest.hexdigest()
 
 
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines without their ends; decompressed by the file's suffix (.gz, .zst). Raises InputError for a damaged file."""
+def read_lines(path: Path, read: Callable[[int], None] = lambda position: None) -> Iterator[bytes]:
+    """Lines without their ends; decompressed by the file's suffix (.gz, .zst). Raises InputError for a damaged file.
+
+    `read` is told the bytes of the file as it lies on the disk that have been read."""
     rest: list[bytes] = []
     with _open(path) as stream:
         for data in _decompressed(path, stream):
+            read(stream.tell())
             first, newline, others = data.partition(b"\n")
             rest.append(first)
             if newline:
@@ -61,7 +65,7 @@ def _decompressed(path: Path, stream: BinaryIO) -> Iterator[bytes]:
         from zstandard import ZstdDecompressor
 
         return _frames(path, stream, "Zstandard", lambda: ZstdDecompressor().decompressobj())
-    return iter(lambda: stream.read(_READ_BYTES), b"")
+    return iter(lambda: stream.read(_LINE_BYTES), b"")
 
 
 def _frames(path: Path, stream: BinaryIO, name: str, start: Any) -> Iterator[bytes]:
@@ -71,7 +75,7 @@ def _frames(path: Path, stream: BinaryIO, name: str, start: Any) -> Iterator[byt
     frame = start()
     fed = False
     try:
-        while data := stream.read(_READ_BYTES):
+        while data := stream.read(_LINE_BYTES):
             while data:
                 if frame.eof:
                     frame, fed = start(), False

@@ -129,13 +129,17 @@ class _Removed:
 
 def run_chunk_stage(
     sources: Sequence[Source],
+    source_bytes: Sequence[int],
     tokenizer: Tokenizer,
     settings: BuildSettings,
     work: Workspace,
     stage: Stage,
     base: Base | None = None,
 ) -> Position:
-    """Do what is left of the stage; the position at its end holds the counts of all sources."""
+    """Do what is left of the stage; the position at its end holds the counts of all sources.
+
+    `source_bytes`: the size of each source, from which the time left is estimated.
+    """
     position = Position(0, 0, tuple(SourceCounts() for _ in sources))
     known: set[str] = set()
     cleaner = Cleaner(settings.cleaning, tokenizer, partial(_read_tokens, work, settings.chunk_length))
@@ -153,7 +157,7 @@ def run_chunk_stage(
         _write_report(work, settings)
         return position
     dtype = token_dtype(tokenizer.vocab_size)
-    reading = _Reading(sources, tokenizer, settings, cleaner, position, known, base)
+    reading = _Reading(sources, source_bytes, tokenizer, settings, cleaner, position, known, base)
     pending: list[_Row] = []
     removed: list[_Removed] = []
     rows = 0
@@ -162,7 +166,7 @@ def run_chunk_stage(
             _write_removed(work, block, removed, settings)
             _write_block(work, block, pending, position, settings, dtype)
             cleaner.block_written(len(pending))
-            stage.advance(rows)
+            stage.advance(rows, share=reading.share)
             block, rows, pending, removed = block + 1, 0, [], []
         position = row.position
         if isinstance(row, _Removed):
@@ -175,7 +179,7 @@ def run_chunk_stage(
         raise _no_document(sources, end)
     _write_removed(work, block, removed, settings)
     _write_block(work, block, pending, end, settings, dtype)
-    stage.advance(rows)
+    stage.advance(rows, share=1.0)
     _write_report(work, settings)
     return end
 
@@ -193,11 +197,13 @@ def _no_document(sources: Sequence[Source], end: Position) -> InputError:
 
 
 class _Reading:
-    """Reads all sources from a position on; `counts` is what came of each so far."""
+    """Reads all sources from a position on; `counts` is what came of each so far, `share` what has been read of all, by
+    their bytes, 0 to 1."""
 
     def __init__(
         self,
         sources: Sequence[Source],
+        source_bytes: Sequence[int],
         tokenizer: Tokenizer,
         settings: BuildSettings,
         cleaner: Cleaner,
@@ -205,7 +211,8 @@ class _Reading:
         known: set[str],
         base: Base | None,
     ) -> None:
-        self.counts = list(start.counts)
+        self.counts, self.share = list(start.counts), 0.0
+        self._source_bytes = source_bytes
         self._sources, self._tokenizer, self._settings, self._cleaner = sources, tokenizer, settings, cleaner
         self._start, self._known, self._base = start, known, base
         by_tokens = settings.cleaning.dedup == "near" or settings.cleaning.evaluation
@@ -225,6 +232,10 @@ class _Reading:
                 reader.skip_to(self._start.line)
             for taken in reader.read(self._take):
                 document = taken.document
+                read = sum(self._source_bytes[:number]) + reader.share * self._source_bytes[number]
+                self.share = read / sum(self._source_bytes)
+                if limit is not None:
+                    self.share = max(self.share, sum(count.documents for count in self.counts) / limit)
                 if limit is not None and sum(count.documents for count in self.counts) >= limit:
                     return
                 digest = self._cleaner.digest(document.text)

@@ -21,10 +21,11 @@ _LOG_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Update:
-    """How far a stage is, in chunks. `total` is None while it is not known.
+    """How far a stage is, in chunks. `total` is None while it is not known; `share` is then that of the sources that has
+    been read, 0 to 1, or None.
 
     `rate`: chunks per second over the last minute, without those that an earlier run did; `seconds_left` at that rate,
-    None where total or rate are not known.
+    None where the rate, or both total and share, are not known.
     """
 
     stage: str
@@ -32,6 +33,7 @@ class Update:
     total: int | None
     rate: float
     seconds_left: float | None = None
+    share: float | None = None
 
 
 Progress = Callable[[Update], None]
@@ -79,15 +81,15 @@ class Stage:
             outcome, stage=self._name, done=self._done, reused=self._reused, seconds=self.seconds, **details
         )
 
-    def advance(self, chunks: int, *, reused: bool = False) -> None:
-        """Count finished chunks; `reused` ones were done by an earlier run."""
+    def advance(self, chunks: int, *, reused: bool = False, share: float | None = None) -> None:
+        """Count finished chunks; `reused` ones were done by an earlier run. `share` as in `Update`."""
         self._done += chunks
         now = self._clock()
         if reused:
             self._reused += chunks
             if self._done == self._reused:  # what this run does begins now
                 self._window = deque([(now, 0)])
-        update = self._update(now)
+        update = self._update(now, share)
         self._progress(update)
         if now - self._logged >= _LOG_EVERY_S:
             self._logged = now
@@ -101,13 +103,14 @@ class Stage:
                 seconds_left=None if update.seconds_left is None else round(update.seconds_left, 1),
             )
 
-    def _update(self, now: float) -> Update:
+    def _update(self, now: float, share: float | None) -> Update:
         fresh = self._done - self._reused
         self._window.append((now, fresh))
         while len(self._window) > 2 and self._window[1][0] <= now - _WINDOW_S:
             self._window.popleft()
         then, before = self._window[0]
         rate = (fresh - before) / (now - then) if now > then else 0.0
-        left = None if self._total is None else self._total - self._done
+        total = self._total if self._total is not None or not share else self._done / share
+        left = None if total is None else total - self._done
         seconds_left = 0.0 if left == 0 else left / rate if left is not None and rate > 0 else None
-        return Update(self._name, self._done, self._total, rate, seconds_left)
+        return Update(self._name, self._done, self._total, rate, seconds_left, share)

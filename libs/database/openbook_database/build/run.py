@@ -152,7 +152,8 @@ class _Run:
     def stages(self) -> Manifest:
         settings, work, encoder, base = self.settings, self.work, self.encoder, self.base
         with self._stage("chunk", None) as stage, _input_may_be_corrected(work):
-            chunked = run_chunk_stage(self.sources, self.tokenizer, settings, work, stage, base)
+            source_bytes = [source["size"] for source in self.recipe["sources"].values()]
+            chunked = run_chunk_stage(self.sources, source_bytes, self.tokenizer, settings, work, stage, base)
             _require_unchanged(self.sources, settings, self.recipe)
             corpus = Corpus(work, settings.chunk_length)
             index = base.index if base is not None else resolve_recipe(settings.index, corpus.chunks, encoder.dimension)

@@ -78,6 +78,9 @@ class Rows(Protocol):
     def files(self) -> list[tuple[str, Path]]:
         """Every file that is read, with its name below the source, sorted by name. Raises InputError for none."""
 
+    share: float
+    """What has been read of the source, 0 to 1: an estimate for a display."""
+
     def rows(self, skip: int) -> Iterator[Item]:
         """Rows in order after the first `skip`, in bounded memory. Raises InputError where it cannot go on.
 

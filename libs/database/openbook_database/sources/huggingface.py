@@ -21,7 +21,7 @@ class HuggingFaceDataset:
     """A row is a row, over all files. The files are mapped, not read as a whole."""
 
     def __init__(self, source: Source, fields: FieldNames) -> None:
-        self.fields = fields
+        self.fields, self.share = fields, 0.0
         self._path, self._split = source.path, source.split
 
     def files(self) -> list[tuple[str, Path]]:
@@ -60,9 +60,8 @@ class HuggingFaceDataset:
 
     def rows(self, skip: int) -> Iterator[Item]:
         first = 0
-        for name, path in self.files():
-            if not name.endswith(".arrow"):
-                continue
+        paths = [path for name, path in self.files() if name.endswith(".arrow")]
+        for place, path in enumerate(paths):
             with arrow_errors(path, "an Arrow stream"), pa.memory_map(str(path)) as mapped:
                 _require_end(path, mapped)
                 with pa.ipc.open_stream(mapped) as reader:
@@ -72,6 +71,7 @@ class HuggingFaceDataset:
                         # The number is of the dataset: a row has the same one however its files are cut.
                         yield from batch_items(self._path, _slices(chosen), first, skip)
                         first += batch.num_rows
+                        self.share = (place + mapped.tell() / mapped.size()) / len(paths)
 
 
 def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -15,14 +15,14 @@ class JsonLines:
     """A row is a line; blank lines are none."""
 
     def __init__(self, source: Source, fields: FieldNames) -> None:
-        self.fields = fields
+        self.fields, self.share = fields, 0.0
         self._path = source.path
 
     def files(self) -> list[tuple[str, Path]]:
         return [(self._path.name, self._path)]
 
     def rows(self, skip: int) -> Iterator[Item]:
-        for number, data in enumerate(read_lines(self._path), start=1):
+        for number, data in enumerate(read_lines(self._path, self._read), start=1):
             if number <= skip or not data.strip():
                 continue
             try:
@@ -30,6 +30,9 @@ class JsonLines:
             except BadLineError as error:
                 row = error
             yield Item(number, f"{self._path}, line {number}", row)
+
+    def _read(self, position: int) -> None:
+        self.share = position / self._path.stat().st_size
 
 
 def _parse(data: bytes) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class MegatronDataset:
     """A row is a document: its sequences joined, without one end mark at its end, decoded. The id is NAME:NUMBER, from 0."""
 
     def __init__(self, source: Source, fields: FieldNames) -> None:
-        self.fields = FieldNames(metadata=fields.metadata)
+        self.fields, self.share = FieldNames(metadata=fields.metadata), 0.0
         self._tokenizer_name = source.tokenizer or DEFAULT_TOKENIZER
         prefix = source.path.with_suffix("") if source.path.suffix in (".bin", ".idx") else source.path
         self._bin, self._idx = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
@@ -74,6 +74,7 @@ class MegatronDataset:
                 row: dict[str, Any] | BadLineError = {"id": name, "text": self._text(tokens, tokenizer)}
             except BadLineError as error:
                 row = error
+            self.share = (document + 1) / (len(borders) - 1)
             yield Item(document + 1, f"{self._bin}, document {document}", row)
 
     def _text(self, tokens: NDArray[Any], tokenizer: Tokenizer) -> str:

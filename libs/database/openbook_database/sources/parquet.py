@@ -20,7 +20,7 @@ class ParquetFile:
     """A row is a row. Memory: one batch, and the pages and dictionaries of one row group that it lies in."""
 
     def __init__(self, source: Source, fields: FieldNames) -> None:
-        self.fields = fields
+        self.fields, self.share = fields, 0.0
         self._path = source.path
 
     def files(self) -> list[tuple[str, Path]]:
@@ -40,7 +40,9 @@ class ParquetFile:
                     size = max(1, metadata.total_byte_size // max(1, metadata.num_rows))
                     batch_rows = min(_BATCH_ROWS, max(1, BATCH_BYTES // size))
                     batches = file.iter_batches(batch_rows, row_groups=[group], columns=columns, use_threads=False)
-                    yield from batch_items(self._path, batches, first, skip)
+                    for item in batch_items(self._path, batches, first, skip):
+                        self.share = item.number / file.metadata.num_rows
+                        yield item
                 first = end
 
 

@@ -22,7 +22,7 @@ class TextFiles:
     """
 
     def __init__(self, source: Source, fields: FieldNames) -> None:
-        self.fields = FieldNames(metadata=fields.metadata)
+        self.fields, self.share = FieldNames(metadata=fields.metadata), 0.0
         self._path = source.path
 
     def files(self) -> list[tuple[str, Path]]:
@@ -50,6 +50,7 @@ class TextFiles:
                 row: dict[str, Any] | BadLineError = _row(name, path)
             except BadLineError as error:
                 row = error
+            self.share = number / len(self._files)
             yield Item(number, str(path), row)
 
 
