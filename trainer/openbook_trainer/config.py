@@ -13,6 +13,7 @@ from openbook_core.config import FrozenConfig, load_config
 from openbook_core.weights import DEFAULT_MODEL
 from openbook_database.reader import FieldNames, Source
 from openbook_model.config import RetroConfig
+from openbook_trainer.curriculum import LevelSchedule
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -112,6 +113,7 @@ class TrainConfig(FrozenConfig):
     """One run. `out` gets checkpoints, metrics.jsonl and the finished model; a checkpoint found there is resumed.
 
     `stop_at` and `max_seconds` end this process early (with a checkpoint) and leave the schedule over `steps` alone.
+    `neighbor_levels`: begin with few and short neighbours; evaluation always has them all.
     """
 
     out: Path
@@ -125,6 +127,7 @@ class TrainConfig(FrozenConfig):
     model: RetroConfig
     corpus: CorpusConfig
     batch: BatchConfig = BatchConfig()
+    neighbor_levels: LevelSchedule | None = None
     retrieval: RetrievalConfig
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -149,6 +152,13 @@ class TrainConfig(FrozenConfig):
             )
         if self.optimiser.warmup_steps >= self.steps:
             raise ValueError(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps}")
+        if self.neighbor_levels is not None:
+            last, most = self.neighbor_levels.levels[-1], (self.model.num_neighbors, self.model.neighbor_length)
+            if (last.neighbors, last.tokens) != most:
+                raise ValueError(
+                    f"neighbor_levels.levels: the last must be all that the model reads, {most[0]} neighbours of "
+                    f"{most[1]} tokens; given {last.neighbors} of {last.tokens}"
+                )
         return self
 
 

@@ -7,10 +7,11 @@ that stays); from one short neighbour on it learns to copy, and each further lev
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from openbook_core.config import FrozenConfig
 
@@ -24,6 +25,37 @@ class Level(FrozenConfig):
     tokens: PositiveInt
 
 
+def check_rising(levels: tuple[Level, ...]) -> tuple[Level, ...]:
+    """Raise ValueError where a level has fewer or shorter neighbours than the one before."""
+    for earlier, later in pairwise(levels):
+        if later.neighbors < earlier.neighbors or later.tokens < earlier.tokens:
+            raise ValueError(
+                f"neighbours and tokens may not fall; {later.neighbors} of {later.tokens} tokens comes after "
+                f"{earlier.neighbors} of {earlier.tokens}"
+            )
+    return levels
+
+
+Levels = Annotated[tuple[Level, ...], Field(min_length=1), AfterValidator(check_rising)]
+
+
+class LevelSchedule(FrozenConfig):
+    """Levels by the step alone: each lasts `steps`, the last to the end.
+
+    A share `replay` of the steps after the first level is of earlier ones. What a step's level is depends on nothing
+    else, so a run needs no state of it to be resumed, and all its processes agree.
+    """
+
+    levels: Levels
+    steps: PositiveInt
+    replay: Share = 0.2
+
+    def at(self, step: int, seed: int) -> Level:
+        """The level of step number `step`, from 0."""
+        newest, rng = min(step // self.steps, len(self.levels) - 1), Random(f"{seed} level {step}")
+        return self.levels[_with_replay(rng, newest, self.replay)]
+
+
 class CurriculumConfig(FrozenConfig):
     """The levels, first to last, and when the next one begins.
 
@@ -32,22 +64,12 @@ class CurriculumConfig(FrozenConfig):
     batches is drawn from the levels before.
     """
 
-    levels: tuple[Level, ...] = Field(min_length=1)
+    levels: Levels
     below: PositiveFloat = 0.6
     least: NonNegativeInt = 20
     at_most: PositiveInt | None = None
     replay: Share = 0.2
     memory: Share = 0.9
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        for earlier, later in zip(self.levels, self.levels[1:], strict=False):
-            if later.neighbors < earlier.neighbors or later.tokens < earlier.tokens:
-                raise ValueError(
-                    f"levels: neighbours and tokens may not fall; {later.neighbors} of {later.tokens} tokens comes after "
-                    f"{earlier.neighbors} of {earlier.tokens}"
-                )
-        return self
 
 
 @dataclass
@@ -65,9 +87,7 @@ class Curriculum:
 
     def draw(self, rng: Random) -> int:
         """Which level the next batch is of."""
-        if self.level and rng.random() < self.config.replay:
-            return rng.randrange(self.level)
-        return self.level
+        return _with_replay(rng, self.level, self.config.replay)
 
     def observe(self, level: int, loss: float) -> bool:
         """Take note of a batch's loss; whether the next level begins. Batches of earlier levels do not count."""
@@ -89,3 +109,7 @@ class Curriculum:
     def restore(self, record: dict[str, float | int | None]) -> None:
         self.level, self.batches = int(record["level"] or 0), int(record["batches"] or 0)
         self.loss = record["loss"]
+
+
+def _with_replay(rng: Random, newest: int, share: float) -> int:
+    return rng.randrange(newest) if newest and rng.random() < share else newest

@@ -91,12 +91,16 @@ class Loop:
 
     def _batches(self, start: int, end: int) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step; the global batch does not depend on the number of processes."""
-        settings, world = self.config.batch, self.world
+        settings, levels, world = self.config.batch, self.config.neighbor_levels, self.world
         for step in range(start, end):
             found = []
+            level = levels.at(step, self.config.seed) if levels is not None else None
             for first in range(world.rank * settings.micro, settings.sequences, world.size * settings.micro):
                 batch = self.order.samples(step * settings.sequences + first, settings.micro)
-                found.append((batch, self.source.fetch(batch)))
+                neighbors = self.source.fetch(batch)
+                if level is not None:
+                    neighbors = neighbors.narrowed(level.neighbors, level.tokens)
+                found.append((batch, neighbors))
             yield found
 
     def _step(self, step: int, micro_batches: list[MicroBatch], batches: Prefetch[list[MicroBatch]]) -> None:

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from openbook_core.errors import ConfigError
-from openbook_trainer.curriculum import Curriculum, CurriculumConfig
+from openbook_trainer.curriculum import Curriculum, CurriculumConfig, LevelSchedule
 
 LEVELS = [{"neighbors": 1, "tokens": 8}, {"neighbors": 1, "tokens": 16}, {"neighbors": 2, "tokens": 16}]
 
@@ -60,3 +60,18 @@ def test_levels_may_not_fall() -> None:
         CurriculumConfig.parse({"levels": LEVELS[::-1]})
     with pytest.raises(ConfigError, match="levels"):
         CurriculumConfig.parse({"levels": []})
+
+
+def test_levels_by_the_step_alone() -> None:
+    schedule = LevelSchedule.parse({"levels": LEVELS, "steps": 100, "replay": 0.25})
+    first, second, third = schedule.levels
+    found = [schedule.at(step, seed=1) for step in range(4300)]
+    assert set(found[:100]) == {first}
+    assert set(found[100:200]) == {first, second}
+    late = found[300:]
+    assert late.count(third) / len(late) == pytest.approx(0.75, abs=0.03)
+    assert late.count(first) == pytest.approx(late.count(second), rel=0.2)
+    assert found[200:260] == [schedule.at(step, seed=1) for step in range(200, 260)]
+    assert found[300:] != [schedule.at(step, seed=2) for step in range(300, 4300)]
+    with pytest.raises(ConfigError, match="levels"):
+        LevelSchedule.parse({"levels": LEVELS[::-1], "steps": 1})
