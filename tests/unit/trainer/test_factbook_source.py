@@ -5,13 +5,19 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 from factbook_support import COUNTRIES, write_factbook
 
+from openbook_core.config import load_config
+from openbook_core.tokenizer import Tokenizer
+from openbook_model import RetroModel
 from openbook_trainer.factbook.examples import Examples, person_of
 from openbook_trainer.factbook.names import Names, new_digits
 from openbook_trainer.factbook.passages import edition_lines
 from openbook_trainer.factbook.questions import asked, of_part, place_of
 from openbook_trainer.factbook.source import EDITIONS, Editions, Factbook, FactbookSettings
+from openbook_trainer.recall.config import RecallConfig
+from openbook_trainer.recall.run import run_recall
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "factbook"
 PEOPLE = ["Stephen HARPER", "KHALIFA bin Zayid Al-Nuhayyan", "ELIZABETH II", "Ralph E. GONSALVES"]
@@ -139,3 +145,25 @@ def test_every_passage_of_the_real_book_answers_its_question() -> None:
         office = "chief of state" if "chief of state" in drawn.question else "head of government"
         gold = drawn.passages[drawn.gold]
         assert f"{office}: {drawn.answer}" in gold or place_of(drawn.answer, gold[gold.index(f"{office}: ") :])
+
+
+def test_the_shipped_configuration_trains_on_this_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of it on a small model, and of its size: at most 10 MB in bfloat16."""
+    folder = tmp_path / "data" / "factbook"
+    folder.mkdir(parents=True)
+    write_factbook(folder)
+    monkeypatch.setenv("OPENBOOK_DATA", str(tmp_path / "data"))
+    file = EXAMPLES.parents[0] / "train" / "factbook-cross-attention.yaml"
+    shipped, _ = load_config(RecallConfig, file)
+    with torch.device("meta"):
+        size = sum(each.numel() for each in RetroModel(shipped.model).parameters())
+    assert 2 * size + 300_000 < 10_000_000
+    small = ["out=" + str(tmp_path / "run"), "model.vocab_size=400", "source.vocab_size=400", "steps=2", "batch=2"]
+    small += ["model.hidden_size=16", "model.encoder.hidden_size=16", "evaluation.final=2", "model.chunk_length=200"]
+    small += ["source.passage_tokens=200", "model.max_positions=300", "optimiser.warmup_steps=1"]
+    small += ["curriculum.levels=[{neighbors: 2, tokens: 100}]"]
+    config, _ = load_config(RecallConfig, file, small)
+    summary = run_recall(config)
+    assert summary["steps"] == 2
+    assert summary["held_out"]["matching"] == summary["held_out"]["none"] == 0.0
+    assert Tokenizer.load(tmp_path / "run" / "model").vocab_size <= 400
