@@ -119,6 +119,7 @@ class Loop:
             if error.field == "out" or step == self.first_step:
                 raise  # nothing can be written, or nothing is new
             error.message += f". {self._save_now(step)} is the checkpoint of step {step}: run the same command to go on"
+            error.args = (error.message,)
             raise
         if self.world.total(float(bool(self.asked_to_stop))):
             raise TerminatedError(

@@ -144,7 +144,7 @@ def test_exit_codes(
     error: BaseException,
     code: int,
 ) -> None:
-    def fail(config: TrainConfig) -> None:
+    def fail(config: TrainConfig, allow_changed: list[str]) -> None:
         raise error
 
     monkeypatch.setattr(app, "train", fail)
