@@ -88,12 +88,9 @@ def require_same(
 
     Raises ConfigError that lists the others, and for a name in `allowed` that is no setting.
     """
-    known = {field for field, _, _ in differences({**ours}, {})} | {
-        field for field, _, _ in differences({**theirs}, {})
-    }
-    known |= {".".join(parts[:n]) for field in known for parts in [field.split(".")] for n in range(1, len(parts))}
+    known = _fields("", ours) | _fields("", theirs) | {SNAPSHOT_FIELD}
     for name in allowed:
-        if name not in known | {SNAPSHOT_FIELD}:
+        if name not in known:
             near = difflib.get_close_matches(name, sorted(known), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"--allow-changed {name}: a checkpoint has no such setting{hint}", field="allow-changed")
@@ -108,6 +105,14 @@ def require_same(
             field=refused[0][0],
         )
     return [{"field": field, "then": then, "now": now} for field, now, then in found]
+
+
+def _fields(prefix: str, tree: Mapping[str, Any]) -> set[str]:
+    """Dotted names of all settings, and of their groups, which may be missing as a whole on one side."""
+    found = {f"{prefix}{key}" for key in tree}
+    return found.union(
+        *(_fields(f"{prefix}{key}.", value) for key, value in tree.items() if isinstance(value, Mapping))
+    )
 
 
 def write_state(folder: Path, state: RunState) -> None:
