@@ -9,6 +9,8 @@ import typer
 
 _TASKS_HELP = "nq, nq-open, squad, factbook, factbook-fields, factbook-qa, factbook...@EDITION; commas between."
 
+GATE_CLOSED = 3
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -29,20 +31,32 @@ def perplexity(
     stride: Annotated[int | None, typer.Option(help="Tokens from window to window; half a block.")] = None,
     words: Annotated[bool, typer.Option("--words", help="Word perplexity for text that is not WikiText.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    picture: Annotated[Path | None, typer.Option("--plot", help="Where to draw them (.png or .svg).")] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help=f"Exit code {GATE_CLOSED} where the model does not use its neighbours.")
+    ] = False,
 ) -> None:
-    """Perplexity OFF, ON and with shuffled neighbours, with standard errors."""
+    """Perplexity OFF, ON, with half of the database and with shuffled neighbours, by overlap, with standard errors."""
     from openbook_cli.figures import write_figures
     from openbook_cli.progress_line import ProgressLine
+    from openbook_core.errors import ArgumentError
     from openbook_database.build.progress import Update
     from openbook_trainer.eval.perplexity import PerplexityConfig, evaluate
+    from openbook_trainer.eval.perplexity_table import plot, table_lines
 
+    if gate and database is None:
+        raise ArgumentError("--gate needs --database and --retriever: it judges ON against OFF", field="gate")
     settings: dict[str, Any] = {"model": model, "data": data, "database": database, "retriever": retriever}
     settings |= {"limit_tokens": limit_tokens, "block": block, "stride": stride, "words": words, "device": device}
     config = PerplexityConfig.parse(settings, source="openbook eval perplexity")
     line = ProgressLine()
     figures = evaluate(config, lambda stage, done, total: line(Update(stage, done, total, 0.0)))
-    _print(figures)
+    print("\n" + "\n".join(table_lines(figures)))
     write_figures(figures, json_file)
+    if picture is not None:
+        plot(figures, picture)
+    if gate and not figures["gate"]["passed"]:
+        raise typer.Exit(GATE_CLOSED)
 
 
 @app.command()
@@ -136,19 +150,3 @@ def recall(
     write_figures(figures, json_file)
     if png is not None:
         plot(figures, png)
-
-
-def _print(figures: dict[str, Any]) -> None:
-    names = [name for name in figures["off"] if not name.endswith("_standard_error")]
-    print(f"\n{figures['tokens_scored']} tokens of {figures['data']}, windows of {figures['block']}, ", end="")
-    print(f"standard errors {figures['standard_errors']}")
-    print(f"{'':10}" + "".join(f"{name:>24}" for name in names))
-    for side in ("off", "on", "shuffled"):
-        if figures[side]:
-            print(f"{side:10}" + "".join(f"{_cell(figures[side], name):>24}" for name in names))
-    print(figures["note"])
-
-
-def _cell(found: dict[str, Any], name: str) -> str:
-    value, error = found[name], found[f"{name}_standard_error"]
-    return "-" if value is None else f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")

@@ -22,9 +22,6 @@ from openbook_trainer.config import TrainConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
 from trainer_fakes import serve_retriever, settings, write_corpus
 
-from openbook_model import RetroModel, initialise, load
-from openbook_trainer import app
-from openbook_trainer.config import TrainConfig
 from openbook_trainer.optimiser import is_hidden_matrix
 
 # Python runs a `sitecustomize` that it finds on its path before anything else, here in each process of the run.

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from openbook_core.config import FrozenConfig
 from openbook_model.config import RetroConfig
 from openbook_trainer.curriculum import CurriculumConfig
-from openbook_trainer.recall.worlds import WorldsSettings
+from openbook_trainer.recall.sources import SourceSettings
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -59,7 +59,7 @@ class RecallConfig(FrozenConfig):
 
     task: Literal["recall"]
     out: Path
-    source: WorldsSettings
+    source: SourceSettings
     model: RetroConfig
     steps: PositiveInt
     batch: PositiveInt = 64
