@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from trainer_fakes import FakeRetriever, byte_tokenizer, settings, write_corpus
 
 import openbook_model
@@ -223,13 +222,6 @@ def test_corpus_shorter_than_a_sequence(tmp_path: Path, retriever: FakeRetriever
     with pytest.raises(
         ConfigError, match="the held-out part of the corpus has 3 chunks of 8 tokens, a sequence needs 4"
     ):
-        run(tmp_path)
-
-
-def test_diverged_loss_stops(tmp_path: Path, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_corpus(tmp_path)
-    monkeypatch.setattr("openbook_trainer.loop.summed_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
-    with pytest.raises(OpenbookError, match="loss is nan"):
         run(tmp_path)
 
 
