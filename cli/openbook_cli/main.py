@@ -30,7 +30,7 @@ app.command("demo")(demo_command.demo)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 a wrong argument or input, 130 interrupted (Typer's)."""
+    """Entry point. Exit codes: 0 done, 1 failed, 2 a wrong argument or input, 3 a gate not passed, 130 interrupted (Typer's)."""
     try:
         app()
     except OpenbookError as error:

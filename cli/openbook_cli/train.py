@@ -18,16 +18,16 @@ def train(
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, started as torchrun does.")] = 1,
     print_config: Annotated[bool, typer.Option(help="Show the resolved settings and where each came from.")] = False,
 ) -> None:
-    """Train a RETRO model with neighbours from a running retriever, or tune one on instructions (`task: sft`)."""
+    """Train a RETRO model with neighbours from a running retriever, tune one on instructions (`task: sft`), or teach
+    one to answer from its neighbours alone (`task: recall`)."""
     if context.invoked_subcommand is not None:
         return
     if config is None:
         raise typer.BadParameter("name the YAML file with the run's settings", param_hint="--config")
     from openbook_core.config import load_config, render_config
-    from openbook_trainer.config import TrainConfig, task_of
-    from openbook_trainer.sft.config import SftConfig
+    from openbook_trainer.tasks import config_class
 
-    resolved, origin = load_config(SftConfig if task_of(config) == "sft" else TrainConfig, config, set_ or ())
+    resolved, origin = load_config(config_class(config), config, set_ or ())
     if print_config:
         print(render_config(resolved, origin))
         return

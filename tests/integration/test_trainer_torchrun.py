@@ -22,6 +22,8 @@ from openbook_trainer.config import TrainConfig
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
 from trainer_fakes import serve_retriever, settings, write_corpus
 
+from openbook_trainer.optimiser import is_hidden_matrix
+
 # Python runs a `sitecustomize` that it finds on its path before anything else, here in each process of the run.
 FIRST_ENDS = """
 import os
@@ -91,9 +93,33 @@ def test_one_and_two_processes_compute_the_same(tmp_path: Path, retriever: str) 
         np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
+def test_muon_and_bfloat16_in_two_processes(tmp_path: Path, retriever: str) -> None:
+    """Muon's matrices are whole for it, however they are sharded."""
+    changes: dict[str, Any] = {
+        "optimiser": {"kind": "muon", "learning_rate": 0.01, "average_decay": 0.5},
+        "compute": {"dtype": "bfloat16", "checkpointing": True, "peak_tflops": 1.0},
+        "model": {"gate": "learned"},
+    }
+    done = train(tmp_path, 2, retriever, "run2", **changes)
+    assert done.returncode == 0, done.stderr
+    changes["retrieval"] = {"address": retriever}
+    config = TrainConfig.parse(settings(tmp_path, out=str(tmp_path / "run1"), **changes))
+    app.train(config)
+    for name in ("loss", "gradient_norm", "loss_on"):
+        one, two = (figures(tmp_path, out, name) for out in ("run1", "run2"))
+        np.testing.assert_allclose(one, two, rtol=1e-3)
+    first = RetroModel(config.model)
+    initialise(first, config.seed)
+    one, two = (dict(load(tmp_path / out / "model-average").named_parameters()) for out in ("run1", "run2"))
+    for name, parameter in first.named_parameters():
+        apart, moved = one[name] - two[name], one[name] - parameter
+        if is_hidden_matrix(name, parameter):
+            assert float(apart.norm()) < 0.15 * float(moved.norm()), name
+
+
 def test_one_process_goes_on_from_the_checkpoint_of_two(tmp_path: Path, retriever: str) -> None:
     for processes, out, stop_at in ((1, "straight", None), (2, "parts", 2), (1, "parts", None)):
-        done = train(tmp_path, processes, retriever, out, stop_at=stop_at)
+        done = train(tmp_path, processes, retriever, out, stop_at=stop_at, optimiser={"kind": "muon"})
         assert done.returncode == 0, done.stderr
     for name in ("loss", "gradient_norm", "loss_on"):
         straight, parts = (figures(tmp_path, out, name) for out in ("straight", "parts"))

@@ -54,8 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     setup_logging("trainer")
     first = os.environ.get("RANK", "0") == "0"
     try:
-        if task_of(options.config) == "sft":
+        task = task_of(options.config)
+        if task == "sft":
             return _sft(options)
+        if task == "recall":
+            return _recall(options)
         config, origin = load_train_config(options.config, options.set)
         if options.print_config:
             print(render_config(config, origin))
@@ -84,6 +87,20 @@ def _sft(options: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("task sft runs in one process; leave out --processes", field="task")
     run_sft(config)
+    return 0
+
+
+def _recall(options: argparse.Namespace) -> int:
+    from openbook_trainer.recall.config import RecallConfig
+    from openbook_trainer.recall.run import run_recall
+
+    config, origin = load_config(RecallConfig, options.config, options.set)
+    if options.print_config:
+        print(render_config(config, origin))
+        return 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("task recall runs in one process; leave out --processes", field="task")
+    run_recall(config)
     return 0
 
 
@@ -128,7 +145,8 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         model = model.to(world.device).train()
         prepare_blocks(model, config.compute)
         shard(model, world, getattr(torch, config.compute.dtype))
-        optimisers = make_optimisers(model, config.optimiser, rate_scale(config, model))
+        quick = config.compute.dtype == "bfloat16" or world.device.type == "cuda"
+        optimisers = make_optimisers(model, config.optimiser, rate_scale(config, model), bfloat16=quick)
         if resumed_from:
             checkpoint.restore(resumed_from, model, optimisers)
         metrics = world.together(lambda: _metrics(config, world, state))

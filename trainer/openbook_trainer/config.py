@@ -13,6 +13,7 @@ from openbook_core.config import FrozenConfig, load_config
 from openbook_core.weights import DEFAULT_MODEL
 from openbook_database.reader import FieldNames, Source
 from openbook_model.config import RetroConfig
+from openbook_trainer.curriculum import LevelSchedule
 from openbook_trainer.initial import InitialConfig, with_base
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -145,6 +146,7 @@ class TrainConfig(FrozenConfig):
     `stop_at` and `max_seconds` end this process early (with a checkpoint) and leave the schedule over `steps` alone.
     `init` starts from a finished decoder. A model without cross attention trains as a plain GPT, without `retrieval`, on
     the same sequences in the same order: the twin to compare a RETRO with.
+    `neighbor_levels`: begin with few and short neighbours; evaluation always has them all.
     """
 
     out: Path
@@ -160,6 +162,7 @@ class TrainConfig(FrozenConfig):
     model: RetroConfig
     corpus: CorpusConfig
     batch: BatchConfig = BatchConfig()
+    neighbor_levels: LevelSchedule | None = None
     retrieval: RetrievalConfig | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     compute: ComputeConfig = ComputeConfig()
@@ -203,6 +206,13 @@ class TrainConfig(FrozenConfig):
             )
         if self.optimiser.warmup_steps >= self.steps:
             raise ValueError(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps}")
+        if self.neighbor_levels is not None:
+            last, most = self.neighbor_levels.levels[-1], (self.model.num_neighbors, self.model.neighbor_length)
+            if (last.neighbors, last.tokens) != most:
+                raise ValueError(
+                    f"neighbor_levels.levels: the last must be all that the model reads, {most[0]} neighbours of "
+                    f"{most[1]} tokens; given {last.neighbors} of {last.tokens}"
+                )
         return self
 
 

@@ -95,19 +95,22 @@ class Loop:
         held_out = held_out or self._evaluate(step)
         path = self._save(step)
         wait_share = batches.waited_s / seconds
-        done = step - first
-        mfu = self.meter.mfu(done, seconds) if done else None
+        mfu = self.meter.mfu(seconds) if step > first else None
         counts = self.masked, self.skipped
         return Finished(step, stopped_by, held_out, path, self.tokens, seconds, wait_share, mfu, *counts)
 
     def _batches(self, start: int, end: int) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step; the global batch does not depend on the number of processes."""
-        settings, world = self.config.batch, self.world
+        settings, levels, world = self.config.batch, self.config.neighbor_levels, self.world
         for step in range(start, end):
             found = []
+            level = levels.at(step, self.config.seed) if levels is not None else None
             for first in range(world.rank * settings.micro, settings.sequences, world.size * settings.micro):
                 batch = self.order.samples(step * settings.sequences + first, settings.micro)
-                found.append((batch, self.source.fetch(batch)))
+                neighbors = self.source.fetch(batch)
+                if level is not None:
+                    neighbors = neighbors.narrowed(level.neighbors, level.tokens)
+                found.append((batch, neighbors))
             yield found
 
     def _step(self, step: int, micro_batches: list[MicroBatch], batches: Prefetch[list[MicroBatch]]) -> None:
@@ -133,6 +136,7 @@ class Loop:
                 optimiser.step()
         self.skipped += not good
         self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+        flops = self.meter.count(micro_batches[0][1])
         masked = int(self.world.total(sum(neighbors.masked for _, neighbors in micro_batches)))
         self.masked += masked
         self.tokens += tokens
@@ -146,7 +150,7 @@ class Loop:
                     "loss": loss if math.isfinite(loss) else None,
                     "gradient_norm": norm_value if math.isfinite(norm_value) else None,
                     "learning_rate": rate,
-                    **self.meter.figures(tokens, seconds, waited),
+                    **self.meter.figures(flops, tokens, seconds, waited),
                     "masked_batches": self.masked,
                     "skipped_steps": self.skipped,
                 }

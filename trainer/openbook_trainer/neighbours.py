@@ -45,6 +45,11 @@ class Neighbors:
     lengths_BLK: NDArray[np.int64]
     masked: bool = False
 
+    def narrowed(self, k: int, r: int) -> Neighbors:
+        """The first k of each chunk, of at most r tokens."""
+        ids_BLKR, lengths_BLK = self.ids_BLKR[:, :, :k, :r], self.lengths_BLK[:, :, :k]
+        return Neighbors(np.ascontiguousarray(ids_BLKR), np.minimum(lengths_BLK, r), self.masked)
+
 
 class NeighborSource(Protocol):
     """Where neighbours come from; called from one thread at a time."""

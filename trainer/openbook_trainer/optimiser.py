@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from openbook_trainer.config import OptimiserConfig
+from openbook_trainer.muon import Muon
 
 Optimisers = tuple[torch.optim.Optimizer, ...]
 AVERAGE = "average"
@@ -40,7 +41,11 @@ def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimisers(
-    model: nn.Module, config: OptimiserConfig, rate_scale: Mapping[str, float] | None = None
+    model: nn.Module,
+    config: OptimiserConfig,
+    rate_scale: Mapping[str, float] | None = None,
+    *,
+    bfloat16: bool = True,
 ) -> Optimisers:
     """AdamW for all parameters that are trained, or Muon for the hidden matrices and AdamW for the rest.
 
@@ -48,6 +53,9 @@ def make_optimisers(
     `muon_learning_rate` over `learning_rate` besides. Muon's updates have the size of AdamW's ("match_rms_adamw",
     arXiv 2502.16982). AdamW decays matrices only: norms, biases and gates are left alone. The state is there from the
     start, so a checkpoint before the first step is one like any other.
+
+    Muon is torch's own, which orthogonalises in bfloat16; without `bfloat16` the same in float32 (`muon.Muon`), for
+    processors on which the former takes longer than all the rest of a step.
     """
     groups: dict[bool, dict[tuple[float, float], list[nn.Parameter]]] = {False: {}, True: {}}
     for name, parameter in model.named_parameters():
@@ -67,7 +75,10 @@ def make_optimisers(
 
     made: list[torch.optim.Optimizer] = []
     if groups[True]:
-        made.append(torch.optim.Muon(listed(True), momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw"))
+        if bfloat16:
+            made.append(torch.optim.Muon(listed(True), momentum=config.muon_momentum, adjust_lr_fn="match_rms_adamw"))
+        else:
+            made.append(Muon(listed(True), config.learning_rate, config.muon_momentum))
     if groups[False]:
         fused = all(p.device.type in _FUSED_ON for parameters in groups[False].values() for p in parameters)
         made.append(torch.optim.AdamW(listed(False), betas=(config.beta1, config.beta2), fused=fused))
@@ -95,7 +106,7 @@ def _begin(optimiser: torch.optim.Optimizer, average_decay: float | None) -> Non
     for group in optimiser.param_groups:
         for parameter in group["params"]:
             state = optimiser.state[parameter]
-            if isinstance(optimiser, torch.optim.Muon):
+            if isinstance(optimiser, (torch.optim.Muon, Muon)):
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             else:
                 place = parameter.device if group["fused"] else None

@@ -15,6 +15,7 @@ import openbook_model
 from openbook_model import RetroModel, initialise
 from openbook_trainer import app
 from openbook_trainer.config import OptimiserConfig, TrainConfig
+from openbook_trainer.muon import Muon
 from openbook_trainer.optimiser import average_of, is_hidden_matrix, learning_rate, make_optimisers
 
 RECIPE = {"kind": "muon", "muon_learning_rate": 0.004, "learning_rate": 0.002, "schedule": "wsd", "average_decay": 0.5}
@@ -74,11 +75,12 @@ def test_adamw_is_the_published_rule(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-6)
 
 
-def test_muon_moves_hidden_matrices_along_orthogonal_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_muon_moves_hidden_matrices_along_orthogonal_ones(tmp_path: Path, bfloat16: bool) -> None:
     """The singular values of an update are those of Newton-Schulz, 0.7 to 1.2, times 0.2 sqrt(longer side) and the rate."""
     model = small_model(tmp_path)
-    optimisers = make_optimisers(model, OptimiserConfig.parse({**RECIPE, "weight_decay": 0.0}))
-    assert [type(each) for each in optimisers] == [torch.optim.Muon, torch.optim.AdamW]
+    optimisers = make_optimisers(model, OptimiserConfig.parse({**RECIPE, "weight_decay": 0.0}), bfloat16=bfloat16)
+    assert [type(each) for each in optimisers] == [torch.optim.Muon if bfloat16 else Muon, torch.optim.AdamW]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
