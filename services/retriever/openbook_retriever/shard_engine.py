@@ -14,6 +14,7 @@ from openbook_database.snapshot import Snapshot
 from openbook_proto.v1 import common_pb2
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_retriever.chunks import encode_chunks
+from openbook_retriever.filters import allowed_documents, read_filters
 from openbook_retriever.holdings import Holdings, find_shard
 from openbook_retriever.requests import check_names, check_search, read_ids, read_queries
 
@@ -36,7 +37,9 @@ class ShardEngine:
             queries_QD = read_queries(request, opened.manifest.contract.dimension)
             exclude, unknown = _excluded_numbers(opened, request)
             min_score = request.min_score if request.HasField("min_score") else None
-            hits = shard.search(queries_QD, request.k, exclude, min_score)
+            filters = read_filters(request.filters, len(queries_QD))
+            allowed = allowed_documents(opened.filters, filters, len(queries_QD))
+            hits = shard.search(queries_QD, request.k, exclude, min_score, allowed)
             searched = time.perf_counter()
             chunks = encode_chunks(shard, hits.ids_QK[hits.ids_QK != MISSING], request.fields)
             finished = time.perf_counter()
@@ -111,18 +114,14 @@ def _excluded_numbers(opened: Snapshot, request: pb.SearchRequest) -> tuple[list
     """Document numbers to leave out for each query, and how many different ids the snapshot does not hold."""
     if not request.exclusions:
         return None, 0
-    exclude = []
-    unknown: set[str] = set()
-    for exclusion in request.exclusions:
-        known: set[int] = set()
-        for external_id in exclusion.document_ids:
-            number = opened.documents.number(external_id)
-            if number is None:
-                unknown.add(external_id)
-            else:
-                known.add(number)
-        exclude.append(known)
-    return exclude, len(unknown)
+    asked = {external_id for exclusion in request.exclusions for external_id in exclusion.document_ids}
+    numbers = {external_id: opened.documents.number(external_id) for external_id in asked}
+    known = {external_id: number for external_id, number in numbers.items() if number is not None}
+    exclude = [
+        {known[external_id] for external_id in exclusion.document_ids if external_id in known}
+        for exclusion in request.exclusions
+    ]
+    return exclude, len(asked) - len(known)
 
 
 def _require_shard(given: bool) -> None:

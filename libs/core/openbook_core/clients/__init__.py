@@ -2,6 +2,7 @@
 
 from openbook_core.clients.admin import AdminClient
 from openbook_core.clients.embedder import EmbedderClient, EmbedderInfo, EmbedResult
+from openbook_core.clients.filters import where
 from openbook_core.clients.retriever import ChunkTable, RetrieverClient, SearchResult
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "EmbedderInfo",
     "RetrieverClient",
     "SearchResult",
+    "where",
 ]

@@ -55,7 +55,8 @@ class ChunkTable:
 class SearchResult:
     """Neighbours of Q queries: `ids` int64 [Q, k] (-1 = missing), `scores` float32 [Q, k], all from `snapshot`.
 
-    `row_of` int64 [Q, k] is the row of each hit in `chunks`, -1 where it is missing.
+    `row_of` int64 [Q, k] is the row of each hit in `chunks`, -1 where it is missing. `coverage`: of a partial answer, what
+    it is from; None where all shards answered.
     """
 
     snapshot: str
@@ -68,6 +69,7 @@ class SearchResult:
     missing_shards: list[int]
     restarts: int
     timings: common_pb2.Timings
+    coverage: retriever_pb2.Coverage | None = None
 
     @classmethod
     def from_proto(cls, reply: retriever_pb2.SearchReply, *, tokens_asked: bool = False) -> SearchResult:
@@ -82,6 +84,7 @@ class SearchResult:
             row_of=np.where(found, np.cumsum(found) - 1, -1).reshape(ids.shape),
             unknown_exclusions=reply.unknown_exclusions,
             missing_shards=list(reply.missing_shards),
+            coverage=reply.coverage if reply.HasField("coverage") else None,
             restarts=reply.restarts,
             timings=reply.timings,
         )
@@ -173,6 +176,7 @@ def search_request(
     snapshot: str = "",
     min_epoch: int = 0,
     exclude: Sequence[Sequence[str]] | None = None,
+    filters: Sequence[retriever_pb2.Filter] = (),
     min_score: float | None = None,
     tokens: bool = False,
     text: bool = False,
@@ -180,7 +184,8 @@ def search_request(
     allow_partial: bool = False,
     shard: int | None = None,
 ) -> retriever_pb2.SearchRequest:
-    """`exclude` holds, for each query, external ids of documents that must not come back.
+    """`exclude` holds, for each query, external ids of documents that must not come back; `filters` one filter for all
+    queries or one for each (`clients.filters.where`).
 
     Raises ArgumentError naming the field for what the message cannot hold; the rest is for the service to judge.
     """
@@ -196,6 +201,7 @@ def search_request(
         queries=None if queries is None else _encode_queries(queries),
         k=require_count("k", k, bits=32, least=1),
         exclusions=[retriever_pb2.Exclusion(document_ids=ids) for ids in exclusions],
+        filters=filters,
         min_score=min_score,
         fields=retriever_pb2.Fields(tokens=tokens, text=text, document=documents),
         allow_partial=allow_partial,
