@@ -23,6 +23,8 @@ _GATHER_ELEMENTS = 1 << 23
 _RESULT_ELEMENTS = 1 << 24
 
 RowRanges = Sequence[tuple[int, int]]
+# For all queries, or for each one [q] (-inf: none).
+MinScore = float | NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def search_rows(
     *,
     excluded: Sequence[RowRanges] | None = None,
     allowed: Sequence[NDArray[np.bool_] | None] | None = None,
-    min_score: float | None = None,
+    min_score: MinScore = None,
     wanted_Q: NDArray[np.int64] | None = None,
     effort: int | None = None,
 ) -> Hits:
@@ -98,16 +100,16 @@ def search_rows(
             if allowed_N is not None:
                 left_out[query] += len(allowed_N) - int(np.count_nonzero(allowed_N))
         wanted_Q = k + left_out
+    least_Q = np.full(len(queries_QD), -np.inf if min_score is None else min_score, dtype=np.float32)
     candidates = index.begin(queries_QD, wanted_Q, effort)
     hits = Hits(
         np.full((len(queries_QD), k), MISSING, dtype=np.int64), np.zeros((len(queries_QD), k), dtype=np.float32)
     )
     for group in _groups(excluded, allowed, len(queries_QD), index.rows):
-        _search_group(candidates, index.rows, k, group, min_score, hits)
-    if min_score is not None:
-        low_QK = hits.scores_QK < np.float32(min_score)
-        hits.ids_QK[low_QK] = MISSING
-        hits.scores_QK[low_QK] = 0
+        _search_group(candidates, index.rows, k, group, least_Q, hits)
+    low_QK = hits.scores_QK < least_Q[:, None]
+    hits.ids_QK[low_QK] = MISSING
+    hits.scores_QK[low_QK] = 0
     return hits
 
 
@@ -150,7 +152,7 @@ def _search_group(
     rows: int,
     k: int,
     group: _Group,
-    min_score: float | None,
+    least_Q: NDArray[np.float32],
     hits: Hits,
 ) -> None:
     """Fill the group's rows of `hits`: fetch twice as many until what was left out scores strictly less than the
@@ -173,8 +175,7 @@ def _search_group(
                 rows_QF, last_Q = _keep(rows_QF, rough_QF, last_Q, kept)
             found = _rescore(candidates, queries, rows_QF, k)
             kth_Q = np.where(found.ids_QK[:, -1] == MISSING, -np.inf, found.scores_QK[:, -1].astype(np.float64))
-            if min_score is not None:
-                kth_Q = np.maximum(kth_Q, np.float32(min_score))
+            kth_Q = np.maximum(kth_Q, least_Q[queries])
             settled_Q = (last_Q + margin_Q[some] < kth_Q) | (count == rows) | np.isneginf(last_Q)
             hits.ids_QK[queries[settled_Q]] = found.ids_QK[settled_Q]
             hits.scores_QK[queries[settled_Q]] = found.scores_QK[settled_Q]

@@ -20,7 +20,7 @@ from openbook_database.index.files import open_index
 from openbook_database.index.recipe import parse_recipe
 from openbook_database.manifest import Manifest, ShardEntry
 from openbook_database.scoring import MISSING, Hits, best
-from openbook_database.search import RowRanges, check_query, search_rows
+from openbook_database.search import MinScore, RowRanges, check_query, search_rows
 from openbook_database.text import CONTEXT, chunk_text
 
 
@@ -76,13 +76,14 @@ class Shard:
         queries_QD: NDArray[np.float32],
         k: int,
         exclude: Sequence[Collection[int]] | None = None,
-        min_score: float | None = None,
+        min_score: MinScore = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
         """The k nearest chunks of this shard for each query, among the rows that the index compares with it.
 
         queries_QD: float32 [q, d]. exclude: for each query the numbers of documents whose chunks must not come back
-        (numbers of other shards' documents only widen the search). min_score: neighbours that score less are left out.
+        (numbers of other shards' documents only widen the search). min_score: neighbours that score less are
+        left out; one for all, or one for each.
         allowed: for each query which documents [n] of the snapshot alone may come back, None for all (`filters`).
         The answer depends on the query alone, not on others in the batch. Raises ArgumentError naming the field.
         """

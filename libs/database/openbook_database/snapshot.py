@@ -17,6 +17,7 @@ from openbook_database.files import BLOCK_BYTES, block_digest, file_digests
 from openbook_database.filters import Filters
 from openbook_database.manifest import FileEntry, Manifest
 from openbook_database.scoring import Hits, merge
+from openbook_database.search import MinScore
 from openbook_database.shard import Shard, shard_folder
 
 Verification = Literal["sizes", "sample", "full"]
@@ -91,7 +92,7 @@ class Snapshot:
         queries_QD: NDArray[np.float32],
         k: int,
         exclude: Sequence[Collection[int]] | None = None,
-        min_score: float | None = None,
+        min_score: MinScore = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
         """As `Shard.search`, over all opened shards."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from openbook_core.errors import ArgumentError
@@ -13,6 +13,7 @@ from openbook_database.scoring import MISSING
 from openbook_database.snapshot import Snapshot
 from openbook_proto.v1 import common_pb2
 from openbook_proto.v1 import retriever_pb2 as pb
+from openbook_retriever.batching import SearchBatcher, Ticket
 from openbook_retriever.chunks import encode_chunks
 from openbook_retriever.filters import allowed_documents, read_filters
 from openbook_retriever.holdings import Holdings, find_shard
@@ -22,12 +23,24 @@ from openbook_retriever.requests import check_names, check_search, read_ids, rea
 class ShardEngine:
     """Search, GetChunks and Describe over what `holdings` has; safe to use from several threads."""
 
-    def __init__(self, holdings: Holdings, *, snapshot_guard: bool = True) -> None:
+    def __init__(
+        self, holdings: Holdings, batcher: SearchBatcher | None = None, *, snapshot_guard: bool = True
+    ) -> None:
         self._holdings = holdings
+        self._batcher = batcher or SearchBatcher()
         self._snapshot_guard = snapshot_guard
 
-    def search(self, request: pb.SearchRequest) -> pb.SearchReply:
-        """The k nearest chunks of one shard."""
+    def search(
+        self,
+        request: pb.SearchRequest,
+        deadline: float | None = None,
+        watch: Callable[[Callable[[], None]], bool] = lambda leave: True,
+    ) -> pb.SearchReply:
+        """The k nearest chunks of one shard.
+
+        `deadline` in seconds of time.monotonic(). `watch` is given what to call when the caller goes away, and is false
+        where it has gone.
+        """
         started = time.perf_counter()
         check_search(request, request.queries.rows)
         check_names(request.database, request.snapshot, snapshot_required=True)
@@ -39,7 +52,11 @@ class ShardEngine:
             min_score = request.min_score if request.HasField("min_score") else None
             filters = read_filters(request.filters, len(queries_QD))
             allowed = allowed_documents(opened.filters, filters, len(queries_QD))
-            hits = shard.search(queries_QD, request.k, exclude, min_score, allowed)
+            ticket = Ticket(shard, queries_QD, request.k, exclude, min_score, allowed, deadline)
+            self._batcher.submit(ticket)
+            if not watch(ticket.cancel):
+                ticket.cancel()
+            hits = ticket.result()
             searched = time.perf_counter()
             chunks = encode_chunks(shard, hits.ids_QK[hits.ids_QK != MISSING], request.fields)
             finished = time.perf_counter()
@@ -53,7 +70,8 @@ class ShardEngine:
                 chunks=chunks,
                 unknown_exclusions=unknown,
                 timings=common_pb2.Timings(
-                    search_ms=(searched - started) * 1e3,
+                    queue_ms=ticket.queued_s * 1e3,
+                    search_ms=(searched - started - ticket.queued_s) * 1e3,
                     fetch_ms=(finished - searched) * 1e3,
                     total_ms=(finished - started) * 1e3,
                 ),
