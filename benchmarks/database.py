@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SEED = 5
+CODED_VECTORS = 30_000  # rotations are trained on them, twice
 _STARTED = time.monotonic()
 
 
@@ -51,7 +52,6 @@ class Size:
     sizes_with_encoder: tuple[int, ...]
     adding_rounds: int
     incremental: int
-    incremental_large: int
     peers: int
     vectors: int
     queries: int
@@ -68,7 +68,6 @@ QUICK = Size(
     sizes_with_encoder=(),
     adding_rounds=3,
     incremental=12,
-    incremental_large=400,
     peers=12,
     vectors=4000,
     queries=200,
@@ -84,7 +83,6 @@ FULL = Size(
     sizes_with_encoder=(38, 377),
     adding_rounds=3,
     incremental=100,
-    incremental_large=47_100,
     peers=60,
     vectors=200_000,
     queries=1000,
@@ -133,9 +131,7 @@ def default_data() -> Path:
 
 def limited(size: Size, documents: int) -> Size:
     """No part takes more than so many documents."""
-    parts = {
-        name: min(getattr(size, name), documents) for name in ("share", "incremental", "incremental_large", "peers")
-    }
+    parts = {name: min(getattr(size, name), documents) for name in ("share", "incremental", "peers")}
     sizes = (*(each for each in size.sizes if each < documents), documents)
     encoded = tuple(each for each in size.sizes_with_encoder if each <= documents)
     return replace(size, **parts, sizes=sizes, sizes_with_encoder=encoded)
@@ -144,7 +140,14 @@ def limited(size: Size, documents: int) -> Size:
 def run(size: Size, book: Any, peers: bool, work: Path) -> dict[str, Any]:
     """All parts, one after another: {figures, raw}."""
     import faiss
-    from database_build import NotingEncoder, measure_incremental, measure_share, measure_sizes, settings_of_builds
+    from database_build import (
+        NotingEncoder,
+        measure_incremental,
+        measure_incremental_large,
+        measure_share,
+        measure_sizes,
+        settings_of_builds,
+    )
     from database_child import DIMENSION
     from database_rates import measure_codecs, measure_parts
     from database_sides import spread
@@ -174,21 +177,19 @@ def run(size: Size, book: Any, peers: bool, work: Path) -> dict[str, Any]:
     if peers:
         raw["retro_pytorch"], raw["autofaiss"] = _measure_peers(size, book, encoder, real_ND, work)
         _clear(work, "peers")
-    raw["sizes"] = measure_sizes(
-        book, size.sizes, size.sizes_with_encoder, size.adding_rounds, _part(work, "sizes"), _say
-    )
-    _clear(work, "sizes")
+    sizes = _part(work, "sizes")
+    raw["sizes"] = measure_sizes(book, size.sizes, size.sizes_with_encoder, size.adding_rounds, sizes, _say)
     _say("incremental, encoder")
     raw["incremental"] = [measure_incremental(book, size.incremental, encoder, _part(work, "incremental"))]
     _say("incremental, random vectors")
-    raw["incremental"].append(measure_incremental(book, size.incremental_large, None, _part(work, "large")))
-    _clear(work, "large")
+    raw["incremental"].append(measure_incremental_large(book, raw["sizes"], sizes))
+    _clear(work, "sizes")
     _say("Faiss' parts, and what codes lose")
     raw["parts"] = measure_parts(DIMENSION, size.lists, size.lists, SEED)
-    vectors_ND = spread(real_ND, size.vectors, SEED)
+    vectors_ND = spread(real_ND, min(size.vectors, CODED_VECTORS), SEED)
     recall = measure_codecs(vectors_ND, size.queries)
     raw["codecs"] = {
-        "vectors": f"{len(real_ND)} chunks' vectors and copies with noise, {size.vectors} in all",
+        "vectors": f"{len(real_ND)} chunks' vectors and copies with noise, {len(vectors_ND)} in all",
         "recall": recall,
     }
     raw |= {"load_1m_after": round(os.getloadavg()[0], 2), "seconds": round(time.monotonic() - begun, 1)}

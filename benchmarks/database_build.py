@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.encoder import Encoder
+
+RANDOM_VECTORS = "random unit vectors"
 
 
 class NotingEncoder(TimedEncoder):
@@ -113,27 +114,33 @@ def measure_sizes(
         part, out = book.part(documents, work / "size.jsonl"), work / f"size-{encoder == RANDOM}-{documents}"
         spec = {"source": str(part), "out": str(out), "tokenizer": book.tokenizer, "encoder": encoder}
         child = run_child(spec | {"adding_rounds": adding_rounds if encoder == RANDOM else 0})
-        found.append({"encoder": "random unit vectors" if encoder == RANDOM else encoder, **child})
+        found.append({"encoder": RANDOM_VECTORS if encoder == RANDOM else encoder, **child})
         part.unlink()
     return found
 
 
-def measure_incremental(book: Book, documents: int, encoder: Encoder | None, work: Path) -> dict[str, Any]:
-    """A full build, and one from it as base with a hundredth of the documents changed: with the encoder here, or each in
-    its own process with random vectors."""
-    build = run_child if encoder is None else partial(build_here, loaded=encoder)
-    spec = {"tokenizer": book.tokenizer, "encoder": RANDOM if encoder is None else book.model}
-    before = book.part(documents, work / "before.jsonl")
-    after = book.part(documents, work / "after.jsonl", changed_every=100)
-    base = work / "full"
-    full = build({**spec, "source": str(before), "out": str(base)})
-    changed = build({**spec, "source": str(after), "out": str(work / "incremental"), "base": str(base)})
-    return {
-        "encoder": "random unit vectors" if encoder is None else book.model,
-        "changed_documents": -(-full["documents"] // 100),
-        "full": full,
-        "incremental": changed,
-    }
+def measure_incremental(book: Book, documents: int, encoder: Encoder, work: Path) -> dict[str, Any]:
+    """A full build with the encoder, and one from it as base with a hundredth of the documents changed."""
+    spec = {"tokenizer": book.tokenizer, "encoder": book.model}
+    before, base = book.part(documents, work / "before.jsonl"), work / "full"
+    full = build_here({**spec, "source": str(before), "out": str(base)}, loaded=encoder)
+    changed = build_here(
+        {**spec, **_changed(book, documents, work), "out": str(work / "incremental"), "base": str(base)}, loaded=encoder
+    )
+    return {"encoder": book.model, "changed_documents": -(-documents // 100), "full": full, "incremental": changed}
+
+
+def measure_incremental_large(book: Book, sizes: Sequence[dict[str, Any]], work: Path) -> dict[str, Any]:
+    """The largest build with random vectors of `measure_sizes`, and one from it as base, in its own process."""
+    full = max((each for each in sizes if each["encoder"] == RANDOM_VECTORS), key=lambda each: each["documents"])
+    documents, base = full["documents"], work / f"size-True-{full['documents']}"
+    spec = {"tokenizer": book.tokenizer, "encoder": RANDOM, "out": str(work / "incremental"), "base": str(base)}
+    changed = run_child({**spec, **_changed(book, documents, work)})
+    return {"encoder": RANDOM_VECTORS, "changed_documents": -(-documents // 100), "full": full, "incremental": changed}
+
+
+def _changed(book: Book, documents: int, work: Path) -> dict[str, str]:
+    return {"source": str(book.part(documents, work / "after.jsonl", changed_every=100))}
 
 
 def settings_of_builds() -> dict[str, Any]:

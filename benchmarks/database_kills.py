@@ -64,8 +64,10 @@ def run(kills: int, minutes: float, documents: int, work: Path) -> dict[str, Any
     finished: list[bool] = []
     out, begun = work / "killed", time.monotonic()
     while len(killed) < kills and time.monotonic() - begun < 60 * minutes:
-        child = start(encoder, out, documents)
         stage = lot.choice(STAGES) if lot.random() < 0.5 else None
+        if any(event["event"] == "end" and event["stage"] == stage for event in events(out)):
+            clear(out)  # it has that stage behind it
+        child = start(encoder, out, documents)
         begins = stage is None or wait_for_stage(out, child, stage)
         if begins:
             time.sleep(lot.uniform(0, sum(seconds.values()) if stage is None else seconds[stage]))

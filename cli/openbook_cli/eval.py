@@ -1,4 +1,4 @@
-"""`openbook eval perplexity|tasks`."""
+"""`openbook eval perplexity|tasks|recall`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 _TASKS_HELP = "nq, nq-open, squad, factbook, factbook-fields, factbook-qa, factbook...@EDITION; commas between."
+
+GATE_CLOSED = 3
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -29,20 +31,32 @@ def perplexity(
     stride: Annotated[int | None, typer.Option(help="Tokens from window to window; half a block.")] = None,
     words: Annotated[bool, typer.Option("--words", help="Word perplexity for text that is not WikiText.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    picture: Annotated[Path | None, typer.Option("--plot", help="Where to draw them (.png or .svg).")] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help=f"Exit code {GATE_CLOSED} where the model does not use its neighbours.")
+    ] = False,
 ) -> None:
-    """Perplexity OFF, ON and with shuffled neighbours, with standard errors."""
+    """Perplexity OFF, ON, with half of the database and with shuffled neighbours, by overlap, with standard errors."""
     from openbook_cli.figures import write_figures
     from openbook_cli.progress_line import ProgressLine
+    from openbook_core.errors import ArgumentError
     from openbook_database.build.progress import Update
     from openbook_trainer.eval.perplexity import PerplexityConfig, evaluate
+    from openbook_trainer.eval.perplexity_table import plot, table_lines
 
+    if gate and database is None:
+        raise ArgumentError("--gate needs --database and --retriever: it judges ON against OFF", field="gate")
     settings: dict[str, Any] = {"model": model, "data": data, "database": database, "retriever": retriever}
     settings |= {"limit_tokens": limit_tokens, "block": block, "stride": stride, "words": words, "device": device}
     config = PerplexityConfig.parse(settings, source="openbook eval perplexity")
     line = ProgressLine()
     figures = evaluate(config, lambda stage, done, total: line(Update(stage, done, total, 0.0)))
-    _print(figures)
+    print("\n" + "\n".join(table_lines(figures)))
     write_figures(figures, json_file)
+    if picture is not None:
+        plot(figures, picture)
+    if gate and not figures["gate"]["passed"]:
+        raise typer.Exit(GATE_CLOSED)
 
 
 @app.command()
@@ -115,17 +129,24 @@ def tasks(
         plot(figures, png)
 
 
-def _print(figures: dict[str, Any]) -> None:
-    names = [name for name in figures["off"] if not name.endswith("_standard_error")]
-    print(f"\n{figures['tokens_scored']} tokens of {figures['data']}, windows of {figures['block']}, ", end="")
-    print(f"standard errors {figures['standard_errors']}")
-    print(f"{'':10}" + "".join(f"{name:>24}" for name in names))
-    for side in ("off", "on", "shuffled"):
-        if figures[side]:
-            print(f"{side:10}" + "".join(f"{_cell(figures[side], name):>24}" for name in names))
-    print(figures["note"])
+@app.command()
+def recall(
+    config: Annotated[Path, typer.Option(help="The YAML file of the finished training run (`task: recall`).")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, over the file; repeatable.")] = None,
+    documents: Annotated[int, typer.Option(min=2, help="Documents of each book.")] = 250,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the figures.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Where to draw the run's curve and these figures.")] = None,
+) -> None:
+    """Swap the book under a model trained with `task: recall`: exact answers from each, through the live retriever."""
+    from openbook_cli.figures import write_figures
+    from openbook_cli.recall_books import recall_books
+    from openbook_core.config import load_config
+    from openbook_trainer.recall.config import RecallConfig
+    from openbook_trainer.recall.report import figures_of, lines_of, plot
 
-
-def _cell(found: dict[str, Any], name: str) -> str:
-    value, error = found[name], found[f"{name}_standard_error"]
-    return "-" if value is None else f"{value:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+    chosen, _ = load_config(RecallConfig, config, set_ or ())
+    figures = figures_of(chosen, recall_books(chosen, documents))
+    print("\n".join(lines_of(figures)))
+    write_figures(figures, json_file)
+    if png is not None:
+        plot(figures, png)

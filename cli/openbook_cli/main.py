@@ -21,16 +21,16 @@ app.add_typer(serve.app, name="serve", help="Start one service in the foreground
 app.add_typer(database.app, name="db", help="Build, check and swap databases.")
 app.add_typer(embedder.app, name="embedder", help="Export an encoder to another runtime, and compare.")
 app.add_typer(model.app, name="model", help="Convert models, and say what one costs.")
+app.add_typer(train.app, name="train")
 app.add_typer(evaluation.app, name="eval", help="Measure a finished model.")
 app.add_typer(token.app, name="token", help="Tokens that services ask for.")
 app.command("ask")(ask.ask)
-app.command("train")(train.train)
 app.command("score")(score.score)
 app.command("demo")(demo_command.demo)
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 a wrong argument or input, 130 interrupted (Typer's)."""
+    """Entry point. Exit codes: 0 done, 1 failed, 2 a wrong argument or input, 3 a gate not passed, 130 interrupted (Typer's)."""
     try:
         app()
     except OpenbookError as error:

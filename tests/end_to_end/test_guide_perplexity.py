@@ -23,11 +23,16 @@ def test_the_guide(tmp_path: Path) -> None:
     off, start, on, score = guide.blocks
     with guide.services(start):
         assert "off (gate 0)" in guide.run(off)
-        assert "shuffled" in guide.run(on)
+        output = guide.run(on)
         assert "exact_match" in guide.run(score)
     figures = json.loads((tmp_path / "build" / "perplexity.json").read_text())
     assert figures["cross_attention"] == "on"
     assert figures["documents_excluded_for_themselves"] == figures["documents"]
     assert figures["on"]["nats_per_token"] != figures["off"]["nats_per_token"]
+    assert figures["half"] is not None
+    assert figures["overlap"][-1]["chunks"] > 0
+    assert figures["gate"]["verdict"] in output
+    assert ("exit code 3" in output) is not figures["gate"]["passed"]
+    assert (tmp_path / "build" / "perplexity.png").exists()
     assert json.loads((tmp_path / "build" / "perplexity-off.json").read_text())["on"] is None
     assert json.loads((tmp_path / "build" / "scores.json").read_text())["exact_match"] == 1.0

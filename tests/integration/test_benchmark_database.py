@@ -38,7 +38,6 @@ def test_the_figures_follow_from_the_trials(tmp_path: Path, monkeypatch: pytest.
         sizes=(20, 120),
         adding_rounds=1,
         incremental=10,
-        incremental_large=120,
         vectors=600,
         queries=20,
         lists=256,

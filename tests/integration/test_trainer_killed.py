@@ -37,9 +37,9 @@ step = _Run._step
 _Run._step = lambda self, number: die() if number == 3 else step(self, number)
 """
 SFT_WHILE_SAVING = """
-from openbook_trainer.sft import run
-replace, saved = run.os.replace, []
-run.os.replace = lambda draft, path: saved.append(draft) or (die() if len(saved) == 2 else replace(draft, path))
+from openbook_trainer import one_file
+replace, saved = one_file.os.replace, []
+one_file.os.replace = lambda draft, path: saved.append(draft) or (die() if len(saved) == 2 else replace(draft, path))
 """
 SAME = ("steps", "weights_hash", "loss_on", "loss_off", "loss_shuffled")
 

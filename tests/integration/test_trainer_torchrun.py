@@ -12,10 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+
+from openbook_model import RetroConfig, RetroModel, initialise, load, save
+from openbook_trainer import app
+from openbook_trainer.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
 from trainer_fakes import serve_retriever, settings, write_corpus
+
+from openbook_trainer.optimiser import is_hidden_matrix
 
 # Python runs a `sitecustomize` that it finds on its path before anything else, here in each process of the run.
 FIRST_ENDS = """
@@ -86,14 +93,57 @@ def test_one_and_two_processes_compute_the_same(tmp_path: Path, retriever: str) 
         np.testing.assert_allclose(one, two, rtol=1e-4)
 
 
+def test_muon_and_bfloat16_in_two_processes(tmp_path: Path, retriever: str) -> None:
+    """Muon's matrices are whole for it, however they are sharded."""
+    changes: dict[str, Any] = {
+        "optimiser": {"kind": "muon", "learning_rate": 0.01, "average_decay": 0.5},
+        "compute": {"dtype": "bfloat16", "checkpointing": True, "peak_tflops": 1.0},
+        "model": {"gate": "learned"},
+    }
+    done = train(tmp_path, 2, retriever, "run2", **changes)
+    assert done.returncode == 0, done.stderr
+    changes["retrieval"] = {"address": retriever}
+    config = TrainConfig.parse(settings(tmp_path, out=str(tmp_path / "run1"), **changes))
+    app.train(config)
+    for name in ("loss", "gradient_norm", "loss_on"):
+        one, two = (figures(tmp_path, out, name) for out in ("run1", "run2"))
+        np.testing.assert_allclose(one, two, rtol=1e-3)
+    first = RetroModel(config.model)
+    initialise(first, config.seed)
+    one, two = (dict(load(tmp_path / out / "model-average").named_parameters()) for out in ("run1", "run2"))
+    for name, parameter in first.named_parameters():
+        apart, moved = one[name] - two[name], one[name] - parameter
+        if is_hidden_matrix(name, parameter):
+            assert float(apart.norm()) < 0.15 * float(moved.norm()), name
+
+
 def test_one_process_goes_on_from_the_checkpoint_of_two(tmp_path: Path, retriever: str) -> None:
     for processes, out, stop_at in ((1, "straight", None), (2, "parts", 2), (1, "parts", None)):
-        done = train(tmp_path, processes, retriever, out, stop_at=stop_at)
+        done = train(tmp_path, processes, retriever, out, stop_at=stop_at, optimiser={"kind": "muon"})
         assert done.returncode == 0, done.stderr
     for name in ("loss", "gradient_norm", "loss_on"):
         straight, parts = (figures(tmp_path, out, name) for out in ("straight", "parts"))
         np.testing.assert_allclose(straight[-1], parts[-1], rtol=1e-4)
     np.testing.assert_allclose(*(figures(tmp_path, out, "loss") for out in ("straight", "parts")), rtol=1e-4)
+
+
+def test_a_frozen_base_is_sharded_and_resumed_as_one_process_does(tmp_path: Path, retriever: str) -> None:
+    write_corpus(tmp_path)
+    base = RetroModel(RetroConfig.parse({**settings(tmp_path)["model"], "cross_attention_layers": []}))
+    initialise(base, 8)
+    save(base, tmp_path / "base", tmp_path / "tokenizer")
+    changes: dict[str, Any] = {"model": {"gate": "learned"}, "init": {"from": str(tmp_path / "base")}}
+    done = train(tmp_path, 2, retriever, "parts", stop_at=2, **changes)
+    assert done.returncode == 0, done.stderr
+    for out in ("straight", "parts"):
+        here = settings(tmp_path, out=str(tmp_path / out), retrieval={"address": retriever}, **changes)
+        app.train(TrainConfig.parse(here))
+    for name in ("loss", "gradient_norm"):
+        straight, parts = (figures(tmp_path, out, name) for out in ("straight", "parts"))
+        np.testing.assert_allclose(straight, parts, rtol=1e-4)
+    trained = dict(load(tmp_path / "parts" / "model").named_parameters())
+    assert all(torch.equal(value, trained[name]) for name, value in base.named_parameters())
+    assert all(bool((value != 0).all()) for name, value in trained.items() if name.endswith(".gate"))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -51,6 +51,11 @@ def test_overrides_win_and_their_origin_is_shown(tmp_path: Path) -> None:
     shown = render_config(config, origin)
     assert f"steps: 5  # {path}" in shown
     assert "inner.rate: 0.25  # --set" in shown
+    path.write_text("inner: {rate: 0.75}")
+    whole = ["inner={rate: 0.25}"], ["inner={}"]
+    shown, emptied = (render_config(*load_config(Outer, path, overrides)) for overrides in whole)
+    assert shown.splitlines() == ["steps: 3  # default", "inner.rate: 0.25  # --set"]
+    assert emptied.splitlines() == ["steps: 3  # default", "inner.rate: 0.5  # default"]
 
 
 @pytest.mark.parametrize("override", ["steps", "steps=many", "steps.deeper=1", "inner=[1"])

@@ -20,18 +20,20 @@ from openbook_core.config import load_config, render_config
 from openbook_core.errors import ArgumentError, ConfigError, OpenbookError
 from openbook_core.telemetry import setup_logging
 from openbook_core.tokenizer import Tokenizer
-from openbook_model import RetroModel, initialise, weights_hash
+from openbook_model import RetroModel, weights_hash
 from openbook_model import save as save_model
 from openbook_trainer import checkpoint
 from openbook_trainer.cached import CachedSource, snapshot_of
+from openbook_trainer.compute import compute_dtype, prepare_blocks
 from openbook_trainer.config import TrainConfig, load_train_config, task_of
 from openbook_trainer.data import ChunkedCorpus, SequenceOrder, read_corpus
-from openbook_trainer.distributed import World, process_group, shard
+from openbook_trainer.distributed import World, process_group, shard, whole
 from openbook_trainer.evaluation import Evaluator
 from openbook_trainer.loop import Loop
 from openbook_trainer.metrics import Metrics
-from openbook_trainer.neighbours import LiveSource, pin_snapshot
-from openbook_trainer.optimiser import make_optimiser
+from openbook_trainer.neighbours import LiveSource, NoSource, pin_snapshot
+from openbook_trainer.optimiser import average_of, make_optimisers
+from openbook_trainer.retrofit import rate_scale, starting_model
 
 _FIRST_ENDS_WITHIN_S = 60.0
 
@@ -52,8 +54,11 @@ def main(arguments: list[str] | None = None) -> int:
     setup_logging("trainer")
     first = os.environ.get("RANK", "0") == "0"
     try:
-        if task_of(options.config) == "sft":
+        task = task_of(options.config)
+        if task == "sft":
             return _sft(options)
+        if task == "recall":
+            return _recall(options)
         config, origin = load_train_config(options.config, options.set)
         if options.print_config:
             print(render_config(config, origin))
@@ -85,12 +90,26 @@ def _sft(options: argparse.Namespace) -> int:
     return 0
 
 
+def _recall(options: argparse.Namespace) -> int:
+    from openbook_trainer.recall.config import RecallConfig
+    from openbook_trainer.recall.run import run_recall
+
+    config, origin = load_config(RecallConfig, options.config, options.set)
+    if options.print_config:
+        print(render_config(config, origin))
+        return 0
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("task recall runs in one process; leave out --processes", field="task")
+    run_recall(config)
+    return 0
+
+
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run, or go on with, the training that `config` describes; the last line of standard output is the summary.
 
     The summary has steps, loss_off, loss_on, loss_shuffled, tokens, seconds, tokens_per_s, neighbour_wait_share,
-    masked_batches, stopped_by, snapshot, checkpoint, model and weights_hash. Under torchrun every process calls this.
-    Raises OpenbookError.
+    mfu, dtype, masked_batches, skipped_steps, stopped_by, snapshot, checkpoint, model and weights_hash. Under torchrun
+    every process calls this. Raises OpenbookError.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -109,28 +128,36 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
     snapshot = world.from_first(lambda: _pin(config, tokenizer))
     corpus, held_out = world.together(lambda: read_corpus(config.corpus, tokenizer, m))
     source = world.together(lambda: _source(config, snapshot, corpus, held_out))
-    digests = f"{corpus.digest()} {held_out.digest()}", source.digest if isinstance(source, CachedSource) else ""
+    model, base_hash = world.together(lambda: starting_model(config, tokenizer))
+    cache_digest = source.digest if isinstance(source, CachedSource) else ""
+    digests = f"{corpus.digest()} {held_out.digest()}", cache_digest, base_hash
     try:
+        config = _with_dtype(config, world)
         resumed_from, state = world.together(lambda: _start(config, *digests, snapshot))
         if isinstance(source, LiveSource):
             live = source
             world.together(lambda: live.check_exclusions(corpus.document_ids))
         batch, evaluation = config.batch, config.evaluation
-        order = SequenceOrder(corpus, batch, config.seed)
-        held_out_order = SequenceOrder(held_out, batch, config.seed)
+        asks = config.retrieval is not None
+        order = SequenceOrder(corpus, batch, config.seed, asks=asks)
+        held_out_order = SequenceOrder(held_out, batch, config.seed, asks=asks, part="the held-out part of the corpus")
         evaluator = world.together(lambda: Evaluator(held_out_order, source, evaluation.sequences, batch.micro))
-        model = RetroModel(config.model)
-        initialise(model, config.seed)
         model = model.to(world.device).train()
-        shard(model, world)
-        optimiser = make_optimiser(model, config.optimiser)
+        prepare_blocks(model, config.compute)
+        shard(model, world, getattr(torch, config.compute.dtype))
+        quick = config.compute.dtype == "bfloat16" or world.device.type == "cuda"
+        optimisers = make_optimisers(model, config.optimiser, rate_scale(config, model), bfloat16=quick)
         if resumed_from:
-            checkpoint.restore(resumed_from, model, optimiser)
-        metrics = Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step)
-        finished = Loop(config, world, model, optimiser, order, source, evaluator, metrics, state).run()
+            checkpoint.restore(resumed_from, model, optimisers)
+        metrics = world.together(lambda: _metrics(config, world, state))
+        finished = Loop(config, world, model, optimisers, order, source, evaluator, metrics, state).run()
+        metrics.close()
     finally:
         source.close()
     weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    average = {name: whole(each).cpu() for name, each in average_of(optimisers, model).items()}
+    if average:
+        world.from_first(lambda: _export(config, {**weights, **average}, tokenizer, "model-average"))
     return {
         "steps": finished.step,
         **asdict(finished.held_out),
@@ -138,12 +165,15 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         "seconds": round(finished.seconds, 3),
         "tokens_per_s": finished.tokens / finished.seconds,
         "neighbour_wait_share": finished.wait_share,
+        "mfu": finished.mfu,
+        "dtype": config.compute.dtype,
         "masked_batches": finished.masked_batches,
+        "skipped_steps": finished.skipped_steps,
         "stopped_by": finished.stopped_by,
         "snapshot": snapshot,
         "checkpoint": str(finished.checkpoint),
         "model": str(config.out / "model"),
-        "weights_hash": world.from_first(lambda: _export(config, weights, tokenizer)),
+        "weights_hash": world.from_first(lambda: _export(config, weights, tokenizer, "model")),
     }
 
 
@@ -165,8 +195,10 @@ def _tokenizer(config: TrainConfig, world: World) -> Tokenizer:
 
 
 def _pin(config: TrainConfig, tokenizer: Tokenizer) -> str:
-    """The snapshot that the run uses, all through."""
-    wanted, m = _wanted_snapshot(config), config.model.chunk_length
+    """The snapshot that the run uses, all through; "" without retrieval."""
+    if config.retrieval is None:
+        return ""
+    wanted, m = _wanted_snapshot(config, config.retrieval.snapshot), config.model.chunk_length
     if config.retrieval.folder is not None:
         return snapshot_of(config.retrieval.folder, wanted, tokenizer, m)
     return pin_snapshot(config.retrieval, wanted, tokenizer, m)
@@ -174,7 +206,9 @@ def _pin(config: TrainConfig, tokenizer: Tokenizer) -> str:
 
 def _source(
     config: TrainConfig, snapshot: str, corpus: ChunkedCorpus, held_out: ChunkedCorpus
-) -> LiveSource | CachedSource:
+) -> LiveSource | CachedSource | NoSource:
+    if config.retrieval is None:
+        return NoSource()
     settings, k = config.retrieval, config.model.num_neighbors
     if settings.cache is not None and settings.folder is not None:
         exclude = settings.exclude_own_document
@@ -183,10 +217,10 @@ def _source(
 
 
 def _start(
-    config: TrainConfig, corpus_digest: str, cache_digest: str, snapshot: str
+    config: TrainConfig, corpus_digest: str, cache_digest: str, base_hash: str, snapshot: str
 ) -> tuple[Path | None, checkpoint.RunState]:
     """The checkpoint to go on from, or None, and the state there. Raises ConfigError where it has other settings."""
-    settings = checkpoint.settings_of(config, corpus_digest, cache_digest)
+    settings = checkpoint.settings_of(config, corpus_digest, cache_digest, base_hash)
     found = checkpoint.newest(config.out / "checkpoints")
     if found is None:
         return None, checkpoint.RunState(0, settings, snapshot)
@@ -195,10 +229,25 @@ def _start(
     return path, state
 
 
-def _wanted_snapshot(config: TrainConfig) -> str:
+def _with_dtype(config: TrainConfig, world: World) -> TrainConfig:
+    """The same settings with the dtype that is computed in, for all processes and all parts of the run."""
+
+    def choose() -> str:
+        found = checkpoint.newest(config.out / "checkpoints") if config.compute.dtype == "auto" else None
+        return compute_dtype(config.compute, world.device, None if found is None else found[1].settings)
+
+    compute = config.compute.model_copy(update={"dtype": world.from_first(choose)})
+    return config.model_copy(update={"compute": compute})
+
+
+def _metrics(config: TrainConfig, world: World, state: checkpoint.RunState) -> Metrics:
+    events = config.out / "tensorboard" if config.tensorboard else None
+    return Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step, tensorboard=events)
+
+
+def _wanted_snapshot(config: TrainConfig, asked: str) -> str:
     """The snapshot of the run that is resumed, else the configured one ("" = live)."""
     found = checkpoint.newest(config.out / "checkpoints")
-    asked = config.retrieval.snapshot
     if found is None:
         return asked
     path, state = found
@@ -211,11 +260,11 @@ def _wanted_snapshot(config: TrainConfig) -> str:
     return state.snapshot
 
 
-def _export(config: TrainConfig, weights: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """Write `out/model`, which `openbook_model.load` reads, from whole weights; their hash."""
+def _export(config: TrainConfig, weights: dict[str, Any], tokenizer: Tokenizer, name: str) -> str:
+    """Write `out/NAME`, which `openbook_model.load` reads, from whole weights; their hash."""
     model = RetroModel(config.model)
     model.load_state_dict(weights)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder))
-        save_model(model, config.out / "model", folder)
+        save_model(model, config.out / name, folder)
     return weights_hash(model)

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
@@ -30,14 +29,19 @@ from openbook_core.fingerprint import differences
 from openbook_model import RetroModel
 from openbook_trainer.config import TrainConfig
 from openbook_trainer.distributed import World
+from openbook_trainer.optimiser import Optimisers
 
 STATE_FILE = "state.json"
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8})|\.step-(\d{8})\.aside")
 # What may change between the parts of one run: where it runs, how it is watched, when it pauses.
-_FREE = ("out", "stop_at", "max_seconds", "threads", "device", "log_every", "evaluation", "checkpoint")
+_FREE = ("out", "stop_at", "max_seconds", "threads", "device", "log_every", "tensorboard", "evaluation", "checkpoint")
 _FREE_RETRIEVAL = ("cache", "folder", "address", "snapshot", "prefetch", "deadline_s", "retry_budget", "on_failure")
 _FREE_BATCH = ("micro",)
+_FREE_OPTIMISER = ("max_bad_steps",)
+_FREE_COMPUTE = ("checkpointing", "peak_tflops")
+# A frozen base stays in its own folder: the settings hold its hash. Reading still stops at a tensor that is missing.
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 logger = logging.getLogger(__name__)
 
 
@@ -50,15 +54,24 @@ class RunState:
     snapshot: str
 
 
-def settings_of(config: TrainConfig, corpus_digest: str, cache_digest: str = "") -> dict[str, Any]:
-    """The settings that decide what the run computes, with digests in place of the names of corpus and cache."""
+def settings_of(config: TrainConfig, corpus_digest: str, cache_digest: str = "", base_hash: str = "") -> dict[str, Any]:
+    """The settings that decide what the run computes, with digests in place of the names of corpus, cache and base."""
     record = config.model_dump(mode="json", exclude=set(_FREE))
-    for group, free in (("retrieval", _FREE_RETRIEVAL), ("batch", _FREE_BATCH), ("corpus", ("sources", "tokenizer"))):
+    for group, free in (
+        ("retrieval", _FREE_RETRIEVAL),
+        ("batch", _FREE_BATCH),
+        ("corpus", ("sources", "tokenizer")),
+        ("optimiser", _FREE_OPTIMISER),
+        ("compute", _FREE_COMPUTE),
+    ):
         for name in free:
-            record[group].pop(name)
+            if record[group]:
+                record[group].pop(name)
     record["corpus"]["digest"] = corpus_digest
     if cache_digest:
         record["retrieval"]["cache"] = cache_digest
+    if base_hash:
+        record["init"]["from"] = base_hash
     return record
 
 
@@ -73,9 +86,7 @@ def require_same(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path)
         )
 
 
-def save(
-    folder: Path, model: RetroModel, optimiser: torch.optim.Optimizer, state: RunState, world: World, keep: int
-) -> Path:
+def save(folder: Path, model: RetroModel, optimisers: Optimisers, state: RunState, world: World, keep: int) -> Path:
     """Write the checkpoint of `state.step` and remove all but the newest `keep`. Called by every process."""
     target = folder / f"step-{state.step:08d}"
     draft = folder / f".{target.name}.draft"
@@ -88,7 +99,7 @@ def save(
                 shutil.rmtree(replaced)
         draft.mkdir()
     _barrier(world)
-    weights, moments = get_state_dict(model, optimiser)
+    weights, moments = get_state_dict(model, optimisers, options=_TRAINED)
     save_tensors({"model": weights, "optimiser": moments}, checkpoint_id=draft)
     if world.first:
         files = {file.name: _digest(file) for file in sorted(draft.iterdir())}
@@ -132,11 +143,11 @@ def newest(folder: Path) -> tuple[Path, RunState] | None:
     return None
 
 
-def restore(path: Path, model: RetroModel, optimiser: torch.optim.Optimizer) -> None:
+def restore(path: Path, model: RetroModel, optimisers: Optimisers) -> None:
     """Load weights and moments in place, whatever number of processes wrote them."""
-    weights, moments = get_state_dict(model, optimiser)
+    weights, moments = get_state_dict(model, optimisers, options=_TRAINED)
     load_tensors({"model": weights, "optimiser": moments}, checkpoint_id=path)
-    set_state_dict(model, optimiser, model_state_dict=weights, optim_state_dict=moments)
+    set_state_dict(model, optimisers, model_state_dict=weights, optim_state_dict=moments, options=_TRAINED)
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:

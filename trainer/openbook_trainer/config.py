@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -13,6 +13,8 @@ from openbook_core.config import FrozenConfig, load_config
 from openbook_core.weights import DEFAULT_MODEL
 from openbook_database.reader import FieldNames, Source
 from openbook_model.config import RetroConfig
+from openbook_trainer.curriculum import LevelSchedule
+from openbook_trainer.initial import InitialConfig, with_base
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -83,15 +85,44 @@ class RetrievalConfig(FrozenConfig):
 
 
 class OptimiserConfig(FrozenConfig):
-    """AdamW, linear warm-up, cosine to `final_fraction` of the rate at the last step, clipping by the global norm."""
+    """AdamW, or Muon for the hidden matrices beside AdamW for the rest; clipping by the global norm.
 
+    The schedules are those of `optimiser.learning_rate`: linear warm-up, then cosine over all steps, or wsd with a
+    straight fall over the last `decay_fraction` of them, to `final_fraction` of the peak. `muon_learning_rate` None is
+    `learning_rate`. `average_decay` d keeps an average of the weights (EMA), a := d a + (1 - d) w after every step; it
+    is written as `out/model-average`. A step whose loss or gradient is not finite changes nothing and is counted; after
+    `max_bad_steps` in a row the run stops.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 3e-4
+    muon_learning_rate: PositiveFloat | None = None
+    muon_momentum: Fraction = 0.95
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    decay_fraction: float = Field(default=0.2, gt=0.0, le=1.0)
     final_fraction: float = Field(default=0.1, ge=0.0, le=1.0)
     warmup_steps: NonNegativeInt = 0
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     weight_decay: NonNegativeFloat = 0.1
     clip_norm: PositiveFloat = 1.0
+    average_decay: Fraction | None = None
+    max_bad_steps: PositiveInt = 5
+
+
+class ComputeConfig(FrozenConfig):
+    """How the arithmetic is done; master weights, moments and sums over processes are float32 always.
+
+    `dtype`: of the blocks' arithmetic; "auto" takes bfloat16 where a short measurement finds it faster, and a resumed
+    run what it began with. `checkpointing` computes each block's inner states anew in the backward pass instead of
+    keeping them. `compile` translates the blocks with torch.compile. `peak_tflops`: what MFU is a fraction of, per
+    process; None measures a large matrix product at the start.
+    """
+
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpointing: bool = False
+    compile: bool = False
+    peak_tflops: PositiveFloat | None = None
 
 
 class EvaluationConfig(FrozenConfig):
@@ -110,8 +141,12 @@ class CheckpointConfig(FrozenConfig):
 
 class TrainConfig(FrozenConfig):
     """One run. `out` gets checkpoints, metrics.jsonl and the finished model; a checkpoint found there is resumed.
+    `tensorboard` writes the same figures as event files to `out/tensorboard`.
 
     `stop_at` and `max_seconds` end this process early (with a checkpoint) and leave the schedule over `steps` alone.
+    `init` starts from a finished decoder. A model without cross attention trains as a plain GPT, without `retrieval`, on
+    the same sequences in the same order: the twin to compare a RETRO with.
+    `neighbor_levels`: begin with few and short neighbours; evaluation always has them all.
     """
 
     out: Path
@@ -122,13 +157,22 @@ class TrainConfig(FrozenConfig):
     threads: PositiveInt | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: PositiveInt = 1
+    tensorboard: bool = False
+    init: InitialConfig | None = None
     model: RetroConfig
     corpus: CorpusConfig
     batch: BatchConfig = BatchConfig()
-    retrieval: RetrievalConfig
+    neighbor_levels: LevelSchedule | None = None
+    retrieval: RetrievalConfig | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
+    compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_from_base(cls, data: Any) -> Any:
+        return with_base(data) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -138,8 +182,21 @@ class TrainConfig(FrozenConfig):
                 f"batch.chunks: {self.batch.chunks} chunks are {length} tokens; "
                 f"the model has {self.model.max_positions} positions"
             )
-        if not self.model.cross_attention_layers:
-            raise ValueError("model.cross_attention_layers: none, so neighbours could not be used; name a layer")
+        layers = self.model.cross_attention_layers
+        if self.retrieval and not layers:
+            raise ValueError(
+                "model.cross_attention_layers: none, so neighbours could not be used; name a layer, or set retrieval=null"
+            )
+        if layers and not self.retrieval:
+            raise ValueError(
+                f"retrieval: layers {layers} read neighbours; say where they come from, or set "
+                "model.cross_attention_layers=[] to train without retrieval"
+            )
+        if self.init and self.init.base_learning_rate is None and not layers:
+            raise ValueError(
+                "init.base_learning_rate: the base is frozen and nothing is added to it, so nothing would be trained; "
+                "give a rate, or name a layer in model.cross_attention_layers"
+            )
         if self.model.gate == 0.0:
             raise ValueError('model.gate: 0 switches retrieval off for good; use "learned" or another constant')
         if self.model.neighbor_length != 2 * self.model.chunk_length:
@@ -149,6 +206,13 @@ class TrainConfig(FrozenConfig):
             )
         if self.optimiser.warmup_steps >= self.steps:
             raise ValueError(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps}")
+        if self.neighbor_levels is not None:
+            last, most = self.neighbor_levels.levels[-1], (self.model.num_neighbors, self.model.neighbor_length)
+            if (last.neighbors, last.tokens) != most:
+                raise ValueError(
+                    f"neighbor_levels.levels: the last must be all that the model reads, {most[0]} neighbours of "
+                    f"{most[1]} tokens; given {last.neighbors} of {last.tokens}"
+                )
         return self
 
 

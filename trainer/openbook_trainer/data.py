@@ -116,13 +116,22 @@ class SequenceOrder:
     random order; both, the phase and the dropped neighbours follow from (seed, epoch, index) alone.
     """
 
-    def __init__(self, corpus: ChunkedCorpus, batch: BatchConfig, seed: int) -> None:
-        """Raises ConfigError where the corpus is shorter than a sequence."""
-        self.corpus, self.batch, self.seed = corpus, batch, seed
+    def __init__(
+        self,
+        corpus: ChunkedCorpus,
+        batch: BatchConfig,
+        seed: int,
+        *,
+        asks: bool = True,
+        part: str = "the corpus to train on",
+    ) -> None:
+        """Raises ConfigError where the corpus, called `part`, is shorter than a sequence. Without `asks` no chunk gets
+        neighbours; all else stays the same."""
+        self.corpus, self.batch, self.seed, self.asks = corpus, batch, seed, asks
         self.sequences = corpus.chunks // batch.chunks
         if not self.sequences:
             raise ConfigError(
-                f"the corpus to train on has {corpus.chunks} chunks of {corpus.chunk_length} tokens, a sequence needs "
+                f"{part} has {corpus.chunks} chunks of {corpus.chunk_length} tokens, a sequence needs "
                 f"{batch.chunks}; give more documents or set batch.chunks lower",
                 field="batch.chunks",
             )
@@ -153,6 +162,10 @@ class SequenceOrder:
         masked_L = generator.random(self.batch.chunks) < self.batch.neighbor_drop
         return self._offset + int(self._permutation[index]) * self.batch.chunks, dropped, masked_L
 
+    def _used(self, chunk: int) -> bool:
+        """Whether anything reads its neighbours: not where its document ends within it, before they could be used."""
+        return self.asks and int(self.corpus.lengths_C[chunk]) == self.corpus.chunk_length
+
     def _random(self, purpose: int, *place: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([purpose, self.seed, *place]))
 
@@ -172,7 +185,7 @@ class SequenceOrder:
             documents_BT[row, kept:] = documents_BT[row, kept - 1]
             queries.append(
                 tuple(
-                    None if masked else corpus.query(chunk, dropped if chunk == first else 0)
+                    None if masked or not self._used(chunk) else corpus.query(chunk, dropped if chunk == first else 0)
                     for chunk, masked in zip(chunks, masked_L.tolist(), strict=True)
                 )
             )

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from openbook_core.errors import ConfigError, OpenbookError, UnavailableError
 from openbook_model import RetroModel
@@ -117,12 +118,20 @@ def process_group(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def shard(model: RetroModel, world: World) -> None:
-    """Shard each block's parameters over all processes, and the rest as one group."""
+def shard(model: RetroModel, world: World, dtype: torch.dtype = torch.float32) -> None:
+    """Shard each block's parameters over all processes, and the rest as one group.
+
+    Weights stay as they are; each block computes in `dtype`, and gradients are summed over processes in float32.
+    """
     mesh = init_device_mesh(world.device.type, (world.size,))
-    assert model.encoder is not None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     # True of attention outputs that are reshaped last; nothing changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    for block in (*model.encoder.blocks, *model.blocks):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for block in (*(model.encoder.blocks if model.encoder else ()), *model.blocks):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor in one piece, on every process; all of them call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -12,18 +12,19 @@ from torch.nn.functional import cross_entropy
 from openbook_core.errors import UnavailableError
 from openbook_model import RetroModel
 from openbook_trainer.data import IGNORED, Batch, SequenceOrder
-from openbook_trainer.neighbours import Neighbors, NeighborSource
+from openbook_trainer.neighbours import Neighbors, NeighborSource, NoSource
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
     """Mean nats per token over the same tokens. Shuffled that is no worse than ON says that retrieval is not used.
 
-    `loss_shuffled` is None where one sequence is all there is: it has no other's neighbours to be given.
+    `loss_shuffled` is None where one sequence is all there is: it has no other's neighbours to be given. Of a model that
+    reads none, `loss_on` is, too.
     """
 
     loss_off: float
-    loss_on: float
+    loss_on: float | None
     loss_shuffled: float | None
 
 
@@ -43,7 +44,8 @@ class Evaluator:
                 field="retrieval.on_failure",
             )
         rows = sum(len(found.ids_BLKR) for found in self._neighbors)
-        self._shuffled = _half_turn(self._neighbors) if rows > 1 else None
+        self._reads = not isinstance(source, NoSource)
+        self._shuffled = _half_turn(self._neighbors) if rows > 1 and self._reads else None
 
     @torch.no_grad()
     def measure(self, model: RetroModel, device: torch.device) -> HeldOutLoss:
@@ -52,7 +54,7 @@ class Evaluator:
         off: list[Neighbors | None] = [None] * len(self._batches)
         losses = HeldOutLoss(
             self._mean(model, off, device),
-            self._mean(model, self._neighbors, device),
+            self._mean(model, self._neighbors, device) if self._reads else None,
             None if self._shuffled is None else self._mean(model, self._shuffled, device),
         )
         model.train()

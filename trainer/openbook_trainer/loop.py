@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,11 +15,12 @@ from openbook_model import RetroModel
 from openbook_trainer import checkpoint
 from openbook_trainer.config import TrainConfig
 from openbook_trainer.data import IGNORED, Batch, SequenceOrder
-from openbook_trainer.distributed import World
+from openbook_trainer.distributed import World, whole
 from openbook_trainer.evaluation import Evaluator, HeldOutLoss, summed_loss
+from openbook_trainer.measures import Meter
 from openbook_trainer.metrics import Metrics
 from openbook_trainer.neighbours import Neighbors, NeighborSource
-from openbook_trainer.optimiser import learning_rate
+from openbook_trainer.optimiser import Optimisers, learning_rate
 from openbook_trainer.prefetch import Prefetch
 
 MicroBatch = tuple[Batch, Neighbors]
@@ -35,7 +37,9 @@ class Finished:
     tokens: int
     seconds: float
     wait_share: float
+    mfu: float | None
     masked_batches: int
+    skipped_steps: int
 
 
 class Loop:
@@ -46,18 +50,19 @@ class Loop:
         config: TrainConfig,
         world: World,
         model: RetroModel,
-        optimiser: torch.optim.Optimizer,
+        optimisers: Optimisers,
         order: SequenceOrder,
         source: NeighborSource,
         evaluator: Evaluator,
         metrics: Metrics,
         state: checkpoint.RunState,
     ) -> None:
-        self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
+        self.config, self.world, self.model, self.optimisers = config, world, model, optimisers
         self.order, self.source, self.evaluator, self.metrics = order, source, evaluator, metrics
         self.state = state
         self.saved: Path | None = None
-        self.tokens = self.masked = 0
+        self.meter = Meter(config, world, model)
+        self.tokens = self.masked = self.skipped = self.bad_in_a_row = 0
         self._waited_before = 0.0
 
     def run(self) -> Finished:
@@ -65,15 +70,18 @@ class Loop:
         config = self.config
         end = min(config.steps, config.stop_at or config.steps)
         stopped_by = "steps" if end == config.steps else "stop_at"
-        start, step = time.perf_counter(), self.state.step
+        start, first = time.perf_counter(), self.state.step
+        step = first
         held_out = None
-        batches = Prefetch(self._batches(step, end), config.retrieval.prefetch)
+        batches = Prefetch(self._batches(step, end), config.retrieval.prefetch if config.retrieval else 2)
         try:
             ready = iter(batches)
             while (micro_batches := self.world.together(lambda: next(ready, None))) is not None:
                 self._step(step, micro_batches, batches)
                 step += 1
                 held_out = None
+                if self.bad_in_a_row == config.optimiser.max_bad_steps:
+                    raise self._diverged(step)
                 if config.evaluation.every and step % config.evaluation.every == 0:
                     held_out = self._evaluate(step)
                 if config.checkpoint.every and step % config.checkpoint.every == 0:
@@ -87,24 +95,31 @@ class Loop:
         held_out = held_out or self._evaluate(step)
         path = self._save(step)
         wait_share = batches.waited_s / seconds
-        return Finished(step, stopped_by, held_out, path, self.tokens, seconds, wait_share, self.masked)
+        mfu = self.meter.mfu(seconds) if step > first else None
+        counts = self.masked, self.skipped
+        return Finished(step, stopped_by, held_out, path, self.tokens, seconds, wait_share, mfu, *counts)
 
     def _batches(self, start: int, end: int) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step; the global batch does not depend on the number of processes."""
-        settings, world = self.config.batch, self.world
+        settings, levels, world = self.config.batch, self.config.neighbor_levels, self.world
         for step in range(start, end):
             found = []
+            level = levels.at(step, self.config.seed) if levels is not None else None
             for first in range(world.rank * settings.micro, settings.sequences, world.size * settings.micro):
                 batch = self.order.samples(step * settings.sequences + first, settings.micro)
-                found.append((batch, self.source.fetch(batch)))
+                neighbors = self.source.fetch(batch)
+                if level is not None:
+                    neighbors = neighbors.narrowed(level.neighbors, level.tokens)
+                found.append((batch, neighbors))
             yield found
 
     def _step(self, step: int, micro_batches: list[MicroBatch], batches: Prefetch[list[MicroBatch]]) -> None:
         begin = time.perf_counter()
         rate = learning_rate(self.config.optimiser, step, self.config.steps)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * group["rate_scale"]
         labels = sum(int((batch.labels_BT != IGNORED).sum()) for batch, _ in micro_batches)
         tokens = int(self.world.total(labels))
         loss = 0.0
@@ -114,32 +129,42 @@ class Loop:
             loss += float(summed.detach())
         loss = self.world.total(loss) / tokens
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.clip_norm)
-        norm_value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        if not (loss < float("inf") and norm_value < float("inf")):
-            raise OpenbookError(
-                f"step {step + 1}: the loss is {loss}, the gradient's norm {norm_value}; lower "
-                "optimiser.learning_rate or raise optimiser.warmup_steps and resume from the last checkpoint",
-                field="optimiser.learning_rate",
-            )
-        self.optimiser.step()
+        norm_value = float(whole(norm))
+        good = math.isfinite(loss) and math.isfinite(norm_value)
+        if good:
+            for optimiser in self.optimisers:
+                optimiser.step()
+        self.skipped += not good
+        self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+        flops = self.meter.count(micro_batches[0][1])
         masked = int(self.world.total(sum(neighbors.masked for _, neighbors in micro_batches)))
         self.masked += masked
         self.tokens += tokens
         seconds = time.perf_counter() - begin
         waited = batches.waited_s - self._waited_before
         self._waited_before = batches.waited_s
-        if (step + 1) % self.config.log_every == 0:
+        if (step + 1) % self.config.log_every == 0 or not good:
             self.metrics.write(
                 {
                     "step": step + 1,
-                    "loss": loss,
-                    "gradient_norm": norm_value,
+                    "loss": loss if math.isfinite(loss) else None,
+                    "gradient_norm": norm_value if math.isfinite(norm_value) else None,
                     "learning_rate": rate,
-                    "tokens_per_s": tokens / (seconds + waited),
-                    "neighbour_wait_share": waited / (seconds + waited),
+                    **self.meter.figures(flops, tokens, seconds, waited),
                     "masked_batches": self.masked,
+                    "skipped_steps": self.skipped,
                 }
             )
+
+    def _diverged(self, step: int) -> OpenbookError:
+        path = self._save(step)
+        return OpenbookError(
+            f"step {step}: loss or gradient was not finite {self.bad_in_a_row} steps in a row, so the run stops. "
+            f"None of these steps changed a weight, {path} is a checkpoint from before them: the same command goes on from "
+            "it with the next batches. If that does not help, begin anew with a lower optimiser.learning_rate or more "
+            "optimiser.warmup_steps",
+            field="optimiser.learning_rate",
+        )
 
     def _evaluate(self, step: int) -> HeldOutLoss:
         held_out = self.evaluator.measure(self.model, self.world.device)
@@ -150,7 +175,7 @@ class Loop:
         if self.saved is None or self.state.step != step:
             self.state = checkpoint.RunState(step, self.state.settings, self.state.snapshot)
             folder, keep = self.config.out / "checkpoints", self.config.checkpoint.keep
-            self.saved = checkpoint.save(folder, self.model, self.optimiser, self.state, self.world, keep)
+            self.saved = checkpoint.save(folder, self.model, self.optimisers, self.state, self.world, keep)
         return self.saved
 
     def _late(self, start: float) -> bool:

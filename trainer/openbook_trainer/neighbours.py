@@ -45,6 +45,11 @@ class Neighbors:
     lengths_BLK: NDArray[np.int64]
     masked: bool = False
 
+    def narrowed(self, k: int, r: int) -> Neighbors:
+        """The first k of each chunk, of at most r tokens."""
+        ids_BLKR, lengths_BLK = self.ids_BLKR[:, :, :k, :r], self.lengths_BLK[:, :, :k]
+        return Neighbors(np.ascontiguousarray(ids_BLKR), np.minimum(lengths_BLK, r), self.masked)
+
 
 class NeighborSource(Protocol):
     """Where neighbours come from; called from one thread at a time."""
@@ -54,6 +59,18 @@ class NeighborSource(Protocol):
 
     def close(self) -> None:
         """Give connections back."""
+
+
+class NoSource:
+    """The neighbours of a model that reads none."""
+
+    def fetch(self, batch: Batch) -> Neighbors:
+        """Of every chunk 0 neighbours."""
+        shape = (len(batch.queries), len(batch.queries[0]), 0)
+        return Neighbors(np.zeros((*shape, 1), np.int64), np.zeros(shape, np.int64))
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 class RetrieverApi(Protocol):

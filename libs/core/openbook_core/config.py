@@ -26,10 +26,11 @@ class FrozenConfig(BaseModel):
     @classmethod
     def _name_unknown_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), list(cls.model_fields), n=1)
-                    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(cls.model_fields)}"
+                if key not in known:
+                    near = difflib.get_close_matches(str(key), known, n=1)
+                    hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
                     raise ValueError(f"unknown key {str(key)!r} in {cls.__name__}{hint}")
         return data
 
@@ -93,14 +94,19 @@ def load_config(
             node[leaf] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {value!r} is not a YAML value: {error}", field=key) from None
-        origin[key] = "--set"
+        origin = {name: place for name, place in origin.items() if not name.startswith(f"{key}.")}
+        origin |= dict.fromkeys(_dotted({key: node[leaf]}), "--set")
     return kind.parse(data, source=str(path) if path else "configuration"), origin
 
 
 def render_config(config: FrozenConfig, origin: Mapping[str, str]) -> str:
-    """The resolved tree as `key: value  # where it came from` lines."""
-    values = _dotted(config.model_dump(mode="json"))
-    return "\n".join(f"{key}: {value!r}  # {origin.get(key, 'default')}" for key, value in values.items())
+    """The resolved tree as `key: value  # where it came from` lines; "derived" is what another setting brought."""
+    values, told = (_dotted(config.model_dump(mode="json", exclude_unset=unset)) for unset in (False, True))
+
+    def source(key: str) -> str:
+        return origin.get(key, "derived" if key in told else "default")
+
+    return "\n".join(f"{key}: {value!r}  # {source(key)}" for key, value in values.items())
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

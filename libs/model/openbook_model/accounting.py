@@ -115,13 +115,20 @@ def forward_work(
     return ForwardWork(below, above, head, cross, reading, projection)
 
 
-def training_flops(config: RetroConfig, tokens: int, *, frozen_base: bool = False, neighbors: int | None = None) -> int:
+def training_flops(
+    config: RetroConfig,
+    tokens: int,
+    *,
+    frozen_base: bool = False,
+    neighbors: int | None = None,
+    neighbor_length: int | None = None,
+) -> int:
     """Model FLOPs of a forward and a backward pass over one sequence.
 
     Three times the forward pass. With a frozen base (only encoder, cross attention and gates are trained) no gradients
     of its weights are computed, and none at all before the first cross attention.
     """
-    work = forward_work(config, tokens, neighbors=neighbors)
+    work = forward_work(config, tokens, neighbors=neighbors, neighbor_length=neighbor_length)
     if not frozen_base:
         return 3 * work.total
     fixed = work.above + work.head

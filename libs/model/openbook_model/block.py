@@ -83,8 +83,7 @@ class Block(nn.Module):
         Self attention is causal; `mask` [B, 1, T, T] replaces that (packed documents). Without `retrieval` the cross
         attention is skipped.
         """
-        normed_BTD = self.attention_norm(hidden_BTD)
-        hidden_BTD = hidden_BTD + self.attention(normed_BTD, rotary, mask=mask, causal=mask is None)
+        hidden_BTD = self.attend_own(hidden_BTD, rotary, mask)
         if self.has_cross and retrieval is not None:
             normed_BTD = self.cross_norm(hidden_BTD)
             if encoded_CSE is None:
@@ -95,7 +94,16 @@ class Block(nn.Module):
             if retrieval.keep_BT1 is not None:
                 found_BTD = torch.where(retrieval.keep_BT1, found_BTD, 0.0)
             hidden_BTD = hidden_BTD + found_BTD
-        return hidden_BTD + self.mlp(self.mlp_norm(hidden_BTD)), encoded_CSE
+        return self.feed_forward(hidden_BTD), encoded_CSE
+
+    def attend_own(self, hidden_BTD: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:
+        """Norm, self attention, residual. A trainer may compile it, `cross` and `feed_forward`: shapes only in them."""
+        attended_BTD = self.attention(self.attention_norm(hidden_BTD), rotary, mask=mask, causal=mask is None)
+        return hidden_BTD + attended_BTD  # type: ignore[no-any-return]
+
+    def feed_forward(self, hidden_BTD: Tensor) -> Tensor:
+        """Norm, MLP, residual."""
+        return hidden_BTD + self.mlp(self.mlp_norm(hidden_BTD))  # type: ignore[no-any-return]
 
     def gated(self, found_TD: Tensor) -> Tensor:
         """The cross attention's output times the layer's gate."""

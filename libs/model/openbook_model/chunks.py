@@ -58,6 +58,8 @@ def resolve_first_chunk(
 class ChunkGrid:
     """Moves states between the token grid [B, T, D] and the chunk grid [C, M, D] by shift and reshape.
 
+    Queries have `width` positions of a chunk, fewer than M where no row has a second chunk.
+
     Rows of equal phase need slices and padding only; mixed phases go through one gather per move.
     """
 
@@ -67,15 +69,18 @@ class ChunkGrid:
         self.device = device
         self.chunks_per_row = tuple(complete_chunks(length, phase, chunk_length) for phase in self.phases)
         self.num_chunks = max(self.chunks_per_row, default=0)
+        # One chunk is used by what is left of the sequence, often much less than m positions: a prompt and its answer.
+        left = max((length - phase + 1 for phase in self.phases), default=0)
+        self.width = min(chunk_length, left) if self.num_chunks == 1 else chunk_length
         self._uniform = len(set(self.phases)) <= 1
 
     def to_queries(self, hidden_BTD: Tensor) -> Tensor:
-        """[C, M, D]: row u of chunk c is the u-th position that uses c; zeros past the sequence's end."""
+        """[C, width, D]: row u of chunk c is the u-th position that uses c; zeros past the sequence's end."""
         if not self._uniform:
-            return self._gather(hidden_BTD, self._query_index_BN)
+            return self._gather(hidden_BTD, self._query_index_BN, self.width)
         start = self.phases[0] - 1
-        padding = start + self.num_chunks * self.chunk_length - self.length
-        return F.pad(hidden_BTD[:, start:], (0, 0, 0, padding)).reshape(-1, self.chunk_length, hidden_BTD.shape[-1])
+        padding = start + self.num_chunks * self.width - self.length
+        return F.pad(hidden_BTD[:, start:], (0, 0, 0, padding)).reshape(-1, self.width, hidden_BTD.shape[-1])
 
     def from_queries(self, states_CMD: Tensor) -> Tensor:
         """[B, T, D]: back to the token grid; exactly zero where no chunk is used."""
@@ -88,7 +93,7 @@ class ChunkGrid:
     def to_chunks(self, hidden_BTD: Tensor) -> Tensor:
         """[C, M, D]: the tokens of each complete chunk; a short first chunk is filled up with zeros at its end."""
         if not self._uniform:
-            return self._gather(hidden_BTD, self._chunk_index_BN)
+            return self._gather(hidden_BTD, self._chunk_index_BN, self.chunk_length)
         first, m = self.phases[0], self.chunk_length
         head = F.pad(hidden_BTD[:, :first], (0, 0, 0, m - first))
         rest = hidden_BTD[:, first : first + (self.num_chunks - 1) * m]
@@ -106,9 +111,9 @@ class ChunkGrid:
         ends_BL = self._phases_B1 - 1 + torch.arange(self.num_chunks, device=self.device) * self.chunk_length
         return ends_BL.clamp(max=self.length - 1)
 
-    def _gather(self, hidden_BTD: Tensor, index_BN: Tensor) -> Tensor:
+    def _gather(self, hidden_BTD: Tensor, index_BN: Tensor, width: int) -> Tensor:
         padded_BTD = F.pad(hidden_BTD, (0, 0, 0, 1))
-        return padded_BTD[self._rows_B1, index_BN].reshape(-1, self.chunk_length, hidden_BTD.shape[-1])
+        return padded_BTD[self._rows_B1, index_BN].reshape(-1, width, hidden_BTD.shape[-1])
 
     @cached_property
     def _rows_B1(self) -> Tensor:
@@ -124,12 +129,13 @@ class ChunkGrid:
 
     @cached_property
     def _query_index_BN(self) -> Tensor:
-        return (self._phases_B1 - 1 + self._slots_N).clamp(max=self.length)
+        slots_N = torch.arange(self.num_chunks * self.width, device=self.device)
+        return (self._phases_B1 - 1 + slots_N).clamp(max=self.length)
 
     @cached_property
     def _token_index_BT(self) -> Tensor:
         index_BT = torch.arange(self.length, device=self.device) - (self._phases_B1 - 1)
-        nothing = self.num_chunks * self.chunk_length
+        nothing = self.num_chunks * self.width
         return torch.where(index_BT < 0, nothing, index_BT).clamp(max=nothing)
 
     @cached_property

@@ -169,7 +169,7 @@ class RetroModel(nn.Module):
             valid_CKR = self.valid_tokens(neighbor_lengths_BLK.flatten(0, 1), neighbor_ids_CKR.shape[-1])
             present_C1 = valid_CKR.flatten(1).any(dim=1, keepdim=True)
             mask_CS = valid_CKR.flatten(1) | ~present_C1
-            present_CM1 = present_C1[:, None].expand(-1, grid.chunk_length, -1)
+            present_CM1 = present_C1[:, None].expand(-1, grid.width, -1)
             keep_BT1 = grid.from_queries(present_CM1.float()) > 0
         if document_ids_BT is not None:
             asking_BL = document_ids_BT.gather(1, grid.ends_BL)

@@ -67,6 +67,7 @@ def test_bytes_and_words_add_up(tmp_path: Path) -> None:
     clusters = cluster([found], Sliding(8, 4), words=True)
     assert clusters.tokens_C.sum() == count - 1
     assert clusters.bytes_C.sum() == len(text.encode()) - 1
+    assert found.token_bytes.tolist() == [found.bytes_of(place, place + 1) for place in range(count)]
     assert clusters.words_C is not None
     assert clusters.words_C.sum() == found.words_of(0, count)
     totals = clusters.totals([np.arange(count - 1, dtype=np.float64)])

@@ -162,7 +162,7 @@ def test_a_run_counts_what_it_left_out_and_wants_the_same_snapshots(tmp_path: Pa
     assert read_prompt(tmp_path / "out" / "model") == config.prompt.model_dump()
     assert isinstance(load(tmp_path / "out" / "model"), RetroModel)
     servicer.snapshot = "snapshot-2"
-    with pytest.raises(ConfigError, match=r"snapshots: now .*snapshot-2.* then .*snapshot-1"):
+    with pytest.raises(ConfigError, match=r"snapshots\.new: now 'snapshot-2', then 'snapshot-1'"):
         run_sft(config.model_copy(update={"stop_at": None}))
     servicer.snapshot, servicer.unavailable = SNAPSHOT, 99
     with pytest.raises(UnavailableError):

@@ -96,6 +96,15 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
         app.train(config(folder, tmp_path / "run", model={"chunk_length": 16}, batch={"chunks": 2}))
     with pytest.raises(ConfigError, match=r"retrieval\.folder: .* holds snapshot .*, the run is of abc"):
         app.train(config(folder, tmp_path / "run", retrieval={"snapshot": "abc"}))
+    other = byte_tokenizer()
+    other._raw.add_special_tokens(["<|more|>"])
+    other.save(tmp_path / "tokenizer")
+    with pytest.raises(MismatchError, match=r"vocab_size: corpus\.tokenizer has 258, the snapshot in .*book has 257"):
+        app.train(
+            config(
+                folder, tmp_path / "run", corpus={"tokenizer": str(tmp_path / "tokenizer")}, model={"vocab_size": 258}
+            )
+        )
 
 
 @pytest.mark.parametrize(

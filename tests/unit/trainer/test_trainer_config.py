@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,21 @@ def test_shipped_files_load(path: Path) -> None:
     if task_of(path) == "sft":
         assert load_config(SftConfig, path)[0].task == "sft"
         return
-    config, origin = load_train_config(path, ["seed=7", "retrieval.address=127.0.0.1:9"])
-    assert (config.seed, config.retrieval.address) == (7, "127.0.0.1:9")
+    config, origin = load_train_config(path, ["seed=7", "batch.neighbor_drop=0.2"])
+    assert (config.seed, config.batch.neighbor_drop) == (7, 0.2)
     assert origin["seed"] == "--set"
 
 
 def test_there_are_shipped_files() -> None:
     assert EXAMPLES
+
+
+def test_the_twin_differs_in_nothing_but_retrieval() -> None:
+    retro, twin = (load_train_config(EXAMPLES[0].parent / name)[0] for name in ("tiny.yaml", "tiny-twin.yaml"))
+    apart = {"out": retro.out, "retrieval": retro.retrieval}
+    same = {"cross_attention_layers": retro.model.cross_attention_layers, "encoder": retro.model.encoder}
+    assert twin.model.cross_attention_layers == ()
+    assert twin.model_copy(update={**apart, "model": twin.model.model_copy(update=same)}) == retro
 
 
 def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
@@ -41,6 +50,7 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"batch": {"micro": 3}}, "batch.micro: 3 does not divide"),
         ({"batch": {"chunks": 9}}, "72 tokens; the model has 64 positions"),
         ({"model": {"cross_attention_layers": []}}, "cross_attention_layers: none"),
+        ({"retrieval": None}, "retrieval: layers (2,) read neighbours; say where they come from"),
         ({"model": {"gate": 0.0}}, "model.gate: 0 switches retrieval off"),
         ({"model": {"neighbor_length": 8}}, "neighbor_length"),
         ({"optimiser": {"warmup_steps": 4}}, "warmup_steps: 4 leave nothing"),
@@ -49,5 +59,5 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_combinations(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         TrainConfig.parse(settings(tmp_path, **changes))

@@ -20,16 +20,8 @@ from openbook_core.errors import (
     OpenbookError,
     UnavailableError,
 )
-from openbook_trainer import app, checkpoint, neighbours
+from openbook_trainer import app, checkpoint
 from openbook_trainer.config import TrainConfig
-
-
-@pytest.fixture
-def retriever(monkeypatch: pytest.MonkeyPatch) -> FakeRetriever:
-    fake = FakeRetriever()
-    monkeypatch.setattr(app, "RetrieverClient", lambda address: fake)
-    monkeypatch.setattr(neighbours, "RetrieverClient", lambda address: fake)
-    return fake
 
 
 def run(folder: Path, out: str = "run", **changes: Any) -> dict[str, Any]:
@@ -227,6 +219,11 @@ def test_corpus_shorter_than_a_sequence(tmp_path: Path, retriever: FakeRetriever
     write_corpus(tmp_path, documents=2, words=3)
     with pytest.raises(ConfigError, match="a sequence needs 8"):
         run(tmp_path, batch={"chunks": 8})
+    write_corpus(tmp_path, documents=9, words=3)
+    with pytest.raises(
+        ConfigError, match="the held-out part of the corpus has 3 chunks of 8 tokens, a sequence needs 4"
+    ):
+        run(tmp_path)
 
 
 def test_diverged_loss_stops(tmp_path: Path, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch) -> None:

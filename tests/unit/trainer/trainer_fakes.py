@@ -67,10 +67,11 @@ def settings(folder: Path, **changes: Any) -> dict[str, Any]:
         "batch": {"sequences": 4, "micro": 2, "chunks": 4},
         "retrieval": {"address": "127.0.0.1:1", "database": "book"},
         "optimiser": {"learning_rate": 0.01, "warmup_steps": 1},
+        "compute": {"dtype": "float32", "peak_tflops": 1.0},
         "evaluation": {"sequences": 4},
     }
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(value, dict) else value
+        values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
     return values
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ class Clusters:
     """Predicted tokens, bytes and words [C] of the clusters; `ends[i]`: where document i's clusters end in its N - 1
     predicted tokens. `words_C` is None where words are not counted."""
 
+    by: Literal["document", "block"]
     description: str
     ends: list[list[int]]
     tokens_C: NDArray[np.int64]
@@ -47,20 +48,21 @@ class Clusters:
         per_word = None if words is None or not words.any() else ratio(totals_C, words)
         bits = ratio(totals_C / math.log(2), self.bytes_C)
         return {
-            **_figure("nats_per_token", nats),
-            **_figure("perplexity", _exponential(nats)),
-            **_figure("bits_per_byte", bits),
-            **_figure("word_perplexity", None if per_word is None else _exponential(per_word)),
+            **as_figure("nats_per_token", nats),
+            **as_figure("perplexity", _exponential(nats)),
+            **as_figure("bits_per_byte", bits),
+            **as_figure("word_perplexity", None if per_word is None else _exponential(per_word)),
         }
 
     def difference(self, totals_C: NDArray[np.float64], others_C: NDArray[np.float64]) -> Figures:
         """Nats per token of one measurement less those of another of the same tokens; the error is the paired one."""
-        return _figure("nats_per_token", ratio(totals_C - others_C, self.tokens_C))
+        return as_figure("nats_per_token", ratio(totals_C - others_C, self.tokens_C))
 
 
 def cluster(texts: Sequence[MeasuredText], sliding: Sliding, *, words: bool) -> Clusters:
     """A document is a cluster; where there is one only, the tokens that one window predicts are."""
-    if len(texts) > 1:
+    by: Literal["document", "block"] = "document" if len(texts) > 1 else "block"
+    if by == "document":
         ends = [[len(text.tokens_N) - 1] for text in texts]
         description = f"clustered by document ({len(texts)})"
     else:
@@ -72,6 +74,7 @@ def cluster(texts: Sequence[MeasuredText], sliding: Sliding, *, words: bool) -> 
         for first, end in zip([0, *its_ends[:-1]], its_ends, strict=True)
     ]
     return Clusters(
+        by=by,
         description=description,
         ends=ends,
         tokens_C=np.array([end - first for _, first, end in spans]),
@@ -89,7 +92,8 @@ def _exponential(logarithm: Ratio) -> Ratio | None:
     return Ratio(value, None if error is None else value * error)
 
 
-def _figure(name: str, found: Ratio | None) -> Figures:
+def as_figure(name: str, found: Ratio | None) -> Figures:
+    """`name` and `name_standard_error` as they stand in figures; both None for nothing."""
     return {
         name: None if found is None else found.value,
         f"{name}_standard_error": None if found is None else found.standard_error,

@@ -1,7 +1,11 @@
-"""Perplexity of a text OFF (no retrieval), ON (neighbours of its chunks) and with another chunk's neighbours.
+"""Perplexity of a text OFF (no retrieval), ON (neighbours of its chunks), with half of the database, and with another
+chunk's neighbours; and the gate: whether the model uses them.
 
-A document's first token is context and never predicted. Axes: B = 1 rows, T tokens of a window, N tokens of a
-document, L chunks of a window, K neighbours, R tokens of a neighbour, C clusters.
+A document's first token is context and never predicted. All others count on every side, also those that no neighbour
+can reach: a document's first chunk, and chunks after one that found nothing.
+
+Axes: B = 1 rows, T tokens of a window, N tokens of a document, L chunks of a window, K neighbours, R tokens of a
+neighbour, C clusters.
 """
 
 from __future__ import annotations
@@ -21,12 +25,17 @@ from openbook_core.errors import InputError, OpenbookError
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, cross_attention_state, load, weights_hash
 from openbook_model.resolve import resolve_folder
-from openbook_trainer.eval.clusters import cluster
+from openbook_trainer.eval.clusters import Clusters, cluster
+from openbook_trainer.eval.gate import closed, judge
+from openbook_trainer.eval.half import MOST
+from openbook_trainer.eval.overlap import by_overlap, overlaps
 from openbook_trainer.eval.retrieved import Retrieved, retrieve
 from openbook_trainer.eval.texts import MeasuredText, kind_of, read_texts
 from openbook_trainer.eval.windows import Sliding, resolve_sliding
 from openbook_trainer.neighbours import Neighbors
 
+SIDES = ("off", "on", "half", "shuffled")
+_RETRIEVAL = ("tokens_without_neighbours", "half_of_the_database", "overlap")
 Progress = Callable[[str, int, int], None]
 
 
@@ -51,7 +60,7 @@ class PerplexityConfig(FrozenConfig):
 
 
 def evaluate(config: PerplexityConfig, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
-    """The figures as they are written to JSON; `on` and `shuffled` are None where retrieval is not measured.
+    """The figures as they are written to JSON; what compares sides is None where retrieval is not measured.
 
     Raises OpenbookError: a model or file that cannot be read, a retriever that does not answer, a database that does
     not fit the model.
@@ -67,11 +76,12 @@ def evaluate(config: PerplexityConfig, progress: Progress = lambda stage, done, 
     sliding = resolve_sliding(model.config, config.block, config.stride, grid=measured)
     retrieved = _retrieve(config, model, texts, tokenizer, progress) if measured else None
     clusters = cluster(texts, sliding, words=config.words or kind == "wikitext")
-    losses = {"off": clusters.totals(token_losses(model, texts, sliding, None, progress, "off"))}
+    losses = {"off": token_losses(model, texts, sliding, None, progress, "off")}
     if retrieved:
-        for name, neighbors in (("on", retrieved.neighbors), ("shuffled", retrieved.shuffled())):
-            losses[name] = clusters.totals(token_losses(model, texts, sliding, neighbors, progress, name))
-    return {
+        sides = {"on": retrieved.neighbors, "half": retrieved.half, "shuffled": retrieved.shuffled()}
+        for name, neighbors in sides.items():
+            losses[name] = token_losses(model, texts, sliding, neighbors, progress, name)
+    figures = {
         "model": config.model,
         "weights_hash": weights_hash(model),
         "data": config.data.name,
@@ -89,12 +99,59 @@ def evaluate(config: PerplexityConfig, progress: Progress = lambda stage, done, 
         "documents_excluded_for_themselves": retrieved.known_documents if retrieved else None,
         "note": _note(config, state, retrieved),
         "standard_errors": clusters.description,
-        "off": clusters.figures(losses["off"]),
-        "on": clusters.figures(losses["on"]) if retrieved else None,
-        "shuffled": clusters.figures(losses["shuffled"]) if retrieved else None,
-        "on_minus_off": clusters.difference(losses["on"], losses["off"]) if retrieved else None,
-        "shuffled_minus_on": clusters.difference(losses["shuffled"], losses["on"]) if retrieved else None,
+        **_sides(clusters, {name: clusters.totals(found) for name, found in losses.items()}),
+        **(_retrieval(model, texts, sliding, clusters, retrieved, losses) if retrieved else dict.fromkeys(_RETRIEVAL)),
     }
+    return {**figures, "gate": _gate(state, figures, clusters)}
+
+
+def _gate(state: str, figures: dict[str, Any], clusters: Clusters) -> dict[str, Any] | None:
+    """None where retrieval was not asked for."""
+    if state != "on":
+        return closed(state)
+    if figures["on"] is None:
+        return None
+    return judge(figures["on_minus_off"], figures["shuffled_minus_on"], len(clusters.tokens_C), clusters.by)
+
+
+def _sides(clusters: Clusters, totals: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+    """Each side's figures and the paired differences; None where retrieval is not measured."""
+    found: dict[str, Any] = {name: clusters.figures(totals[name]) if name in totals else None for name in SIDES}
+    for one, other in (("on", "off"), ("half", "off"), ("half", "on"), ("shuffled", "on")):
+        pair = one in totals and other in totals
+        found[f"{one}_minus_{other}"] = clusters.difference(totals[one], totals[other]) if pair else None
+    return found
+
+
+def _retrieval(
+    model: RetroModel,
+    texts: Sequence[MeasuredText],
+    sliding: Sliding,
+    clusters: Clusters,
+    retrieved: Retrieved,
+    losses: dict[str, list[NDArray[np.float64]]],
+) -> dict[str, Any]:
+    m = model.config.chunk_length
+    overlap = overlaps(texts, retrieved, m)
+    return {
+        "tokens_without_neighbours": sum(
+            _unread(sliding.chunks_read(len(text.tokens_N), m), found.lengths_BLK[0])
+            for text, found in zip(texts, retrieved.neighbors, strict=True)
+        ),
+        "half_of_the_database": {
+            "chunks": sum(found.lengths_BLK.shape[1] for found in retrieved.half),
+            "chunks_with_the_neighbours_of_on": retrieved.same_in_half(),
+            "chunks_short_after_over_fetching": retrieved.half_short,
+            "most_over_fetched": MOST,
+        },
+        "overlap": by_overlap(texts, clusters, overlap, losses, m),
+    }
+
+
+def _unread(chunks_N: NDArray[np.int64], lengths_LK: NDArray[np.int64]) -> int:
+    """How many of the predicted tokens read no neighbour: their chunk is -1, or has none."""
+    found_L = lengths_LK.any(axis=1)
+    return int((~np.append(found_L, False)[chunks_N]).sum())
 
 
 @torch.no_grad()

@@ -52,6 +52,13 @@ class MeasuredText:
         return MeasuredText(self.external_id, self.text, self.tokens_N[:tokens], starts, self.line_ends_are_words)
 
     @cached_property
+    def token_bytes(self) -> NDArray[np.int64]:
+        """UTF-8 bytes [N] of each token, counted as in `bytes_of`."""
+        points = np.frombuffer(self.text.encode("utf-32-le"), dtype="<u4")
+        lengths = 1 + (points > 0x7F) + (points > 0x7FF).astype(np.int64) + (points > 0xFFFF)
+        return np.diff(np.concatenate([[0], np.cumsum(lengths)])[self.starts])
+
+    @cached_property
     def _word_starts(self) -> NDArray[np.int64]:
         blank = np.fromiter((character.isspace() for character in self.text), dtype=np.bool_, count=len(self.text))
         begins = ~blank & np.concatenate([[True], blank[:-1]]) if len(blank) else blank

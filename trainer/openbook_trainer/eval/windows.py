@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from openbook_core.errors import ConfigError
 from openbook_model.config import RetroConfig
 
@@ -41,6 +44,17 @@ class Sliding:
             end = min(first + self.block, inputs_end)
             yield Window(first, end - first, scored - first)
             scored, first = end, first + self.stride
+
+    def chunks_read(self, tokens: int, chunk_length: int) -> NDArray[np.int64]:
+        """For each predicted token [N - 1] of a document the chunk whose neighbours the model reads; -1: it reads none.
+
+        For windows on chunk borders: a window's tokens before the end of its first chunk read none.
+        """
+        found = []
+        for window in self.windows(tokens):
+            chunks = (np.arange(window.unscored, window.inputs) - (chunk_length - 1)) // chunk_length
+            found.append(np.where(chunks >= 0, chunks + window.first // chunk_length, -1))
+        return np.concatenate(found)
 
 
 def resolve_sliding(config: RetroConfig, block: int | None, stride: int | None, *, grid: bool) -> Sliding:

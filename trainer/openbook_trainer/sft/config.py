@@ -67,4 +67,6 @@ class SftConfig(FrozenConfig):
     def _possible(self) -> Self:
         if self.optimiser.warmup_steps >= self.steps:
             raise ValueError(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps}")
+        if self.optimiser.average_decay is not None:
+            raise ValueError("optimiser.average_decay: tuning keeps no average of the weights; leave it out")
         return self

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from openbook_core.errors import ConfigError, CorruptError, InputError, OpenbookError
-from openbook_core.files import sync
+from openbook_core.errors import InputError, OpenbookError
 from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, load, save
 from openbook_model.adapter import save_adapter
@@ -23,7 +20,8 @@ from openbook_model.precision import probe_precision
 from openbook_model.resolve import resolve_folder
 from openbook_trainer.data import IGNORED
 from openbook_trainer.metrics import Metrics
-from openbook_trainer.optimiser import learning_rate, make_optimiser
+from openbook_trainer.one_file import load_state, save_state
+from openbook_trainer.optimiser import learning_rate, make_optimisers
 from openbook_trainer.sft.batches import Batches
 from openbook_trainer.sft.config import SftConfig
 from openbook_trainer.sft.lora import adapter_pairs, inject
@@ -70,7 +68,7 @@ class _Run:
             inject(self.model, config.lora)
         self.model.train()
         self.trained = {name: each for name, each in self.model.named_parameters() if each.requires_grad}
-        self.optimiser = make_optimiser(self.model, config.optimiser)
+        self.optimisers = make_optimisers(self.model, config.optimiser, bfloat16=bool(config.autocast))
         self.autocast = config.autocast
         self.examples, self.left_out = 0, 0
         self.settings = config.model_dump(mode="json", exclude=_FREE) | self.batches.record()
@@ -126,8 +124,8 @@ class _Run:
         batch = self.batches.at(step)
         waited = time.perf_counter() - begun
         rate = learning_rate(self.config.optimiser, step, self.config.steps)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
+            group["lr"] = rate * group["rate_scale"]
         self.examples, self.left_out = self.examples + batch.examples, self.left_out + batch.left_out
         record = {"loss": None, "learning_rate": rate, **{name: getattr(batch, name) for name in _COUNTS}}
         if batch.packed:
@@ -137,7 +135,8 @@ class _Run:
     def _learn(self, step: int, packed: Packed) -> dict[str, float]:
         """One update; the loss (nats per token of the answers) and the gradient's norm before clipping."""
         answers, total = int((packed.labels_BT != IGNORED).sum()), 0.0
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         for row in packed.rows():
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.autocast)):
                 loss = packed_loss(self.model, row) / answers
@@ -150,45 +149,30 @@ class _Run:
                 "optimiser.learning_rate and another `out`",
                 field="optimiser.learning_rate",
             )
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         return {"loss": total, "gradient_norm": norm}
 
     def _checkpoint(self) -> Path:
         return self.config.out / "checkpoint.pt"
 
     def _save(self, step: int) -> None:
-        """One file beside its place, then renamed: what was trained, the optimiser's moments, the step, the settings."""
-        path = self._checkpoint()
-        draft = path.with_suffix(".draft")
+        """What was trained, the optimiser's moments, and the step."""
         weights = {name: each.detach() for name, each in self.trained.items()}
-        state = {"step": step, "settings": json.dumps(self.settings), "autocast": self.autocast, "weights": weights}
-        state |= {"examples": self.examples, "left_out": self.left_out, "optimiser": self.optimiser.state_dict()}
-        torch.save(state, draft)
-        sync(draft)
-        os.replace(draft, path)
+        moments = [each.state_dict() for each in self.optimisers]
+        state = {"step": step, "autocast": self.autocast, "weights": weights, "optimisers": moments}
+        save_state(self._checkpoint(), self.settings, state | {"examples": self.examples, "left_out": self.left_out})
 
     def _resume(self) -> int:
         self.config.out.mkdir(parents=True, exist_ok=True)
-        if not self._checkpoint().is_file():
+        state = load_state(self._checkpoint(), self.settings)
+        if state is None:
             return 0
-        try:
-            state = torch.load(self._checkpoint(), weights_only=True)
-        except (RuntimeError, UnpicklingError, EOFError) as error:
-            raise CorruptError(
-                f"{self._checkpoint()} cannot be read ({error}); delete it to begin again", field="out"
-            ) from error
-        then = json.loads(state["settings"])
-        changed = [name for name in self.settings if self.settings[name] != then.get(name)]
-        if changed:
-            listing = "; ".join(f"{name}: now {self.settings[name]!r}, then {then.get(name)!r}" for name in changed)
-            raise ConfigError(
-                f"{self._checkpoint()} was made with other settings: {listing}. Set them back, or give another `out`",
-                field=changed[0],
-            )
         with torch.no_grad():
             for name, each in self.trained.items():
                 each.copy_(state["weights"][name])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, moments in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(moments)
         self.autocast, self.examples, self.left_out = state["autocast"], state["examples"], state["left_out"]
         return int(state["step"])
 

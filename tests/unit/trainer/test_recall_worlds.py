@@ -1,0 +1,108 @@
+"""The generator of worlds against a reader that knows its sentences by their grammar alone."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from random import Random
+
+import pytest
+
+from openbook_trainer.recall.worlds import SYLLABLES, Worlds, WorldsSettings, is_held_out, training_word
+
+SENTENCES = (
+    r"The (?P<attribute>\w+) of (?P<name>\w+) is (?P<value>\w+)\.",
+    r"(?P<name>\w+) has the (?P<attribute>\w+) (?P<value>\w+)\.",
+    r"In (?P<name>\w+), the (?P<attribute>\w+) is (?P<value>\w+)\.",
+    r"As its (?P<attribute>\w+), (?P<name>\w+) has (?P<value>\w+)\.",
+)
+PROMPTS = (r"What is the (?P<attribute>\w+) of (?P<name>\w+)\?", r"Which (?P<attribute>\w+) does (?P<name>\w+) have\?")
+LEVELS = ((1, 20), (1, 32), (2, 64))
+
+
+def facts_in(text: str) -> dict[tuple[str, str], str]:
+    """Value by name and attribute."""
+    found = (match for sentence in SENTENCES for match in re.finditer(sentence, text))
+    return {(match["name"], match["attribute"]): match["value"] for match in found}
+
+
+def asked_in(text: str) -> tuple[str, str]:
+    (match,) = (match for prompt in PROMPTS if (match := re.fullmatch(prompt, text)))
+    return match["name"], match["attribute"]
+
+
+@pytest.fixture(scope="module")
+def worlds() -> Worlds:
+    return Worlds.make(WorldsSettings(sample=300), seed=0)
+
+
+@pytest.mark.parametrize(("k", "r"), LEVELS)
+def test_the_gold_passage_and_no_other_answers_the_question(worlds: Worlds, k: int, r: int) -> None:
+    decode = worlds.tokenizer.decode
+    places = set()
+    for each in worlds.questions(Random(1), 200, k, r):
+        name, attribute = asked_in(decode(each.prompt))
+        texts = [decode(passage) for passage in each.passages]
+        assert len(texts) == k and max(map(len, each.passages)) <= r
+        assert f" {facts_in(texts[each.gold])[name, attribute]}" == decode(each.answer)
+        others = [facts_in(text) for place, text in enumerate(texts) if place != each.gold]
+        assert all((name, attribute) not in found for found in others)
+        same = [f" {value}" for found in others for (_, other), value in found.items() if other == attribute]
+        assert same == [decode(wrong) for wrong in each.wrong]
+        places.add(each.gold)
+    assert places == set(range(k))
+
+
+def test_a_wrong_passage_often_has_the_attribute_of_another_entity_and_may_be_of_the_same(worlds: Worlds) -> None:
+    questions = worlds.questions(Random(2), 400, 2, 64)
+    assert sum(bool(each.wrong) for each in questions) / len(questions) == pytest.approx(0.5, abs=0.1)
+    own = 0
+    for each in questions:
+        name, _ = asked_in(worlds.tokenizer.decode(each.prompt))
+        beside = facts_in(worlds.tokenizer.decode(each.passages[1 - each.gold]))
+        own += any(other == name for other, _ in beside)
+    assert own / len(questions) == pytest.approx(0.3, abs=0.1)
+
+
+def test_tokens_are_those_that_the_tokenizer_gives_whole_texts(worlds: Worlds) -> None:
+    """So a database that tokenises the documents holds the tokens that were trained on."""
+    rows = worlds.books(Random(3), 40).documents[0]
+    texts = [row["text"] for row in rows]
+    assert all(worlds._ids(text) == worlds.tokenizer.encode(text).tolist() for text in texts)
+    assert all(worlds.tokenizer.decode(worlds._ids(text)) == text for text in texts)
+    assert len(worlds._ids("9085 12")) == 7  # single digits
+
+
+def test_names_to_test_with_begin_with_a_pair_that_no_training_word_has(worlds: Worlds) -> None:
+    pairs = {pair: is_held_out(*pair) for pair in itertools.product(SYLLABLES, repeat=2)}
+    assert sum(pairs.values()) / len(pairs) == pytest.approx(0.1, abs=0.03)
+    starts = {(first + second).capitalize() for (first, second), held in pairs.items() if held}
+    syllables = re.compile("|".join(sorted(SYLLABLES, key=len, reverse=True)))
+    rng = Random(4)
+    for _ in range(2000):
+        parts = syllables.findall(training_word(rng, 3).lower())
+        assert not any(is_held_out(*pair) for pair in itertools.pairwise(parts))
+    for first, _ in worlds.held_out(Random(5), 50, 2, 64):
+        name, _ = asked_in(worlds.tokenizer.decode(first.prompt))
+        assert any(name.startswith(start) for start in starts)
+
+
+def test_two_books_answer_one_prompt_differently(worlds: Worlds) -> None:
+    for first, second in worlds.held_out(Random(6), 100, 2, 64):
+        assert first.prompt == second.prompt
+        assert first.answer != second.answer
+    books = worlds.books(Random(7), 30)
+    facts = [facts_in(" ".join(row["text"] for row in rows)) for rows in books.documents]
+    assert len(books.questions) == 60
+    for each in books.questions:
+        asked = asked_in(each.question)
+        assert [(found[asked],) for found in facts] == list(each.answers)
+        assert each.answers[0] != each.answers[1]
+
+
+def test_what_is_drawn_is_a_function_of_the_generator(worlds: Worlds) -> None:
+    again = Worlds.make(WorldsSettings(sample=300), seed=0)
+    assert again.digest == worlds.digest
+    assert again.questions(Random(8), 20, 2, 64) == worlds.questions(Random(8), 20, 2, 64)
+    assert again.questions(Random(9), 20, 2, 64) != worlds.questions(Random(8), 20, 2, 64)
+    assert Worlds.make(WorldsSettings(sample=300, facts=(1, 2)), seed=0).digest != worlds.digest
