@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from openbook_proto.v1 import common_pb2 as openbook__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!openbook_proto/v1/retriever.proto\x12\x11openbook_proto.v1\x1a\x1eopenbook_proto/v1/common.proto\"s\n\x08\x44ocument\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xternal_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0b\n\x03uri\x18\x04 \x01(\t\x12\x0f\n\x07licence\x18\x05 \x01(\t\x12\x15\n\rmetadata_json\x18\x06 \x01(\t\"8\n\x06\x46ields\x12\x0e\n\x06tokens\x18\x01 \x01(\x08\x12\x0c\n\x04text\x18\x02 \x01(\x08\x12\x10\n\x08\x64ocument\x18\x03 \x01(\x08\"\xe6\x01\n\x06\x43hunks\x12\x14\n\x0c\x63hunk_length\x18\x01 \x01(\r\x12\x32\n\ntoken_type\x18\x02 \x01(\x0e\x32\x1e.openbook_proto.v1.ElementType\x12\x0e\n\x06tokens\x18\x03 \x01(\x0c\x12\x0f\n\x07lengths\x18\x04 \x01(\x0c\x12\r\n\x05texts\x18\x05 \x03(\t\x12\x1a\n\x12\x63ontinuation_texts\x18\x06 \x03(\t\x12\x16\n\x0e\x64ocument_index\x18\x07 \x03(\r\x12.\n\tdocuments\x18\x08 \x03(\x0b\x32\x1b.openbook_proto.v1.Document\"!\n\tExclusion\x12\x14\n\x0c\x64ocument_ids\x18\x01 \x03(\t\"\xb6\x02\n\rSearchRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x11\n\tmin_epoch\x18\x03 \x01(\x04\x12+\n\x07queries\x18\x04 \x01(\x0b\x32\x1a.openbook_proto.v1.Vectors\x12\t\n\x01k\x18\x05 \x01(\r\x12\x30\n\nexclusions\x18\x06 \x03(\x0b\x32\x1c.openbook_proto.v1.Exclusion\x12\x16\n\tmin_score\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12)\n\x06\x66ields\x18\x08 \x01(\x0b\x32\x19.openbook_proto.v1.Fields\x12\x15\n\rallow_partial\x18\t \x01(\x08\x12\x12\n\x05shard\x18\n \x01(\rH\x01\x88\x01\x01\x42\x0c\n\n_min_scoreB\x08\n\x06_shard\"\x85\x02\n\x0bSearchReply\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07queries\x18\x03 \x01(\r\x12\t\n\x01k\x18\x04 \x01(\r\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12)\n\x06\x63hunks\x18\x07 \x01(\x0b\x32\x19.openbook_proto.v1.Chunks\x12\x1a\n\x12unknown_exclusions\x18\x08 \x01(\r\x12\x16\n\x0emissing_shards\x18\t \x03(\r\x12\x10\n\x08restarts\x18\n \x01(\r\x12+\n\x07timings\x18\x0b \x01(\x0b\x32\x1a.openbook_proto.v1.Timings\"T\n\x11SearchTextRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x30\n\x06search\x18\x02 \x01(\x0b\x32 .openbook_proto.v1.SearchRequest\"A\n\x0fSearchTextReply\x12.\n\x06result\x18\x01 \x01(\x0b\x32\x1e.openbook_proto.v1.SearchReply\"\x8c\x01\n\x10GetChunksRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12)\n\x06\x66ields\x18\x04 \x01(\x0b\x32\x19.openbook_proto.v1.Fields\x12\x12\n\x05shard\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_shard\"z\n\x0eGetChunksReply\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12)\n\x06\x63hunks\x18\x02 \x01(\x0b\x32\x19.openbook_proto.v1.Chunks\x12+\n\x07timings\x18\x03 \x01(\x0b\x32\x1a.openbook_proto.v1.Timings\"5\n\x0f\x44\x65scribeRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"T\n\nShardState\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x11\n\tfirst_row\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x16\n\x0eready_replicas\x18\x04 \x01(\r\"\xc2\x01\n\rDescribeReply\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x15\n\rlive_snapshot\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x15\n\rcontract_json\x18\x05 \x01(\t\x12\x11\n\tdocuments\x18\x06 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x07 \x01(\x04\x12-\n\x06shards\x18\x08 \x03(\x0b\x32\x1d.openbook_proto.v1.ShardState2\xd6\x02\n\tRetriever\x12J\n\x06Search\x12 .openbook_proto.v1.SearchRequest\x1a\x1e.openbook_proto.v1.SearchReply\x12V\n\nSearchText\x12$.openbook_proto.v1.SearchTextRequest\x1a\".openbook_proto.v1.SearchTextReply\x12S\n\tGetChunks\x12#.openbook_proto.v1.GetChunksRequest\x1a!.openbook_proto.v1.GetChunksReply\x12P\n\x08\x44\x65scribe\x12\".openbook_proto.v1.DescribeRequest\x1a .openbook_proto.v1.DescribeReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!openbook_proto/v1/retriever.proto\x12\x11openbook_proto.v1\x1a\x1eopenbook_proto/v1/common.proto\"s\n\x08\x44ocument\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x13\n\x0b\x65xternal_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x0b\n\x03uri\x18\x04 \x01(\t\x12\x0f\n\x07licence\x18\x05 \x01(\t\x12\x15\n\rmetadata_json\x18\x06 \x01(\t\"8\n\x06\x46ields\x12\x0e\n\x06tokens\x18\x01 \x01(\x08\x12\x0c\n\x04text\x18\x02 \x01(\x08\x12\x10\n\x08\x64ocument\x18\x03 \x01(\x08\"\xe6\x01\n\x06\x43hunks\x12\x14\n\x0c\x63hunk_length\x18\x01 \x01(\r\x12\x32\n\ntoken_type\x18\x02 \x01(\x0e\x32\x1e.openbook_proto.v1.ElementType\x12\x0e\n\x06tokens\x18\x03 \x01(\x0c\x12\x0f\n\x07lengths\x18\x04 \x01(\x0c\x12\r\n\x05texts\x18\x05 \x03(\t\x12\x1a\n\x12\x63ontinuation_texts\x18\x06 \x03(\t\x12\x16\n\x0e\x64ocument_index\x18\x07 \x03(\r\x12.\n\tdocuments\x18\x08 \x03(\x0b\x32\x1b.openbook_proto.v1.Document\"!\n\tExclusion\x12\x14\n\x0c\x64ocument_ids\x18\x01 \x03(\t\"G\n\x0b\x46ilterValue\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x10\n\x06number\x18\x02 \x01(\x01H\x00\x12\x0e\n\x04\x66lag\x18\x03 \x01(\x08H\x00\x42\x06\n\x04kind\">\n\x0c\x46ilterValues\x12.\n\x06values\x18\x01 \x03(\x0b\x32\x1e.openbook_proto.v1.FilterValue\"\xce\x01\n\x0b\x46ilterRange\x12\x30\n\x08\x61t_least\x18\x01 \x01(\x0b\x32\x1e.openbook_proto.v1.FilterValue\x12-\n\x05\x61\x62ove\x18\x02 \x01(\x0b\x32\x1e.openbook_proto.v1.FilterValue\x12/\n\x07\x61t_most\x18\x03 \x01(\x0b\x32\x1e.openbook_proto.v1.FilterValue\x12-\n\x05\x62\x65low\x18\x04 \x01(\x0b\x32\x1e.openbook_proto.v1.FilterValue\"\x9d\x01\n\x0f\x46ilterCondition\x12\x0e\n\x06\x63olumn\x18\x01 \x01(\t\x12\x31\n\x06\x61ny_of\x18\x02 \x01(\x0b\x32\x1f.openbook_proto.v1.FilterValuesH\x00\x12/\n\x05range\x18\x03 \x01(\x0b\x32\x1e.openbook_proto.v1.FilterRangeH\x00\x12\x0e\n\x06negate\x18\x04 \x01(\x08\x42\x06\n\x04test\"<\n\x06\x46ilter\x12\x32\n\x06\x61ll_of\x18\x01 \x03(\x0b\x32\".openbook_proto.v1.FilterCondition\"\xe2\x02\n\rSearchRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x11\n\tmin_epoch\x18\x03 \x01(\x04\x12+\n\x07queries\x18\x04 \x01(\x0b\x32\x1a.openbook_proto.v1.Vectors\x12\t\n\x01k\x18\x05 \x01(\r\x12\x30\n\nexclusions\x18\x06 \x03(\x0b\x32\x1c.openbook_proto.v1.Exclusion\x12\x16\n\tmin_score\x18\x07 \x01(\x02H\x00\x88\x01\x01\x12)\n\x06\x66ields\x18\x08 \x01(\x0b\x32\x19.openbook_proto.v1.Fields\x12\x15\n\rallow_partial\x18\t \x01(\x08\x12\x12\n\x05shard\x18\n \x01(\rH\x01\x88\x01\x01\x12*\n\x07\x66ilters\x18\x0b \x03(\x0b\x32\x19.openbook_proto.v1.FilterB\x0c\n\n_min_scoreB\x08\n\x06_shard\":\n\x0cMissingShard\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\x0b\n\x03why\x18\x03 \x01(\t\"e\n\x08\x43overage\x12\x0e\n\x06\x63hunks\x18\x01 \x01(\x04\x12\x17\n\x0f\x61nswered_chunks\x18\x02 \x01(\x04\x12\x30\n\x07missing\x18\x03 \x03(\x0b\x32\x1f.openbook_proto.v1.MissingShard\"\xb4\x02\n\x0bSearchReply\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07queries\x18\x03 \x01(\r\x12\t\n\x01k\x18\x04 \x01(\r\x12\x0b\n\x03ids\x18\x05 \x01(\x0c\x12\x0e\n\x06scores\x18\x06 \x01(\x0c\x12)\n\x06\x63hunks\x18\x07 \x01(\x0b\x32\x19.openbook_proto.v1.Chunks\x12\x1a\n\x12unknown_exclusions\x18\x08 \x01(\r\x12\x16\n\x0emissing_shards\x18\t \x03(\r\x12\x10\n\x08restarts\x18\n \x01(\r\x12+\n\x07timings\x18\x0b \x01(\x0b\x32\x1a.openbook_proto.v1.Timings\x12-\n\x08\x63overage\x18\x0c \x01(\x0b\x32\x1b.openbook_proto.v1.Coverage\"T\n\x11SearchTextRequest\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x30\n\x06search\x18\x02 \x01(\x0b\x32 .openbook_proto.v1.SearchRequest\"A\n\x0fSearchTextReply\x12.\n\x06result\x18\x01 \x01(\x0b\x32\x1e.openbook_proto.v1.SearchReply\"\x8c\x01\n\x10GetChunksRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x0b\n\x03ids\x18\x03 \x01(\x0c\x12)\n\x06\x66ields\x18\x04 \x01(\x0b\x32\x19.openbook_proto.v1.Fields\x12\x12\n\x05shard\x18\x05 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_shard\"z\n\x0eGetChunksReply\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12)\n\x06\x63hunks\x18\x02 \x01(\x0b\x32\x19.openbook_proto.v1.Chunks\x12+\n\x07timings\x18\x03 \x01(\x0b\x32\x1a.openbook_proto.v1.Timings\"5\n\x0f\x44\x65scribeRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"T\n\nShardState\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x11\n\tfirst_row\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x16\n\x0eready_replicas\x18\x04 \x01(\r\"\xc2\x01\n\rDescribeReply\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x15\n\rlive_snapshot\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x15\n\rcontract_json\x18\x05 \x01(\t\x12\x11\n\tdocuments\x18\x06 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x07 \x01(\x04\x12-\n\x06shards\x18\x08 \x03(\x0b\x32\x1d.openbook_proto.v1.ShardState2\xd6\x02\n\tRetriever\x12J\n\x06Search\x12 .openbook_proto.v1.SearchRequest\x1a\x1e.openbook_proto.v1.SearchReply\x12V\n\nSearchText\x12$.openbook_proto.v1.SearchTextRequest\x1a\".openbook_proto.v1.SearchTextReply\x12S\n\tGetChunks\x12#.openbook_proto.v1.GetChunksRequest\x1a!.openbook_proto.v1.GetChunksReply\x12P\n\x08\x44\x65scribe\x12\".openbook_proto.v1.DescribeRequest\x1a .openbook_proto.v1.DescribeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,24 +40,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHUNKS']._serialized_end=494
   _globals['_EXCLUSION']._serialized_start=496
   _globals['_EXCLUSION']._serialized_end=529
-  _globals['_SEARCHREQUEST']._serialized_start=532
-  _globals['_SEARCHREQUEST']._serialized_end=842
-  _globals['_SEARCHREPLY']._serialized_start=845
-  _globals['_SEARCHREPLY']._serialized_end=1106
-  _globals['_SEARCHTEXTREQUEST']._serialized_start=1108
-  _globals['_SEARCHTEXTREQUEST']._serialized_end=1192
-  _globals['_SEARCHTEXTREPLY']._serialized_start=1194
-  _globals['_SEARCHTEXTREPLY']._serialized_end=1259
-  _globals['_GETCHUNKSREQUEST']._serialized_start=1262
-  _globals['_GETCHUNKSREQUEST']._serialized_end=1402
-  _globals['_GETCHUNKSREPLY']._serialized_start=1404
-  _globals['_GETCHUNKSREPLY']._serialized_end=1526
-  _globals['_DESCRIBEREQUEST']._serialized_start=1528
-  _globals['_DESCRIBEREQUEST']._serialized_end=1581
-  _globals['_SHARDSTATE']._serialized_start=1583
-  _globals['_SHARDSTATE']._serialized_end=1667
-  _globals['_DESCRIBEREPLY']._serialized_start=1670
-  _globals['_DESCRIBEREPLY']._serialized_end=1864
-  _globals['_RETRIEVER']._serialized_start=1867
-  _globals['_RETRIEVER']._serialized_end=2209
+  _globals['_FILTERVALUE']._serialized_start=531
+  _globals['_FILTERVALUE']._serialized_end=602
+  _globals['_FILTERVALUES']._serialized_start=604
+  _globals['_FILTERVALUES']._serialized_end=666
+  _globals['_FILTERRANGE']._serialized_start=669
+  _globals['_FILTERRANGE']._serialized_end=875
+  _globals['_FILTERCONDITION']._serialized_start=878
+  _globals['_FILTERCONDITION']._serialized_end=1035
+  _globals['_FILTER']._serialized_start=1037
+  _globals['_FILTER']._serialized_end=1097
+  _globals['_SEARCHREQUEST']._serialized_start=1100
+  _globals['_SEARCHREQUEST']._serialized_end=1454
+  _globals['_MISSINGSHARD']._serialized_start=1456
+  _globals['_MISSINGSHARD']._serialized_end=1514
+  _globals['_COVERAGE']._serialized_start=1516
+  _globals['_COVERAGE']._serialized_end=1617
+  _globals['_SEARCHREPLY']._serialized_start=1620
+  _globals['_SEARCHREPLY']._serialized_end=1928
+  _globals['_SEARCHTEXTREQUEST']._serialized_start=1930
+  _globals['_SEARCHTEXTREQUEST']._serialized_end=2014
+  _globals['_SEARCHTEXTREPLY']._serialized_start=2016
+  _globals['_SEARCHTEXTREPLY']._serialized_end=2081
+  _globals['_GETCHUNKSREQUEST']._serialized_start=2084
+  _globals['_GETCHUNKSREQUEST']._serialized_end=2224
+  _globals['_GETCHUNKSREPLY']._serialized_start=2226
+  _globals['_GETCHUNKSREPLY']._serialized_end=2348
+  _globals['_DESCRIBEREQUEST']._serialized_start=2350
+  _globals['_DESCRIBEREQUEST']._serialized_end=2403
+  _globals['_SHARDSTATE']._serialized_start=2405
+  _globals['_SHARDSTATE']._serialized_end=2489
+  _globals['_DESCRIBEREPLY']._serialized_start=2492
+  _globals['_DESCRIBEREPLY']._serialized_end=2686
+  _globals['_RETRIEVER']._serialized_start=2689
+  _globals['_RETRIEVER']._serialized_end=3031
 # @@protoc_insertion_point(module_scope)
