@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from openbook_core.errors import ArgumentError, ConflictError, NotFoundError, OpenbookError, OverloadedError, PreconditionError, Reason
+from openbook_core.errors import (
+    ArgumentError,
+    ConflictError,
+    NotFoundError,
+    OpenbookError,
+    OverloadedError,
+    PreconditionError,
+    Reason,
+)
 from openbook_database.contract import Contract
 from openbook_database.manifest import Manifest
 from openbook_database.registry.readiness import ReadyCheck, every_shard_ready
