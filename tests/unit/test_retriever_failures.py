@@ -126,6 +126,7 @@ def test_no_error_ends_the_heartbeats_of_a_router() -> None:
         contract=contract,
         control=lambda database: Control("book", 1, 1),
         replicas=lambda database: [],
+        leases=lambda database: [],
         report_router=lambda report: reports.append(report.epoch),
         withdraw=lambda report: reports.append(-2),
     )

@@ -17,7 +17,7 @@ from openbook_core.fingerprint import Fingerprint
 from openbook_core.vectors import encode_vectors
 from openbook_database.contract import Contract
 from openbook_database.registry.base import Registry
-from openbook_database.registry.records import Control, LoadState, ReplicaReport, ReplicaSnapshot
+from openbook_database.registry.records import Control, Lease, LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_retriever.__main__ import parse_args
 from openbook_retriever.config import RetrieverConfig
@@ -184,6 +184,9 @@ class FlakyRegistry:
 
     def replicas(self, database: str) -> list[ReplicaReport]:
         return self.replicas_now
+
+    def leases(self, database: str) -> list[Lease]:
+        return []
 
 
 def test_a_view_never_goes_back_and_outlives_the_registry() -> None:

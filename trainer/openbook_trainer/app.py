@@ -247,7 +247,9 @@ def _source(
     if settings.cache is not None and settings.folder is not None:
         exclude = settings.exclude_own_document
         return CachedSource(settings.cache, settings.folder, k, [corpus, held_out], exclude_own=exclude)
-    return LiveSource(RetrieverClient(settings.address), settings, snapshot, k, config.model.chunk_length)
+    client = RetrieverClient(settings.address)
+    client.hold(settings.database, snapshot)
+    return LiveSource(client, settings, snapshot, k, config.model.chunk_length)
 
 
 def _start(

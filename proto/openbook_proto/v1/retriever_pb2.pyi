@@ -256,3 +256,37 @@ class DescribeReply(_message.Message):
     chunks: int
     shards: _containers.RepeatedCompositeFieldContainer[ShardState]
     def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ..., live_snapshot: _Optional[str] = ..., epoch: _Optional[int] = ..., contract_json: _Optional[str] = ..., documents: _Optional[int] = ..., chunks: _Optional[int] = ..., shards: _Optional[_Iterable[_Union[ShardState, _Mapping]]] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("database", "snapshot", "holder", "ttl_seconds")
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    snapshot: str
+    holder: str
+    ttl_seconds: float
+    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ..., holder: _Optional[str] = ..., ttl_seconds: _Optional[float] = ...) -> None: ...
+
+class PinReply(_message.Message):
+    __slots__ = ("snapshot", "epoch")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    snapshot: str
+    epoch: int
+    def __init__(self, snapshot: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
+
+class UnpinRequest(_message.Message):
+    __slots__ = ("database", "snapshot", "holder")
+    DATABASE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
+    database: str
+    snapshot: str
+    holder: str
+    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ..., holder: _Optional[str] = ...) -> None: ...
+
+class UnpinReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -55,6 +55,16 @@ class RetrieverStub:
                 request_serializer=openbook__proto_dot_v1_dot_retriever__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=openbook__proto_dot_v1_dot_retriever__pb2.DescribeReply.FromString,
                 _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/openbook_proto.v1.Retriever/Pin',
+                request_serializer=openbook__proto_dot_v1_dot_retriever__pb2.PinRequest.SerializeToString,
+                response_deserializer=openbook__proto_dot_v1_dot_retriever__pb2.PinReply.FromString,
+                _registered_method=True)
+        self.Unpin = channel.unary_unary(
+                '/openbook_proto.v1.Retriever/Unpin',
+                request_serializer=openbook__proto_dot_v1_dot_retriever__pb2.UnpinRequest.SerializeToString,
+                response_deserializer=openbook__proto_dot_v1_dot_retriever__pb2.UnpinReply.FromString,
+                _registered_method=True)
 
 
 class RetrieverServicer:
@@ -89,6 +99,20 @@ class RetrieverServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pin(self, request, context):
+        """Keeps a snapshot loaded. By the router only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Unpin(self, request, context):
+        """Gives it back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RetrieverServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +135,16 @@ def add_RetrieverServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=openbook__proto_dot_v1_dot_retriever__pb2.DescribeRequest.FromString,
                     response_serializer=openbook__proto_dot_v1_dot_retriever__pb2.DescribeReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=openbook__proto_dot_v1_dot_retriever__pb2.PinRequest.FromString,
+                    response_serializer=openbook__proto_dot_v1_dot_retriever__pb2.PinReply.SerializeToString,
+            ),
+            'Unpin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Unpin,
+                    request_deserializer=openbook__proto_dot_v1_dot_retriever__pb2.UnpinRequest.FromString,
+                    response_serializer=openbook__proto_dot_v1_dot_retriever__pb2.UnpinReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +256,60 @@ class Retriever:
             '/openbook_proto.v1.Retriever/Describe',
             openbook__proto_dot_v1_dot_retriever__pb2.DescribeRequest.SerializeToString,
             openbook__proto_dot_v1_dot_retriever__pb2.DescribeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openbook_proto.v1.Retriever/Pin',
+            openbook__proto_dot_v1_dot_retriever__pb2.PinRequest.SerializeToString,
+            openbook__proto_dot_v1_dot_retriever__pb2.PinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Unpin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openbook_proto.v1.Retriever/Unpin',
+            openbook__proto_dot_v1_dot_retriever__pb2.UnpinRequest.SerializeToString,
+            openbook__proto_dot_v1_dot_retriever__pb2.UnpinReply.FromString,
             options,
             channel_credentials,
             insecure,

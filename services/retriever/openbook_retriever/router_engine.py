@@ -151,6 +151,18 @@ class RouterEngine:
             shard.ready_replicas = sum(shard.shard in replica.serves(snapshot) for replica in view.replicas)
         return reply
 
+    def pin(self, request: pb.PinRequest) -> pb.PinReply:
+        """Keep a snapshot loaded for the request's holder."""
+        check_names(request.database, request.snapshot)
+        snapshot, epoch = self._watch.pin(request.database, request.snapshot, request.holder, request.ttl_seconds)
+        return pb.PinReply(snapshot=snapshot, epoch=epoch)
+
+    def unpin(self, request: pb.UnpinRequest) -> pb.UnpinReply:
+        """Give it back."""
+        check_names(request.database, request.snapshot, snapshot_required=True)
+        self._watch.unpin(request.database, request.snapshot, request.holder)
+        return pb.UnpinReply()
+
     # --- inside ---
 
     def _restarting(

@@ -29,6 +29,12 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
         return self._engine.describe(request)
 
+    def Pin(self, request: pb.PinRequest, context: grpc.ServicerContext) -> pb.PinReply:
+        return self._engine.pin(request)
+
+    def Unpin(self, request: pb.UnpinRequest, context: grpc.ServicerContext) -> pb.UnpinReply:
+        return self._engine.unpin(request)
+
 
 def _time_left(context: grpc.ServicerContext) -> float:
     """Seconds until the caller's deadline; a default where it set none."""

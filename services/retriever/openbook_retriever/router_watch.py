@@ -33,10 +33,11 @@ class View:
     replicas: tuple[ReplicaReport, ...] = ()
     stale: tuple[ReplicaReport, ...] = ()
     forgotten: bool = False
+    leased: frozenset[str] = frozenset()
 
     def kept(self, snapshot: str) -> bool:
-        """Whether shards are to have `snapshot`: it is live, previous or being prepared."""
-        return snapshot in (self.control.live, self.control.previous, self.control.candidate)
+        """Whether shards are to have `snapshot`: it is live, previous, being prepared or held by a lease."""
+        return snapshot in self.leased or snapshot in (self.control.live, self.control.previous, self.control.candidate)
 
     def serving(self, snapshot: str, shard: int) -> list[str]:
         """Addresses of the replicas that report this shard ready, or reported it last where none does now."""
@@ -107,6 +108,7 @@ class RouterWatch:
             contract = self._registry.contract(database)
             control = self._registry.control(database)
             replicas = tuple(self._registry.replicas(database))
+            leased = frozenset(lease.snapshot for lease in self._registry.leases(database))
         except (OpenbookError, OSError) as error:
             with self._lock:
                 cached = self._views.get(database)
@@ -126,8 +128,25 @@ class RouterWatch:
             names = {replica.name for replica in replicas}
             last = (*old.replicas, *old.stale) if old else ()
             stale = tuple(replica for replica in last if replica.name not in names)
-            view = self._views[database] = View(control, contract, replicas, stale[-64:], forgotten)
+            view = self._views[database] = View(control, contract, replicas, stale[-64:], forgotten, leased)
         return view
+
+    def pin(self, database: str, snapshot: str, holder: str, ttl_s: float) -> tuple[str, int]:
+        """Take or renew a lease on `snapshot`, or on the live one where it is empty; returns it and the epoch.
+
+        Raises as `Registry.take_lease`, and PreconditionError where nothing is live.
+        """
+        view = self.view(database)
+        wanted = snapshot or view.control.live
+        if not wanted:
+            raise PreconditionError(
+                f"database {database!r} has no live snapshot yet: prepare and activate one", reason=Reason.NOT_READY
+            )
+        lease = self._registry.take_lease(database, wanted, holder, ttl_s)
+        return lease.snapshot, view.control.epoch
+
+    def unpin(self, database: str, snapshot: str, holder: str) -> None:
+        self._registry.release_lease(database, snapshot, holder)
 
     def manifest(self, database: str, snapshot: str) -> Manifest:
         """The manifest of a registered snapshot, kept once it was read."""

@@ -1,4 +1,4 @@
-"""Follows the registry for a shard process: loads what is live, candidate or previous, reports, unloads the rest.
+"""Follows the registry for a shard process: loads what is live, candidate, previous or leased, reports, unloads the rest.
 
 Everything happens on two threads of its own, one that polls and reports and one that loads, never on those that
 serve. A registry that cannot be read changes nothing: what was loaded is served on. No error ends the heartbeats.
@@ -80,7 +80,9 @@ class ShardWatch:
             control = known
         self._controls[database] = control
         self._holdings.set_live(database, control.live or "")
-        wanted = [snapshot for snapshot in (control.live, control.candidate, control.previous) if snapshot]
+        leased = sorted({lease.snapshot for lease in self._registry.leases(database)})
+        kept = (control.live, control.candidate, control.previous, *leased)
+        wanted = [snapshot for snapshot in dict.fromkeys(kept) if snapshot]
         try:
             for snapshot in wanted:
                 self._begin_load(database, snapshot)

@@ -140,6 +140,12 @@ class Servicer(retriever_pb2_grpc.RetrieverServicer):
     def Describe(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.DescribeReply:
         return FakeRetriever().describe(request.database, request.snapshot or self.snapshot)
 
+    def Pin(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.PinReply:
+        return retriever_pb2.PinReply(snapshot=request.snapshot)
+
+    def Unpin(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.UnpinReply:
+        return retriever_pb2.UnpinReply()
+
     def SearchText(self, request: Any, context: grpc.ServicerContext) -> retriever_pb2.SearchTextReply:
         search = request.search
         self.asked.append((search.database, search.k, search.snapshot))

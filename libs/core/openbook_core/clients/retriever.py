@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.clients.base import Client, require_count, require_text
+from openbook_core.clients.hold import Hold, holder_name
 from openbook_core.clients.retries import Retries
 from openbook_core.errors import ArgumentError, OpenbookError
 from openbook_core.security.dial import Dial
@@ -129,6 +130,7 @@ class RetrieverClient(Client):
         self._stub = retriever_pb2_grpc.RetrieverStub(self._channel)
         self._retries = retries or Retries(attempts=1)
         self._epochs = Epochs()
+        self._holds: list[Hold] = []
 
     def search(
         self, database: str, queries: NDArray[Any], k: int, *, timeout_s: float = 30.0, **options: Any
@@ -162,6 +164,36 @@ class RetrieverClient(Client):
         reply: retriever_pb2.DescribeReply = self._call(self._stub.Describe, request, timeout_s)
         self._epochs.saw(database, reply.epoch)
         return reply
+
+    def hold(self, database: str, snapshot: str = "", *, ttl_s: float = 30.0, timeout_s: float = 10.0) -> Hold:
+        """Keep `snapshot` (empty: the live one) loaded, whatever is swapped, until the hold or this client is closed.
+
+        A process that dies holds it for `ttl_s` seconds more. Raises PreconditionError where it is not served any more.
+        """
+        request = retriever_pb2.PinRequest(
+            database=require_text("database", database),
+            snapshot=require_text("snapshot", snapshot),
+            holder=holder_name(),
+            ttl_seconds=ttl_s,
+        )
+        reply: retriever_pb2.PinReply = self._call(self._stub.Pin, request, timeout_s)
+        self._epochs.saw(database, reply.epoch)
+        request.snapshot = reply.snapshot
+        back = retriever_pb2.UnpinRequest(database=database, snapshot=reply.snapshot, holder=request.holder)
+
+        def renew() -> None:
+            self._call(self._stub.Pin, request, timeout_s)
+
+        def release() -> None:
+            self._call(self._stub.Unpin, back, timeout_s)
+
+        self._holds.append(Hold(reply.snapshot, ttl_s, renew, release))
+        return self._holds[-1]
+
+    def close(self) -> None:
+        for held in self._holds:
+            held.close()
+        super().close()
 
     def highest_epoch(self, database: str) -> int:
         """The highest epoch of `database` that a reply carried, 0 before the first."""

@@ -14,7 +14,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from openbook_core.errors import ArgumentError, ConflictError, NotFoundError, OpenbookError, PreconditionError, Reason
+from openbook_core.errors import (
+    ArgumentError,
+    ConflictError,
+    NotFoundError,
+    OpenbookError,
+    OverloadedError,
+    PreconditionError,
+    Reason,
+)
 from openbook_database.contract import Contract
 from openbook_database.manifest import Manifest
 from openbook_database.registry.readiness import ReadyCheck, every_shard_ready
@@ -23,12 +31,17 @@ from openbook_database.registry.records import (
     Control,
     DatabaseState,
     KnownSnapshot,
+    Lease,
     Phase,
     ReplicaReport,
+    Report,
     RouterReport,
 )
 
 DEFAULT_TTL_S = 5.0
+MAX_LEASE_S = 3600.0
+MAX_LEASED_SNAPSHOTS = 4
+_DROP_AFTER_S = 60.0
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 _PROCESS_NAME = re.compile(r"[A-Za-z0-9_\[-][A-Za-z0-9._:@\[\]-]{0,199}")
 
@@ -215,6 +228,48 @@ class Registry(ABC):
         )
         return True
 
+    # --- leases ---
+
+    def take_lease(self, database: str, snapshot: str, holder: str, ttl_s: float) -> Lease:
+        """Keep `snapshot` loaded for `ttl_s` seconds more; call it again, well before they end, to renew.
+
+        A holder has one lease for each snapshot. Refused, and nothing changed: a snapshot that not every shard serves
+        any more (PreconditionError), or one snapshot more than MAX_LEASED_SNAPSHOTS beside those that a swap
+        keeps (OverloadedError).
+        """
+        if not 0 < ttl_s <= MAX_LEASE_S:
+            raise ArgumentError(f"ttl_s: must be above 0 and at most {MAX_LEASE_S:g}, given {ttl_s}", field="ttl_s")
+        known = self.snapshot(database, snapshot)
+        control = self.control(database)
+        kept = {control.live, control.previous, control.candidate}
+        leased = {lease.snapshot for lease in self.leases(database)} - kept
+        if known.snapshot not in kept | leased:
+            self._require_still_served(database, known)
+            if len(leased) >= MAX_LEASED_SNAPSHOTS:
+                raise OverloadedError(
+                    f"{len(leased)} snapshots of database {database!r} are held by leases already, at most "
+                    f"{MAX_LEASED_SNAPSHOTS} may be: wait until a run ends, or pin one of "
+                    f"{', '.join(sorted(name[:12] for name in leased))}",
+                    field="snapshot",
+                )
+        now = self._clock()
+        for old in self._load_reports("leases", database):
+            if isinstance(old, Lease) and old.expires < now - _DROP_AFTER_S:
+                self._drop_report("leases", database, old.name)
+        lease = Lease(database, _lease_name(holder, known.snapshot), known.snapshot, now + ttl_s, now)
+        self._put_report("leases", lease)
+        return lease
+
+    def release_lease(self, database: str, snapshot: str, holder: str) -> None:
+        """Give a lease back; nothing happens where there is none."""
+        self._drop_report("leases", check_database_name(database), _lease_name(holder, snapshot))
+
+    def leases(self, database: str) -> Sequence[Lease]:
+        """Leases that have not expired, by name."""
+        now = self._clock()
+        stored = self._load_reports("leases", check_database_name(database))
+        return [lease for lease in stored if isinstance(lease, Lease) and lease.expires > now]
+
     # --- reading ---
 
     def list(self) -> Sequence[DatabaseState]:
@@ -317,13 +372,13 @@ class Registry(ABC):
     def _snapshots(self, database: str) -> Sequence[KnownSnapshot]: ...
 
     @abstractmethod
-    def _store_report(self, kind: str, report: ReplicaReport | RouterReport) -> None: ...
+    def _store_report(self, kind: str, report: Report) -> None: ...
 
     @abstractmethod
     def _drop_report(self, kind: str, database: str, name: str) -> None: ...
 
     @abstractmethod
-    def _load_reports(self, kind: str, database: str) -> Sequence[ReplicaReport | RouterReport]:
+    def _load_reports(self, kind: str, database: str) -> Sequence[Report]:
         """All stored reports of one kind, expired ones too, by name."""
 
     @abstractmethod
@@ -350,14 +405,22 @@ class Registry(ABC):
                 field="expected_epoch",
             )
 
-    def _put_report(self, kind: str, report: ReplicaReport | RouterReport) -> None:
+    def _put_report(self, kind: str, report: Report) -> None:
         self.contract(report.database)
         _check_process_name(report.name)
         self._store_report(kind, report)
 
-    def _reports(self, kind: str, database: str) -> Sequence[ReplicaReport | RouterReport]:
+    def _reports(self, kind: str, database: str) -> Sequence[Report]:
         oldest = self._clock() - self._ttl_s
         return [r for r in self._load_reports(kind, check_database_name(database)) if r.heartbeat >= oldest]
+
+    def _require_still_served(self, database: str, known: KnownSnapshot) -> None:
+        try:
+            every_shard_ready(known, self.replicas(database))
+        except PreconditionError as error:
+            raise PreconditionError(
+                f"no lease: {error.message}", reason=Reason.SNAPSHOT_RETIRED, field="snapshot"
+            ) from error
 
     def _unknown_database(self, database: str) -> NotFoundError:
         names = ", ".join(self._databases()) or "none"
@@ -376,6 +439,10 @@ class Registry(ABC):
             note(f"refused: {error}")
             raise
         note("done")
+
+
+def _lease_name(holder: str, snapshot: str) -> str:
+    return f"{_check_process_name(holder)}@{snapshot[:12]}"
 
 
 def _check_process_name(name: str) -> str:

@@ -1,6 +1,6 @@
 """The registry in a directory: atomic renames and a lock file; for one host, or a file system with working locks.
 
-ROOT/DATABASE/contract.json  control.json  snapshots/ID.json  replicas/NAME.json  routers/NAME.json  audit.jsonl
+ROOT/DATABASE/contract.json  control.json  snapshots/ID.json  replicas/NAME.json  routers/NAME.json  leases/NAME.json  audit.jsonl
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from openbook_core.fingerprint import canonical_json
 from openbook_database.contract import Contract
 from openbook_database.files import clear_write_errors
 from openbook_database.registry.base import DEFAULT_TTL_S, Registry, is_database_name
-from openbook_database.registry.records import AuditEntry, Control, KnownSnapshot, ReplicaReport, RouterReport
+from openbook_database.registry.records import REPORTS, AuditEntry, Control, KnownSnapshot, Report
 
 _LOCK_TIMEOUT_S = 10.0
 
@@ -73,15 +73,14 @@ class DirectoryRegistry(Registry):
     def _snapshots(self, database: str) -> Sequence[KnownSnapshot]:
         return _read_all(self._root / database / "snapshots", KnownSnapshot)
 
-    def _store_report(self, kind: str, report: ReplicaReport | RouterReport) -> None:
+    def _store_report(self, kind: str, report: Report) -> None:
         _write_json(self._report_path(kind, report.database, report.name), report.to_record(), durable=False)
 
     def _drop_report(self, kind: str, database: str, name: str) -> None:
         self._report_path(kind, database, name).unlink(missing_ok=True)
 
-    def _load_reports(self, kind: str, database: str) -> Sequence[ReplicaReport | RouterReport]:
-        record_type: type[ReplicaReport | RouterReport] = ReplicaReport if kind == "replicas" else RouterReport
-        return _read_all(self._root / database / kind, record_type)
+    def _load_reports(self, kind: str, database: str) -> Sequence[Report]:
+        return _read_all(self._root / database / kind, REPORTS[kind])
 
     def _report_path(self, kind: str, database: str, name: str) -> Path:
         return self._root / database / kind / f"{quote(name, safe='')}.json"

@@ -120,6 +120,24 @@ class RouterReport(_Record):
 
 
 @dataclass(frozen=True)
+class Lease(_Record):
+    """A holder (`name`) keeps `snapshot` loaded until `expires`, or until it renews or gives it back.
+
+    Times are seconds since 1970 by the registry's clock; `heartbeat` is when it was last taken or renewed.
+    """
+
+    database: str
+    name: str
+    snapshot: str
+    expires: float = 0.0
+    heartbeat: float = 0.0
+
+
+Report = ReplicaReport | RouterReport | Lease
+REPORTS: dict[str, type[Report]] = {"replicas": ReplicaReport, "routers": RouterReport, "leases": Lease}
+
+
+@dataclass(frozen=True)
 class AuditEntry(_Record):
     """Who asked for what, when (seconds since 1970), and what came of it: asked, done, or refused with the reason."""
 

@@ -4,6 +4,7 @@ PREFIX contracts                    hash of database -> contract
 PREFIX DATABASE:control             the control record
 PREFIX DATABASE:snapshots           hash of id -> snapshot
 PREFIX DATABASE:replicas, :routers  hash of name -> report; beside each a sorted set :seen of name -> heartbeat
+PREFIX DATABASE:leases              likewise, :seen has the moments at which they expire
 PREFIX DATABASE:audit               list, oldest first, the last AUDIT_LENGTH entries
 """
 
@@ -18,7 +19,7 @@ from openbook_core.fingerprint import canonical_json
 from openbook_core.redis import RedisUrl, clear_errors, connect
 from openbook_database.contract import Contract
 from openbook_database.registry.base import DEFAULT_TTL_S, Registry
-from openbook_database.registry.records import AuditEntry, Control, KnownSnapshot, ReplicaReport, RouterReport
+from openbook_database.registry.records import REPORTS, AuditEntry, Control, KnownSnapshot, Lease, Report
 
 AUDIT_LENGTH = 10_000
 _TIMEOUT_S = 2.0
@@ -99,20 +100,20 @@ class RedisRegistry(Registry):
     def _snapshots(self, database: str) -> Sequence[KnownSnapshot]:
         return self._read_all(self._key(database, "snapshots"), KnownSnapshot.from_record)
 
-    def _store_report(self, kind: str, report: ReplicaReport | RouterReport) -> None:
+    def _store_report(self, kind: str, report: Report) -> None:
         key = self._key(report.database, kind)
         forget = report.heartbeat - _FORGET_AFTER_TTLS * self._ttl_s
+        until = report.expires if isinstance(report, Lease) else report.heartbeat
         record = canonical_json(report.to_record())
-        self._call("EVAL", _STORE_REPORT, 2, key, f"{key}:seen", report.name, record, report.heartbeat, forget)
+        self._call("EVAL", _STORE_REPORT, 2, key, f"{key}:seen", report.name, record, until, forget)
 
     def _drop_report(self, kind: str, database: str, name: str) -> None:
         key = self._key(database, kind)
         self._call("HDEL", key, name)
         self._call("ZREM", f"{key}:seen", name)
 
-    def _load_reports(self, kind: str, database: str) -> Sequence[ReplicaReport | RouterReport]:
-        record_type: type[ReplicaReport | RouterReport] = ReplicaReport if kind == "replicas" else RouterReport
-        return self._read_all(self._key(database, kind), record_type.from_record)
+    def _load_reports(self, kind: str, database: str) -> Sequence[Report]:
+        return self._read_all(self._key(database, kind), REPORTS[kind].from_record)
 
     def _append_audit(self, database: str, entry: AuditEntry) -> None:
         key = self._key(database, "audit")
