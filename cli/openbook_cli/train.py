@@ -16,6 +16,9 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file with the run's settings.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="a.b=value, over the file; repeatable.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine, started as torchrun does.")] = 1,
+    allow_changed: Annotated[
+        list[str] | None, typer.Option(help="Resume although this setting differs from the checkpoint's; repeatable.")
+    ] = None,
     print_config: Annotated[bool, typer.Option(help="Show the resolved settings and where each came from.")] = False,
 ) -> None:
     """Train a RETRO model with neighbours from a running retriever, tune one on instructions (`task: sft`), or teach
@@ -36,6 +39,8 @@ def train(
     arguments = ["--config", str(config)]
     for override in set_ or ():
         arguments += ["--set", override]
+    for field in allow_changed or ():
+        arguments += ["--allow-changed", field]
     raise typer.Exit(launch(processes, arguments))
 
 

@@ -167,12 +167,20 @@ def test_killed_shard_is_named_and_comes_back(
             assert caught.value.metadata["shards"] == "1"
             partial = client.search(DATABASE, queries, 5, allow_partial=True, text=True)
             assert partial.missing_shards == [1]
+            manifest = Snapshot.open(editions[0], shards=[0]).manifest
+            assert partial.coverage is not None
+            (missing,) = partial.coverage.missing
+            assert (missing.shard, missing.chunks) == (1, manifest.shards[1].rows)
+            assert missing.why
+            assert partial.coverage.chunks == manifest.chunks
+            assert partial.coverage.answered_chunks == manifest.chunks - missing.chunks
             remaining = Snapshot.open(editions[0], shards=[0, 2]).search(queries, 5)
             np.testing.assert_array_equal(partial.ids, remaining.ids_QK)
             processes[2] = support.start_shard(registry, tmp_path / "log.jsonl", 1)
             again = client.search(DATABASE, queries, 5)
             np.testing.assert_array_equal(again.ids, expected.ids)
             assert again.missing_shards == []
+            assert again.coverage is None
             assert [process.stop() for process in processes] == [0, 0, 0]
 
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from openbook_model import RetroConfig, RetroModel, initialise, load, save
-from openbook_trainer import app
+from openbook_trainer import app, checkpoint
 from openbook_trainer.config import TrainConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
@@ -45,6 +45,39 @@ if os.environ.get("RANK") == "1":
             yield batch
     Loop._batches = failing
 """
+SECOND_IS_KILLED = """
+import os, signal
+if os.environ.get("RANK") == "1":
+    from openbook_trainer.loop import Loop
+    step = Loop._step
+    def killed(self, number, *rest):
+        if number == 2:
+            self.saver.finish()
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(self, number, *rest)
+    Loop._step = killed
+elif os.environ.get("RANK") == "0":
+    from openbook_trainer.loop import Loop
+    step = Loop._step
+    def finished(self, number, *rest):
+        if number == 2:
+            self.saver.finish()
+        step(self, number, *rest)
+    Loop._step = finished
+"""
+LAUNCHER_IS_TERMINATED = """
+import os, signal, time
+if os.environ.get("RANK") == "0":
+    from openbook_trainer.loop import Loop
+    step = Loop._step
+    def asking(self, number, *rest):
+        step(self, number, *rest)
+        if number == 1:
+            os.kill(os.getppid(), signal.SIGTERM)
+            while not self.asked_to_stop:
+                time.sleep(0.01)
+    Loop._step = asking
+"""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +94,8 @@ def train(
     (folder / "sitecustomize.py").write_text(patch)
     config = folder / "config.yaml"
     changes["retrieval"] = {"address": address, "retry_budget": 0}
-    config.write_text(yaml.safe_dump(settings(folder, out=str(folder / out), **changes)))
+    saves = changes.pop("checkpoint", {})
+    config.write_text(yaml.safe_dump({**settings(folder, out=str(folder / out), **changes), "checkpoint": saves}))
     command = [sys.executable, "-m", "openbook_cli", "train", "--config", str(config), "--processes", str(processes)]
     path = os.pathsep.join([str(folder), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE"}
@@ -117,8 +151,8 @@ def test_muon_and_bfloat16_in_two_processes(tmp_path: Path, retriever: str) -> N
             assert float(apart.norm()) < 0.15 * float(moved.norm()), name
 
 
-def test_one_process_goes_on_from_the_checkpoint_of_two(tmp_path: Path, retriever: str) -> None:
-    for processes, out, stop_at in ((1, "straight", None), (2, "parts", 2), (1, "parts", None)):
+def test_a_run_goes_on_with_two_processes_and_again_with_one(tmp_path: Path, retriever: str) -> None:
+    for processes, out, stop_at in ((1, "straight", None), (1, "parts", 1), (2, "parts", 3), (1, "parts", None)):
         done = train(tmp_path, processes, retriever, out, stop_at=stop_at, optimiser={"kind": "muon"})
         assert done.returncode == 0, done.stderr
     for name in ("loss", "gradient_norm", "loss_on"):
@@ -173,3 +207,25 @@ def test_end_of_the_first_process_is_quiet_in_the_second(tmp_path: Path, retriev
     assert done.returncode == 7, done.stderr
     assert errors(done) == []
     assert len(figures(tmp_path, "run", "loss")) == 2
+
+
+def test_a_killed_process_is_named_and_the_checkpoint_goes_on(tmp_path: Path, retriever: str) -> None:
+    done = train(tmp_path, 2, retriever, patch=SECOND_IS_KILLED, checkpoint={"every": 1})
+    assert done.returncode != 0
+    assert errors(done), done.stderr
+    assert "run the same command to go on" in done.stderr
+    assert checkpoint.newest(tmp_path / "run" / "checkpoints") is not None
+    again = train(tmp_path, 2, retriever, checkpoint={"every": 1})
+    assert again.returncode == 0, again.stderr
+    assert len(figures(tmp_path, "run", "loss")) == 4
+
+
+def test_sigterm_saves_in_every_process(tmp_path: Path, retriever: str) -> None:
+    done = train(tmp_path, 2, retriever, patch=LAUNCHER_IS_TERMINATED)
+    assert done.returncode == 143, done.stderr
+    assert "stopped by SIGTERM after step" in done.stderr
+    assert "Traceback" not in done.stderr
+    found = checkpoint.newest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert found[1].step == len(figures(tmp_path, "run", "loss"))
+    assert 2 <= found[1].step < 4

@@ -208,7 +208,7 @@ def test_the_retry_delay_follows_from_what_waits_and_the_measured_rate(bench: Be
         bench.batcher.submit([[1] * 50]).result()
         assert bench.encoder.entered.acquire(timeout=10)
     bench.encoder.gate.clear()
-    rate = bench.batcher._tokens_per_s
+    rate = bench.batcher._admission.per_s
     bench.occupy()
     bench.batcher.submit([[2] * 10] * 100)
     with pytest.raises(OverloadedError) as caught:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,17 @@ from openbook_trainer.metrics import Metrics
 from openbook_trainer.neighbours import LiveSource, NoSource, pin_snapshot
 from openbook_trainer.optimiser import average_of, make_optimisers
 from openbook_trainer.retrofit import rate_scale, starting_model
+from openbook_trainer.saver import Saver
+from openbook_trainer.stopping import EXIT_CODE, StopRequest, TerminatedError, heeding_sigterm
 
 _FIRST_ENDS_WITHIN_S = 60.0
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_GO_ON = "the last checkpoint is whole, run the same command to go on"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line: exit code 0, 2 for settings that cannot be used, 1 for another OpenbookError, 130 after Ctrl-C.
+    """The command line: exit code 0, 2 for settings that cannot be used, 1 for another OpenbookError or a full
+    disk, 130 after Ctrl-C, 143 after SIGTERM, which leaves a checkpoint of the step that it came in.
 
     Of several processes the first says what went wrong. The others wait until the launcher ends them, which it does as
     soon as the first has ended, so that the exit code is the first's.
@@ -50,6 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see examples/train/")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override one setting")
     parser.add_argument("--print-config", action="store_true", help="show the resolved settings and stop")
+    parser.add_argument(
+        "--allow-changed",
+        action="append",
+        default=[],
+        metavar="FIELD",
+        help="go on although this setting differs from the checkpoint's; repeatable, recorded in metrics and checkpoints",
+    )
     options = parser.parse_args(arguments)
     setup_logging("trainer")
     first = os.environ.get("RANK", "0") == "0"
@@ -63,15 +77,24 @@ def main(arguments: list[str] | None = None) -> int:
         if options.print_config:
             print(render_config(config, origin))
             return 0
-        train(config)
+        train(config, options.allow_changed)
+    except TerminatedError as error:
+        if first:
+            print(error.message, file=sys.stderr)
+        return EXIT_CODE
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        print(f"error: {error.strerror}: {error.filename or config.out}; {_GO_ON}", file=sys.stderr)
+        return 1
     except OpenbookError as error:
-        if not first:
+        if not first and error.metadata.get("sigterm") != "True":
             time.sleep(_FIRST_ENDS_WITHIN_S)
         print(f"error: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1
     except KeyboardInterrupt:
         if first:
-            print("interrupted; the last checkpoint is whole, run the same command to go on", file=sys.stderr)
+            print(f"interrupted; {_GO_ON}", file=sys.stderr)
         return 130
     return 0
 
@@ -104,28 +127,31 @@ def _recall(options: argparse.Namespace) -> int:
     return 0
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, allow_changed: Collection[str] = ()) -> dict[str, Any]:
     """Run, or go on with, the training that `config` describes; the last line of standard output is the summary.
 
     The summary has steps, loss_off, loss_on, loss_shuffled, tokens, seconds, tokens_per_s, neighbour_wait_share,
     mfu, dtype, masked_batches, skipped_steps, stopped_by, snapshot, checkpoint, model and weights_hash. Under torchrun
-    every process calls this. Raises OpenbookError.
+    every process calls this. `allow_changed` names settings that may differ from those of the checkpoint that is resumed.
+    Raises OpenbookError.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    with process_group(config.device) as world:
+    with heeding_sigterm() as asked_to_stop, process_group(config.device) as world:
         if world.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
-        summary = _train(config, world)
+        summary = _train(config, world, allow_changed, asked_to_stop)
         if world.first:
             print(json.dumps(summary), flush=True)
         return summary
 
 
-def _train(config: TrainConfig, world: World) -> dict[str, Any]:
+def _train(
+    config: TrainConfig, world: World, allow_changed: Collection[str], asked_to_stop: StopRequest
+) -> dict[str, Any]:
     tokenizer = world.together(lambda: _tokenizer(config, world))
     m = config.model.chunk_length
-    snapshot = world.from_first(lambda: _pin(config, tokenizer))
+    snapshot = world.from_first(lambda: _pin(config, tokenizer, allow_changed))
     corpus, held_out = world.together(lambda: read_corpus(config.corpus, tokenizer, m))
     source = world.together(lambda: _source(config, snapshot, corpus, held_out))
     model, base_hash = world.together(lambda: starting_model(config, tokenizer))
@@ -133,7 +159,7 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
     digests = f"{corpus.digest()} {held_out.digest()}", cache_digest, base_hash
     try:
         config = _with_dtype(config, world)
-        resumed_from, state = world.together(lambda: _start(config, *digests, snapshot))
+        resumed_from, state = world.together(lambda: _start(config, *digests, snapshot, allow_changed))
         if isinstance(source, LiveSource):
             live = source
             world.together(lambda: live.check_exclusions(corpus.document_ids))
@@ -148,9 +174,17 @@ def _train(config: TrainConfig, world: World) -> dict[str, Any]:
         quick = config.compute.dtype == "bfloat16" or world.device.type == "cuda"
         optimisers = make_optimisers(model, config.optimiser, rate_scale(config, model), bfloat16=quick)
         if resumed_from:
-            checkpoint.restore(resumed_from, model, optimisers)
+            found = resumed_from
+            world.together(lambda: checkpoint.restore(found, model, optimisers))
         metrics = world.together(lambda: _metrics(config, world, state))
-        finished = Loop(config, world, model, optimisers, order, source, evaluator, metrics, state).run()
+        for change in state.changes:
+            metrics.note(change)
+        saver = Saver(config.out / "checkpoints", world, config.checkpoint.keep)
+        parts = config, world, model, optimisers, order, source, evaluator, metrics, state, saver, asked_to_stop
+        try:
+            finished = Loop(*parts).run()
+        finally:
+            saver.close()
         metrics.close()
     finally:
         source.close()
@@ -194,11 +228,11 @@ def _tokenizer(config: TrainConfig, world: World) -> Tokenizer:
     return tokenizer
 
 
-def _pin(config: TrainConfig, tokenizer: Tokenizer) -> str:
+def _pin(config: TrainConfig, tokenizer: Tokenizer, allow_changed: Collection[str]) -> str:
     """The snapshot that the run uses, all through; "" without retrieval."""
     if config.retrieval is None:
         return ""
-    wanted, m = _wanted_snapshot(config, config.retrieval.snapshot), config.model.chunk_length
+    wanted, m = _wanted_snapshot(config, config.retrieval.snapshot, allow_changed), config.model.chunk_length
     if config.retrieval.folder is not None:
         return snapshot_of(config.retrieval.folder, wanted, tokenizer, m)
     return pin_snapshot(config.retrieval, wanted, tokenizer, m)
@@ -219,7 +253,12 @@ def _source(
 
 
 def _start(
-    config: TrainConfig, corpus_digest: str, cache_digest: str, base_hash: str, snapshot: str
+    config: TrainConfig,
+    corpus_digest: str,
+    cache_digest: str,
+    base_hash: str,
+    snapshot: str,
+    allow_changed: Collection[str],
 ) -> tuple[Path | None, checkpoint.RunState]:
     """The checkpoint to go on from, or None, and the state there. Raises ConfigError where it has other settings."""
     settings = checkpoint.settings_of(config, corpus_digest, cache_digest, base_hash)
@@ -227,8 +266,11 @@ def _start(
     if found is None:
         return None, checkpoint.RunState(0, settings, snapshot)
     path, state = found
-    checkpoint.require_same(settings, state.settings, path)
-    return path, state
+    changes = checkpoint.require_same(settings, state.settings, path, allow_changed)
+    if snapshot != state.snapshot:
+        changes.append({"field": checkpoint.SNAPSHOT_FIELD, "then": state.snapshot, "now": snapshot})
+    made = tuple({"step": state.step, **change} for change in changes)
+    return path, checkpoint.RunState(state.step, settings, snapshot, (*state.changes, *made))
 
 
 def _with_dtype(config: TrainConfig, world: World) -> TrainConfig:
@@ -247,16 +289,18 @@ def _metrics(config: TrainConfig, world: World, state: checkpoint.RunState) -> M
     return Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step, tensorboard=events)
 
 
-def _wanted_snapshot(config: TrainConfig, asked: str) -> str:
+def _wanted_snapshot(config: TrainConfig, asked: str, allow_changed: Collection[str]) -> str:
     """The snapshot of the run that is resumed, else the configured one ("" = live)."""
     found = checkpoint.newest(config.out / "checkpoints")
     if found is None:
         return asked
     path, state = found
+    if asked and asked != state.snapshot and checkpoint.SNAPSHOT_FIELD in allow_changed:
+        return asked
     if asked and asked != state.snapshot:
         raise ConfigError(
-            f"{path} was trained with snapshot {state.snapshot}, retrieval.snapshot is {asked}; set it back, or give "
-            "another `out` for a new run",
+            f"{path} was trained with snapshot {state.snapshot}, retrieval.snapshot is {asked}; set it back, give "
+            f"another `out` for a new run, or, where the change is meant, add --allow-changed {checkpoint.SNAPSHOT_FIELD}",
             field="retrieval.snapshot",
         )
     return state.snapshot

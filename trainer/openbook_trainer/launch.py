@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import uuid
 from collections.abc import Sequence
@@ -31,7 +32,14 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "openbook_trainer", *arguments)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
+        rank, failure = error.get_first_failure()
+        code = failure.exitcode
+        if code < 0:
+            print(
+                f"error: process {rank} was ended by {signal.Signals(-code).name}, so the run stops; the last checkpoint is "
+                "whole, run the same command to go on",
+                file=sys.stderr,
+            )
         return code if code > 0 else 128 - code
     except SignalException as error:
         return 128 + int(error.sigval)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,8 @@ from openbook_trainer.metrics import Metrics
 from openbook_trainer.neighbours import Neighbors, NeighborSource
 from openbook_trainer.optimiser import Optimisers, learning_rate
 from openbook_trainer.prefetch import Prefetch
+from openbook_trainer.saver import Saver
+from openbook_trainer.stopping import StopRequest, TerminatedError
 
 MicroBatch = tuple[Batch, Neighbors]
 
@@ -56,10 +58,13 @@ class Loop:
         evaluator: Evaluator,
         metrics: Metrics,
         state: checkpoint.RunState,
+        saver: Saver,
+        asked_to_stop: StopRequest,
     ) -> None:
         self.config, self.world, self.model, self.optimisers = config, world, model, optimisers
         self.order, self.source, self.evaluator, self.metrics = order, source, evaluator, metrics
-        self.state = state
+        self.state, self.saver, self.asked_to_stop = state, saver, asked_to_stop
+        self.first_step = state.step
         self.saved: Path | None = None
         self.meter = Meter(config, world, model)
         self.tokens = self.masked = self.skipped = self.bad_in_a_row = 0
@@ -70,13 +75,14 @@ class Loop:
         config = self.config
         end = min(config.steps, config.stop_at or config.steps)
         stopped_by = "steps" if end == config.steps else "stop_at"
-        start, first = time.perf_counter(), self.state.step
+        start, first = time.perf_counter(), self.first_step
         step = first
         held_out = None
-        batches = Prefetch(self._batches(step, end), config.retrieval.prefetch if config.retrieval else 2)
+        depth = config.retrieval.prefetch if config.retrieval else 2
+        batches = Prefetch(self._batches(step, end), depth, lambda: bool(self.asked_to_stop))
         try:
             ready = iter(batches)
-            while (micro_batches := self.world.together(lambda: next(ready, None))) is not None:
+            while (micro_batches := self._next(ready, step)) is not None:
                 self._step(step, micro_batches, batches)
                 step += 1
                 held_out = None
@@ -93,11 +99,38 @@ class Loop:
             batches.close()
         seconds = time.perf_counter() - start
         held_out = held_out or self._evaluate(step)
-        path = self._save(step)
+        path = self._save_now(step)
         wait_share = batches.waited_s / seconds
         mfu = self.meter.mfu(seconds) if step > first else None
         counts = self.masked, self.skipped
         return Finished(step, stopped_by, held_out, path, self.tokens, seconds, wait_share, mfu, *counts)
+
+    def _next(self, ready: Iterator[list[MicroBatch]], step: int) -> list[MicroBatch] | None:
+        """The next step's micro-batches. Raises the error of neighbours or of a save, or TerminatedError; all three
+        leave a checkpoint."""
+
+        def take() -> list[MicroBatch] | None:
+            self.saver.poll()
+            return next(ready, None)
+
+        try:
+            taken = self.world.together(take)
+        except OpenbookError as error:
+            if error.field == "out" or step == self.first_step:
+                raise  # nothing can be written, or nothing is new
+            error.message += f". {self._save_now(step)} is the checkpoint of step {step}: run the same command to go on"
+            error.args = (error.message,)
+            raise
+        if self.world.total(float(bool(self.asked_to_stop))):
+            raise TerminatedError(
+                f"stopped by SIGTERM after step {step}; {self._save_now(step)} is whole, run the same command to go on"
+            )
+        return taken
+
+    def _save_now(self, step: int) -> Path:
+        path = self._save(step)
+        self.saver.finish()
+        return path
 
     def _batches(self, start: int, end: int) -> Iterator[list[MicroBatch]]:
         """This process's micro-batches of each step; the global batch does not depend on the number of processes."""
@@ -157,7 +190,7 @@ class Loop:
             )
 
     def _diverged(self, step: int) -> OpenbookError:
-        path = self._save(step)
+        path = self._save_now(step)
         return OpenbookError(
             f"step {step}: loss or gradient was not finite {self.bad_in_a_row} steps in a row, so the run stops. "
             f"None of these steps changed a weight, {path} is a checkpoint from before them: the same command goes on from "
@@ -172,10 +205,10 @@ class Loop:
         return held_out
 
     def _save(self, step: int) -> Path:
+        """Begin to save this step's state, if that is not done."""
         if self.saved is None or self.state.step != step:
-            self.state = checkpoint.RunState(step, self.state.settings, self.state.snapshot)
-            folder, keep = self.config.out / "checkpoints", self.config.checkpoint.keep
-            self.saved = checkpoint.save(folder, self.model, self.optimisers, self.state, self.world, keep)
+            self.state = replace(self.state, step=step)
+            self.saved = self.saver.start(self.model, self.optimisers, self.state)
         return self.saved
 
     def _late(self, start: float) -> bool:

@@ -36,16 +36,20 @@ class Metrics:
 
     def write(self, record: dict[str, Any]) -> None:
         """One line, which has a `step`."""
-        if self._first:
-            line = json.dumps(record)
-            print(line, flush=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        self.note(record)
         if self._events is not None:
             for name, value in flat(record).items():
                 if name != "step" and value is not None:
                     self._events.add_scalar(name, value, record["step"])
             self._events.flush()
+
+    def note(self, record: dict[str, Any]) -> None:
+        """One line, which has a `step`, that is no figure to draw."""
+        if self._first:
+            line = json.dumps(record)
+            print(line, flush=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
 
     def close(self) -> None:
         """Nothing is written after it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -23,8 +23,10 @@ class Prefetch(Generic[Item]):
     An error of `items` is raised where its item would have come.
     """
 
-    def __init__(self, items: Iterator[Item], depth: int) -> None:
+    def __init__(self, items: Iterator[Item], depth: int, stop: Callable[[], bool] = lambda: False) -> None:
+        """`stop` ends the iteration as if there were no more items, also while it waits."""
         self.waited_s = 0.0
+        self._asked = stop
         self._items = items
         self._ready: queue.Queue[Item | _Failure | None] = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
@@ -34,13 +36,21 @@ class Prefetch(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         while True:
             start = time.perf_counter()
-            item = self._ready.get()
+            item = self._next()
             self.waited_s += time.perf_counter() - start
             if isinstance(item, _Failure):
                 raise item.error
             if item is None:
                 return
             yield item
+
+    def _next(self) -> Item | _Failure | None:
+        while not self._asked():
+            try:
+                return self._ready.get(timeout=0.2)
+            except queue.Empty:
+                continue
+        return None
 
     def close(self) -> None:
         """Stop after the item that is in work; what is ready is dropped."""

@@ -23,17 +23,41 @@ _GATHER_ELEMENTS = 1 << 23
 _RESULT_ELEMENTS = 1 << 24
 
 RowRanges = Sequence[tuple[int, int]]
+# For all queries, or for each one [q] (-inf: none).
+MinScore = float | NDArray[np.float32] | None
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Queries that are searched together: their excluded rows are either dropped from what was fetched (`dropped`,
-    one for each query, at most `largest` rows) or passed over by the index (`passed_over`, the same for all)."""
+    """Queries that are searched together: rows are passed over by the index (`passed_over_N`, the same for all), and
+    more of them, at most `largest` for each query, are dropped from what was fetched."""
 
     queries: NDArray[np.intp]
-    dropped: Sequence[RowRanges] = ()
+    dropped: RangeTable | None = None
     largest: int = 0
-    passed_over: RowRanges = ()
+    passed_over_N: NDArray[np.bool_] | None = None
+
+
+class RangeTable:
+    """Row ranges of several queries, to be looked up for all of them at once.
+
+    `excluded`: for each query ranges [first, end) in ascending order that do not overlap; `rows`: above every row.
+    """
+
+    def __init__(self, excluded: Sequence[RowRanges], rows: int) -> None:
+        self._stride = rows + 1
+        bounds = [(query, first, end) for query, ranges in enumerate(excluded) for first, end in ranges if first < end]
+        table_R3 = np.asarray(bounds, dtype=np.int64).reshape(-1, 3)
+        self._first_R = table_R3[:, 0] * self._stride + table_R3[:, 1]
+        self._end_R = table_R3[:, 0] * self._stride + table_R3[:, 2]
+
+    def holds(self, queries: NDArray[np.intp], rows_QF: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows [q, f] are in a range of their query; `queries` [q] are places in `excluded`, rows may be -1."""
+        if not len(self._first_R):
+            return np.zeros(rows_QF.shape, dtype=np.bool_)
+        keys_QF = np.asarray(queries, dtype=np.int64)[:, None] * self._stride + rows_QF
+        place_QF = np.searchsorted(self._first_R, keys_QF, side="right") - 1
+        return (rows_QF >= 0) & (place_QF >= 0) & (keys_QF < self._end_R[np.maximum(place_QF, 0)])
 
 
 def check_query(queries_QD: NDArray[np.float32], k: int, dimension: int) -> NDArray[np.float32]:
@@ -57,51 +81,69 @@ def search_rows(
     k: int,
     *,
     excluded: Sequence[RowRanges] | None = None,
-    min_score: float | None = None,
+    allowed: Sequence[NDArray[np.bool_] | None] | None = None,
+    min_score: MinScore = None,
     wanted_Q: NDArray[np.int64] | None = None,
     effort: int | None = None,
 ) -> Hits:
     """The k best of each query's candidates by exact score, then row (all rows are, for an exact index). -1 where fewer
     qualify.
 
-    `excluded`: for each query the row ranges [first, end) that must not come back. `wanted_Q`: how many candidates there
-    should be in the whole snapshot; by default k and as many as are excluded here. `effort`: nprobe or efSearch, instead
-    of the default.
+    `excluded`: for each query the row ranges [first, end) that must not come back. `allowed`: for each query which rows
+    [n] alone may, None for all; queries that share the array are searched together. `wanted_Q`: how many candidates
+    there should be in the whole snapshot; by default k and as many as may not come back here. `effort`: nprobe or
+    efSearch, instead of the default.
     """
     if wanted_Q is None:
-        sizes = [sum(end - first for first, end in ranges) for ranges in excluded or [()] * len(queries_QD)]
-        wanted_Q = k + np.asarray(sizes, dtype=np.int64)
+        left_out = _sizes(excluded, len(queries_QD))
+        for query, allowed_N in enumerate(allowed or ()):
+            if allowed_N is not None:
+                left_out[query] += len(allowed_N) - int(np.count_nonzero(allowed_N))
+        wanted_Q = k + left_out
+    least_Q = np.full(len(queries_QD), -np.inf if min_score is None else min_score, dtype=np.float32)
     candidates = index.begin(queries_QD, wanted_Q, effort)
     hits = Hits(
         np.full((len(queries_QD), k), MISSING, dtype=np.int64), np.zeros((len(queries_QD), k), dtype=np.float32)
     )
-    for group in _groups(excluded, len(queries_QD)):
-        _search_group(candidates, index.rows, k, group, min_score, hits)
-    if min_score is not None:
-        low_QK = hits.scores_QK < np.float32(min_score)
-        hits.ids_QK[low_QK] = MISSING
-        hits.scores_QK[low_QK] = 0
+    for group in _groups(excluded, allowed, len(queries_QD), index.rows):
+        _search_group(candidates, index.rows, k, group, least_Q, hits)
+    low_QK = hits.scores_QK < least_Q[:, None]
+    hits.ids_QK[low_QK] = MISSING
+    hits.scores_QK[low_QK] = 0
     return hits
 
 
-def _groups(excluded: Sequence[RowRanges] | None, queries: int) -> list[_Group]:
+def _sizes(excluded: Sequence[RowRanges] | None, queries: int) -> NDArray[np.int64]:
+    if excluded is None:
+        return np.zeros(queries, dtype=np.int64)
+    return np.asarray([sum(end - first for first, end in ranges) for ranges in excluded], dtype=np.int64)
+
+
+def _groups(
+    excluded: Sequence[RowRanges] | None, allowed: Sequence[NDArray[np.bool_] | None] | None, queries: int, rows: int
+) -> list[_Group]:
     if not queries:
         return []
-    if excluded is None:
+    if excluded is None and allowed is None:
         return [_Group(np.arange(queries))]
-    small: dict[bool, list[int]] = {}
-    large: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for query, ranges in enumerate(excluded):
-        size = sum(end - first for first, end in ranges)
-        if size <= _OVERFETCH_LIMIT:
-            small.setdefault(size <= _FEW, []).append(query)
-        else:
-            large.setdefault(tuple(ranges), []).append(query)
-    groups = [_Group(np.asarray(members), passed_over=ranges) for ranges, members in large.items()]
-    for members in small.values():
-        dropped = [excluded[query] for query in members]
-        largest = max(sum(end - first for first, end in ranges) for ranges in dropped)
-        groups.append(_Group(np.asarray(members), dropped, largest))
+    ranges_of = excluded or [()] * queries
+    sizes_Q = _sizes(excluded, queries)
+    members: dict[tuple[int, bool, tuple[tuple[int, int], ...]], list[int]] = {}
+    for query, (ranges, size) in enumerate(zip(ranges_of, sizes_Q.tolist(), strict=True)):
+        filtered = 0 if allowed is None or allowed[query] is None else id(allowed[query])
+        large = tuple(ranges) if size > _OVERFETCH_LIMIT else ()
+        members.setdefault((filtered, size <= _FEW, large), []).append(query)
+    groups = []
+    for (_, _, large), some in members.items():
+        allowed_N = None if allowed is None else allowed[some[0]]
+        passed_over_N = None if allowed_N is None else ~allowed_N
+        if large:
+            passed_over_N = np.zeros(rows, dtype=np.bool_) if passed_over_N is None else passed_over_N
+            for first, end in large:
+                passed_over_N[first:end] = True
+        largest = 0 if large else int(sizes_Q[some].max())
+        dropped = RangeTable([ranges_of[query] for query in some], rows) if largest else None
+        groups.append(_Group(np.asarray(some), dropped, largest, passed_over_N))
     return groups
 
 
@@ -110,16 +152,11 @@ def _search_group(
     rows: int,
     k: int,
     group: _Group,
-    min_score: float | None,
+    least_Q: NDArray[np.float32],
     hits: Hits,
 ) -> None:
     """Fill the group's rows of `hits`: fetch twice as many until what was left out scores strictly less than the
     k-th, by more than the rounding of the rough scores."""
-    passed_over_N = None
-    if group.passed_over:
-        passed_over_N = np.zeros(rows, dtype=np.bool_)
-        for first, end in group.passed_over:
-            passed_over_N[first:end] = True
     margin_Q = candidates.margin_Q[group.queries]
     pending = np.arange(len(group.queries))
     count = k + group.largest + _SLACK
@@ -130,16 +167,15 @@ def _search_group(
         for start in range(0, len(pending), step):
             some = pending[start : start + step]
             queries = group.queries[some]
-            rough_QF, rows_QF = candidates.fetch(queries, count, passed_over_N)
+            rough_QF, rows_QF = candidates.fetch(queries, count, group.passed_over_N)
             last_Q = np.where(rows_QF[:, -1] == MISSING, -np.inf, rough_QF[:, -1].astype(np.float64))
-            if group.dropped:
+            if group.dropped is not None:
                 kept = count if count == rows else count - group.largest
-                ranges = [group.dropped[member] for member in some]
-                rows_QF, last_Q = _drop(rows_QF, rough_QF, last_Q, ranges, kept)
+                rows_QF[group.dropped.holds(some, rows_QF)] = MISSING
+                rows_QF, last_Q = _keep(rows_QF, rough_QF, last_Q, kept)
             found = _rescore(candidates, queries, rows_QF, k)
             kth_Q = np.where(found.ids_QK[:, -1] == MISSING, -np.inf, found.scores_QK[:, -1].astype(np.float64))
-            if min_score is not None:
-                kth_Q = np.maximum(kth_Q, np.float32(min_score))
+            kth_Q = np.maximum(kth_Q, least_Q[queries])
             settled_Q = (last_Q + margin_Q[some] < kth_Q) | (count == rows) | np.isneginf(last_Q)
             hits.ids_QK[queries[settled_Q]] = found.ids_QK[settled_Q]
             hits.scores_QK[queries[settled_Q]] = found.scores_QK[settled_Q]
@@ -148,17 +184,10 @@ def _search_group(
         count *= 2
 
 
-def _drop(
-    rows_QF: NDArray[np.int64],
-    rough_QF: NDArray[np.float32],
-    last_Q: NDArray[np.float64],
-    excluded: Sequence[RowRanges],
-    kept: int,
+def _keep(
+    rows_QF: NDArray[np.int64], rough_QF: NDArray[np.float32], last_Q: NDArray[np.float64], kept: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The first `kept` fetched rows of each query that are not excluded, and the new bound on what was left out."""
-    for rows_F, ranges in zip(rows_QF, excluded, strict=True):
-        for first, end in ranges:
-            rows_F[(rows_F >= first) & (rows_F < end)] = MISSING
+    """The first `kept` fetched rows of each query that were not dropped (-1), and the new bound on what was left out."""
     dropped_QF = rows_QF == MISSING
     order_QF = np.argsort(dropped_QF, axis=1, kind="stable")[:, :kept]
     left_over_Q = (~dropped_QF).sum(axis=1) > kept

@@ -20,7 +20,7 @@ from openbook_database.index.files import open_index
 from openbook_database.index.recipe import parse_recipe
 from openbook_database.manifest import Manifest, ShardEntry
 from openbook_database.scoring import MISSING, Hits, best
-from openbook_database.search import RowRanges, check_query, search_rows
+from openbook_database.search import MinScore, RowRanges, check_query, search_rows
 from openbook_database.text import CONTEXT, chunk_text
 
 
@@ -76,12 +76,15 @@ class Shard:
         queries_QD: NDArray[np.float32],
         k: int,
         exclude: Sequence[Collection[int]] | None = None,
-        min_score: float | None = None,
+        min_score: MinScore = None,
+        allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
         """The k nearest chunks of this shard for each query, among the rows that the index compares with it.
 
         queries_QD: float32 [q, d]. exclude: for each query the numbers of documents whose chunks must not come back
-        (numbers of other shards' documents only widen the search). min_score: neighbours that score less are left out.
+        (numbers of other shards' documents only widen the search). min_score: neighbours that score less are
+        left out; one for all, or one for each.
+        allowed: for each query which documents [n] of the snapshot alone may come back, None for all (`filters`).
         The answer depends on the query alone, not on others in the batch. Raises ArgumentError naming the field.
         """
         queries_QD = check_query(queries_QD, k, self.dimension)
@@ -90,9 +93,24 @@ class Shard:
                 f"exclude: give one set of documents for each of {len(queries_QD)} queries, given {len(exclude)}",
                 field="exclusions",
             )
+        if allowed is not None and len(allowed) != len(queries_QD):
+            raise ArgumentError(
+                f"allowed: give one filter for each of {len(queries_QD)} queries, given {len(allowed)}", field="filters"
+            )
         excluded = None if exclude is None else [self._row_ranges(numbers) for numbers in exclude]
         wanted_Q = k + np.asarray([self._chunks_of(n) for n in exclude or [()] * len(queries_QD)], dtype=np.int64)
-        hits = search_rows(self._index, queries_QD, k, excluded=excluded, min_score=min_score, wanted_Q=wanted_Q)
+        rows_of, filtered_of = self._filtered(allowed or ())
+        if allowed is not None:
+            wanted_Q = wanted_Q + np.asarray([filtered_of[id(mask)] for mask in allowed], dtype=np.int64)
+        hits = search_rows(
+            self._index,
+            queries_QD,
+            k,
+            excluded=excluded,
+            allowed=None if allowed is None else [rows_of[id(mask)] for mask in allowed],
+            min_score=min_score,
+            wanted_Q=wanted_Q,
+        )
         return Hits(np.where(hits.ids_QK == MISSING, MISSING, hits.ids_QK + self.entry.first_row), hits.scores_QK)
 
     def holds(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -176,6 +194,23 @@ class Shard:
         """Chunks of documents in the whole snapshot."""
         known = [n for n in set(numbers) if 0 <= n < len(self.documents.rows)]
         return int(self.documents.rows[known].sum()) if known else 0
+
+    def _filtered(
+        self, allowed: Sequence[NDArray[np.bool_] | None]
+    ) -> tuple[dict[int, NDArray[np.bool_] | None], dict[int, int]]:
+        """By the id of each mask of documents: this shard's allowed rows, and the chunks of the snapshot that are not."""
+        rows_of: dict[int, NDArray[np.bool_] | None] = {}
+        filtered_of: dict[int, int] = {}
+        for mask_N in allowed:
+            if id(mask_N) in rows_of:
+                continue
+            if mask_N is None:
+                rows_of[id(mask_N)], filtered_of[id(mask_N)] = None, 0
+            else:
+                mine = slice(self.entry.first_document, self.entry.end_document)
+                rows_of[id(mask_N)] = np.repeat(mask_N[mine], self.documents.rows[mine])
+                filtered_of[id(mask_N)] = int(self.documents.rows[~mask_N].sum())
+        return rows_of, filtered_of
 
     def _row_ranges(self, numbers: Collection[int]) -> RowRanges:
         """Local row ranges of this shard's documents among `numbers`, in order."""

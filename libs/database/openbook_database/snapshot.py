@@ -14,8 +14,10 @@ from openbook_core.fingerprint import require_equal
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.documents import DocumentTable
 from openbook_database.files import BLOCK_BYTES, block_digest, file_digests
+from openbook_database.filters import Filters
 from openbook_database.manifest import FileEntry, Manifest
 from openbook_database.scoring import Hits, merge
+from openbook_database.search import MinScore
 from openbook_database.shard import Shard, shard_folder
 
 Verification = Literal["sizes", "sample", "full"]
@@ -31,6 +33,7 @@ class Snapshot:
         self.path = path
         self.manifest = manifest
         self.documents = documents
+        self.filters = Filters(documents)
         self.tokenizer = tokenizer
         self.shards = shards
 
@@ -89,10 +92,11 @@ class Snapshot:
         queries_QD: NDArray[np.float32],
         k: int,
         exclude: Sequence[Collection[int]] | None = None,
-        min_score: float | None = None,
+        min_score: MinScore = None,
+        allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
         """As `Shard.search`, over all opened shards."""
-        return merge([shard.search(queries_QD, k, exclude, min_score) for shard in self.shards], k)
+        return merge([shard.search(queries_QD, k, exclude, min_score, allowed) for shard in self.shards], k)
 
     def shard_of(self, chunk_id: int) -> Shard:
         """The opened shard that holds a chunk; raises ArgumentError where there is none."""

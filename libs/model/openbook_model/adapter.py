@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openbook_core.errors import ConflictError, CorruptError, MismatchError, NotFoundError, Reason
-from openbook_model.checkpoint import load, write_prompt, written_whole
+from openbook_model.checkpoint import load, write_prompt
+from openbook_model.folders import written_whole
 from openbook_model.model import RetroModel
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"

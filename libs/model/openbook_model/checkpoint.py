@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,9 @@ from openbook_core.errors import (
     NotFoundError,
     Reason,
 )
-from openbook_core.files import sync
 from openbook_model.config import RetroConfig
 from openbook_model.finite import is_finite
+from openbook_model.folders import mend, written_whole
 from openbook_model.model import RetroModel
 
 FORMAT = "openbook-retro"
@@ -74,28 +72,6 @@ def save(
             write_prompt(draft, prompt)
 
 
-@contextmanager
-def written_whole(target: Path) -> Iterator[Path]:
-    """An empty folder to write to, which takes the place of `target` by one rename where the block raises nothing."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    draft.mkdir()
-    try:
-        yield draft
-        for file in draft.iterdir():
-            sync(file)
-        if target.exists():
-            old = draft.with_name(f"{draft.name}.old")
-            target.rename(old)
-            draft.rename(target)
-            shutil.rmtree(old)
-        else:
-            draft.rename(target)
-        sync(target.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def write_prompt(folder: Path, prompt: Mapping[str, Any]) -> None:
     """Add the settings of the prompt to the folder of a model or an adapter."""
     (folder / PROMPT_FILE).write_text(json.dumps(prompt, indent=1) + "\n", encoding="utf-8")
@@ -122,6 +98,8 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> RetroModel:
     parameters that do not fit the configuration, or values that are not finite.
     """
     folder = Path(path)
+    if not folder.exists():
+        mend(folder)
     config = read_config(folder)
     weights = folder / WEIGHTS_FILE
     if not weights.is_file():

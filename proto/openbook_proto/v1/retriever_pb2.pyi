@@ -59,8 +59,54 @@ class Exclusion(_message.Message):
     document_ids: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, document_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class FilterValue(_message.Message):
+    __slots__ = ("text", "number", "flag")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    FLAG_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    number: float
+    flag: bool
+    def __init__(self, text: _Optional[str] = ..., number: _Optional[float] = ..., flag: _Optional[bool] = ...) -> None: ...
+
+class FilterValues(_message.Message):
+    __slots__ = ("values",)
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedCompositeFieldContainer[FilterValue]
+    def __init__(self, values: _Optional[_Iterable[_Union[FilterValue, _Mapping]]] = ...) -> None: ...
+
+class FilterRange(_message.Message):
+    __slots__ = ("at_least", "above", "at_most", "below")
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    ABOVE_FIELD_NUMBER: _ClassVar[int]
+    AT_MOST_FIELD_NUMBER: _ClassVar[int]
+    BELOW_FIELD_NUMBER: _ClassVar[int]
+    at_least: FilterValue
+    above: FilterValue
+    at_most: FilterValue
+    below: FilterValue
+    def __init__(self, at_least: _Optional[_Union[FilterValue, _Mapping]] = ..., above: _Optional[_Union[FilterValue, _Mapping]] = ..., at_most: _Optional[_Union[FilterValue, _Mapping]] = ..., below: _Optional[_Union[FilterValue, _Mapping]] = ...) -> None: ...
+
+class FilterCondition(_message.Message):
+    __slots__ = ("column", "any_of", "range", "negate")
+    COLUMN_FIELD_NUMBER: _ClassVar[int]
+    ANY_OF_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    NEGATE_FIELD_NUMBER: _ClassVar[int]
+    column: str
+    any_of: FilterValues
+    range: FilterRange
+    negate: bool
+    def __init__(self, column: _Optional[str] = ..., any_of: _Optional[_Union[FilterValues, _Mapping]] = ..., range: _Optional[_Union[FilterRange, _Mapping]] = ..., negate: _Optional[bool] = ...) -> None: ...
+
+class Filter(_message.Message):
+    __slots__ = ("all_of",)
+    ALL_OF_FIELD_NUMBER: _ClassVar[int]
+    all_of: _containers.RepeatedCompositeFieldContainer[FilterCondition]
+    def __init__(self, all_of: _Optional[_Iterable[_Union[FilterCondition, _Mapping]]] = ...) -> None: ...
+
 class SearchRequest(_message.Message):
-    __slots__ = ("database", "snapshot", "min_epoch", "queries", "k", "exclusions", "min_score", "fields", "allow_partial", "shard")
+    __slots__ = ("database", "snapshot", "min_epoch", "queries", "k", "exclusions", "min_score", "fields", "allow_partial", "shard", "filters")
     DATABASE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     MIN_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +117,7 @@ class SearchRequest(_message.Message):
     FIELDS_FIELD_NUMBER: _ClassVar[int]
     ALLOW_PARTIAL_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
+    FILTERS_FIELD_NUMBER: _ClassVar[int]
     database: str
     snapshot: str
     min_epoch: int
@@ -81,10 +128,31 @@ class SearchRequest(_message.Message):
     fields: Fields
     allow_partial: bool
     shard: int
-    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ..., min_epoch: _Optional[int] = ..., queries: _Optional[_Union[_common_pb2.Vectors, _Mapping]] = ..., k: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., min_score: _Optional[float] = ..., fields: _Optional[_Union[Fields, _Mapping]] = ..., allow_partial: _Optional[bool] = ..., shard: _Optional[int] = ...) -> None: ...
+    filters: _containers.RepeatedCompositeFieldContainer[Filter]
+    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ..., min_epoch: _Optional[int] = ..., queries: _Optional[_Union[_common_pb2.Vectors, _Mapping]] = ..., k: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., min_score: _Optional[float] = ..., fields: _Optional[_Union[Fields, _Mapping]] = ..., allow_partial: _Optional[bool] = ..., shard: _Optional[int] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ...) -> None: ...
+
+class MissingShard(_message.Message):
+    __slots__ = ("shard", "chunks", "why")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    chunks: int
+    why: str
+    def __init__(self, shard: _Optional[int] = ..., chunks: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
+class Coverage(_message.Message):
+    __slots__ = ("chunks", "answered_chunks", "missing")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    chunks: int
+    answered_chunks: int
+    missing: _containers.RepeatedCompositeFieldContainer[MissingShard]
+    def __init__(self, chunks: _Optional[int] = ..., answered_chunks: _Optional[int] = ..., missing: _Optional[_Iterable[_Union[MissingShard, _Mapping]]] = ...) -> None: ...
 
 class SearchReply(_message.Message):
-    __slots__ = ("snapshot", "epoch", "queries", "k", "ids", "scores", "chunks", "unknown_exclusions", "missing_shards", "restarts", "timings")
+    __slots__ = ("snapshot", "epoch", "queries", "k", "ids", "scores", "chunks", "unknown_exclusions", "missing_shards", "restarts", "timings", "coverage")
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     QUERIES_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +164,7 @@ class SearchReply(_message.Message):
     MISSING_SHARDS_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    COVERAGE_FIELD_NUMBER: _ClassVar[int]
     snapshot: str
     epoch: int
     queries: int
@@ -107,7 +176,8 @@ class SearchReply(_message.Message):
     missing_shards: _containers.RepeatedScalarFieldContainer[int]
     restarts: int
     timings: _common_pb2.Timings
-    def __init__(self, snapshot: _Optional[str] = ..., epoch: _Optional[int] = ..., queries: _Optional[int] = ..., k: _Optional[int] = ..., ids: _Optional[bytes] = ..., scores: _Optional[bytes] = ..., chunks: _Optional[_Union[Chunks, _Mapping]] = ..., unknown_exclusions: _Optional[int] = ..., missing_shards: _Optional[_Iterable[int]] = ..., restarts: _Optional[int] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ...) -> None: ...
+    coverage: Coverage
+    def __init__(self, snapshot: _Optional[str] = ..., epoch: _Optional[int] = ..., queries: _Optional[int] = ..., k: _Optional[int] = ..., ids: _Optional[bytes] = ..., scores: _Optional[bytes] = ..., chunks: _Optional[_Union[Chunks, _Mapping]] = ..., unknown_exclusions: _Optional[int] = ..., missing_shards: _Optional[_Iterable[int]] = ..., restarts: _Optional[int] = ..., timings: _Optional[_Union[_common_pb2.Timings, _Mapping]] = ..., coverage: _Optional[_Union[Coverage, _Mapping]] = ...) -> None: ...
 
 class SearchTextRequest(_message.Message):
     __slots__ = ("texts", "search")

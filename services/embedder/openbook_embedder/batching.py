@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import OpenbookError, OverloadedError, UnavailableError
+from openbook_core.admission import Admission
+from openbook_core.errors import OpenbookError, UnavailableError
 from openbook_core.telemetry import get_logger
 from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.queueing import Item, Lane
@@ -27,7 +28,6 @@ EncodeBatch = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]
 
 # Before the first batch was timed; only the first retry delays rest on it.
 _ASSUMED_TOKENS_PER_S = 5000.0
-_SHORTEST_DELAY_S = 0.05
 # Between two looks at an encoder that fails, and at whether a waiting stream's caller is still there.
 _LOOK_S = 0.5
 
@@ -53,7 +53,7 @@ class Batcher:
     ) -> None:
         self._encode, self._encode_alone = encode, encode_alone or encode
         self._batch_tokens = batch_tokens
-        self._max_queue_tokens = max_queue_tokens
+        self._admission = Admission("tokens", max_queue_tokens, _ASSUMED_TOKENS_PER_S)
         self._metrics = metrics
         self._probe = probe
         self._on_ready = on_ready
@@ -62,7 +62,6 @@ class Batcher:
         self._calls, self._streams = Lane(), Lane()
         self._last = self._streams
         self._batch: list[Item] = []
-        self._tokens_per_s = _ASSUMED_TOKENS_PER_S
         self._closing = False
         self._changed = threading.Condition()
         self._start_worker()
@@ -86,12 +85,7 @@ class Batcher:
         with self._changed:
             self._require_ready()
             if not self._has_room(self._calls, ticket):
-                delay = self._delay(ticket.tokens)
-                raise OverloadedError(
-                    f"{self._calls.tokens} tokens wait and {ticket.tokens} more do not fit into the queue of "
-                    f"{self._max_queue_tokens}; come back in {delay:.2f} s",
-                    retry_after_s=delay,
-                )
+                raise self._admission.refusal(self._calls.tokens, ticket.tokens, self._streams.tokens)
             self._add(self._calls, [Item(ticket, [place]) for place in ticket.missing])
         return ticket
 
@@ -130,7 +124,7 @@ class Batcher:
     def retry_delay(self) -> float:
         """Seconds until what waits now will have gone."""
         with self._changed:
-            return self._delay(self._max_queue_tokens)
+            return self._admission.delay(self._calls.tokens, self._admission.most, self._streams.tokens)
 
     def close(self) -> None:
         """Encode what waits, refuse what comes, and end the worker."""
@@ -141,14 +135,9 @@ class Batcher:
             self._worker.join()
 
     def _has_room(self, lane: Lane, ticket: Ticket) -> bool:
-        if lane.tokens + ticket.tokens > self._max_queue_tokens:
+        if not self._admission.has_room(lane.tokens, ticket.tokens):
             lane.drop_closed()
-        return lane.tokens + ticket.tokens <= self._max_queue_tokens
-
-    def _delay(self, tokens: int) -> float:
-        """Seconds until a call of `tokens` has room, at the measured rate, of which streams get half."""
-        excess = max(0, self._calls.tokens + tokens - self._max_queue_tokens)
-        return max(_SHORTEST_DELAY_S, (excess + min(excess, self._streams.tokens)) / self._tokens_per_s)
+        return self._admission.has_room(lane.tokens, ticket.tokens)
 
     def _require_ready(self) -> None:
         self._require_open()
@@ -275,7 +264,7 @@ class Batcher:
         self._metrics.stage_seconds.labels("encode").observe(taken)
         self._metrics.batch_tokens.observe(padded)
         self._metrics.padding_share.observe((padded - read) / padded)
-        self._tokens_per_s += 0.2 * (read / max(1e-6, taken) - self._tokens_per_s)
+        self._admission.measured(read, taken)
         first = 0
         for item in batch:
             item.ticket.put(item.places, vectors_ND[first : first + len(item.places)])

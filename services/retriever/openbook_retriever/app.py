@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from openbook_proto.v1 import admin_pb2_grpc, retriever_pb2_grpc
 from openbook_retriever.admin_engine import AdminEngine
 from openbook_retriever.admin_service import AdminService
 from openbook_retriever.attach import EmbedderGate
+from openbook_retriever.batching import SearchBatcher
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.fan_out import Replicas
 from openbook_retriever.holdings import Holdings
@@ -53,7 +55,12 @@ def serve(config: RetrieverConfig) -> None:
 def _serve_shard(config: RetrieverConfig, registry: Registry, protection: Protection) -> None:
     holdings = Holdings()
     watch = ShardWatch(config, registry, holdings)
-    service = ShardService(ShardEngine(holdings, snapshot_guard=config.snapshot_guard))
+    batcher = SearchBatcher(
+        threads=config.search_threads or len(os.sched_getaffinity(0)),
+        batch_queries=config.batch_queries,
+        max_queue_queries=config.max_queue_queries,
+    )
+    service = ShardService(ShardEngine(holdings, batcher, snapshot_guard=config.snapshot_guard))
 
     def register(server: grpc.Server) -> None:
         retriever_pb2_grpc.add_RetrieverServicer_to_server(service, server)
@@ -65,6 +72,7 @@ def _serve_shard(config: RetrieverConfig, registry: Registry, protection: Protec
         _run(config, running, watch.stop)
     finally:
         watch.stop()
+        batcher.close()
 
 
 def _serve_router(config: RetrieverConfig, registry: Registry, protection: Protection) -> None:

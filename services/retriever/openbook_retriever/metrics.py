@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter
+from prometheus_client import Counter, Gauge, Histogram
 
 # Must stay 0: each one is an internal error.
 SNAPSHOT_MIX = Counter("openbook_snapshot_mix", "Answers whose parts came from different snapshots")
@@ -13,3 +13,8 @@ LOADS = Counter("openbook_retriever_loads", "Snapshots loaded")
 LOAD_FAILURES = Counter("openbook_retriever_load_failures", "Snapshots that could not be loaded")
 UNLOADS = Counter("openbook_retriever_unloads", "Snapshots unloaded")
 REGISTRY_ERRORS = Counter("openbook_retriever_registry_errors", "Failed readings of the registry or writings to it")
+QUEUE_QUERIES = Gauge("openbook_retriever_queue_queries", "Queries that wait for a batch")
+BATCH_QUERIES = Histogram(
+    "openbook_retriever_batch_queries", "Queries of each batch", buckets=[2**power for power in range(15)]
+)
+BATCH_FAILURES = Counter("openbook_retriever_batch_failures", "Batches that failed, whose calls were searched alone")

@@ -15,6 +15,7 @@ from openbook_core.errors import ArgumentError
 from openbook_core.vectors import decode_vectors
 from openbook_database.registry.base import check_database_name
 from openbook_proto.v1 import retriever_pb2 as pb
+from openbook_retriever.filters import read_filters
 
 MAX_K = 1000
 MAX_QUERIES = 16_384
@@ -50,6 +51,7 @@ def check_search(request: pb.SearchRequest, queries: int) -> None:
             f"exclusions: give none or one for each of {queries} queries, given {len(request.exclusions)}",
             field="exclusions",
         )
+    read_filters(request.filters, queries)
     if request.HasField("min_score") and not math.isfinite(request.min_score):
         raise ArgumentError(f"min_score: must be finite, given {request.min_score}", field="min_score")
 

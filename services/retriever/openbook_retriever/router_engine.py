@@ -22,6 +22,7 @@ from openbook_core.errors import (
 from openbook_core.telemetry import get_logger
 from openbook_core.tracing import annotate
 from openbook_core.vectors import encode_vectors
+from openbook_database.manifest import Manifest
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_retriever.attach import EmbedderGate
 from openbook_retriever.chunks import gather_chunks
@@ -206,7 +207,9 @@ class RouterEngine:
         parts = [answers.parts[shard] for shard in sorted(answers.parts)]
         reply = merge_replies(parts, request.queries.rows, request.k, request.fields)
         reply.snapshot = snapshot
-        reply.missing_shards.extend(sorted(answers.missing))
+        if answers.missing:
+            reply.missing_shards.extend(sorted(answers.missing))
+            reply.coverage.CopyFrom(_coverage(manifest, answers.missing))
         reply.timings.search_ms = (answered - asked) * 1e3
         reply.timings.fetch_ms = max(part.timings.fetch_ms for part in parts)
         reply.timings.merge_ms = (time.perf_counter() - answered) * 1e3
@@ -250,6 +253,15 @@ def _live(view: View) -> str:
             field="database",
         )
     return view.control.live
+
+
+def _coverage(manifest: Manifest, missing: Mapping[int, str]) -> pb.Coverage:
+    shards = [
+        pb.MissingShard(shard=shard, chunks=manifest.shards[shard].rows, why=missing[shard])
+        for shard in sorted(missing)
+    ]
+    answered = manifest.chunks - sum(shard.chunks for shard in shards)
+    return pb.Coverage(chunks=manifest.chunks, answered_chunks=answered, missing=shards)
 
 
 def _reasons(missing: Mapping[int, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from openbook_core.errors import ArgumentError
@@ -13,7 +13,9 @@ from openbook_database.scoring import MISSING
 from openbook_database.snapshot import Snapshot
 from openbook_proto.v1 import common_pb2
 from openbook_proto.v1 import retriever_pb2 as pb
+from openbook_retriever.batching import SearchBatcher, Ticket
 from openbook_retriever.chunks import encode_chunks
+from openbook_retriever.filters import allowed_documents, read_filters
 from openbook_retriever.holdings import Holdings, find_shard
 from openbook_retriever.requests import check_names, check_search, read_ids, read_queries
 
@@ -21,12 +23,24 @@ from openbook_retriever.requests import check_names, check_search, read_ids, rea
 class ShardEngine:
     """Search, GetChunks and Describe over what `holdings` has; safe to use from several threads."""
 
-    def __init__(self, holdings: Holdings, *, snapshot_guard: bool = True) -> None:
+    def __init__(
+        self, holdings: Holdings, batcher: SearchBatcher | None = None, *, snapshot_guard: bool = True
+    ) -> None:
         self._holdings = holdings
+        self._batcher = batcher or SearchBatcher()
         self._snapshot_guard = snapshot_guard
 
-    def search(self, request: pb.SearchRequest) -> pb.SearchReply:
-        """The k nearest chunks of one shard."""
+    def search(
+        self,
+        request: pb.SearchRequest,
+        deadline: float | None = None,
+        watch: Callable[[Callable[[], None]], bool] = lambda leave: True,
+    ) -> pb.SearchReply:
+        """The k nearest chunks of one shard.
+
+        `deadline` in seconds of time.monotonic(). `watch` is given what to call when the caller goes away, and is false
+        where it has gone.
+        """
         started = time.perf_counter()
         check_search(request, request.queries.rows)
         check_names(request.database, request.snapshot, snapshot_required=True)
@@ -36,7 +50,13 @@ class ShardEngine:
             queries_QD = read_queries(request, opened.manifest.contract.dimension)
             exclude, unknown = _excluded_numbers(opened, request)
             min_score = request.min_score if request.HasField("min_score") else None
-            hits = shard.search(queries_QD, request.k, exclude, min_score)
+            filters = read_filters(request.filters, len(queries_QD))
+            allowed = allowed_documents(opened.filters, filters, len(queries_QD))
+            ticket = Ticket(shard, queries_QD, request.k, exclude, min_score, allowed, deadline)
+            self._batcher.submit(ticket)
+            if not watch(ticket.cancel):
+                ticket.cancel()
+            hits = ticket.result()
             searched = time.perf_counter()
             chunks = encode_chunks(shard, hits.ids_QK[hits.ids_QK != MISSING], request.fields)
             finished = time.perf_counter()
@@ -50,7 +70,8 @@ class ShardEngine:
                 chunks=chunks,
                 unknown_exclusions=unknown,
                 timings=common_pb2.Timings(
-                    search_ms=(searched - started) * 1e3,
+                    queue_ms=ticket.queued_s * 1e3,
+                    search_ms=(searched - started - ticket.queued_s) * 1e3,
                     fetch_ms=(finished - searched) * 1e3,
                     total_ms=(finished - started) * 1e3,
                 ),
@@ -111,18 +132,14 @@ def _excluded_numbers(opened: Snapshot, request: pb.SearchRequest) -> tuple[list
     """Document numbers to leave out for each query, and how many different ids the snapshot does not hold."""
     if not request.exclusions:
         return None, 0
-    exclude = []
-    unknown: set[str] = set()
-    for exclusion in request.exclusions:
-        known: set[int] = set()
-        for external_id in exclusion.document_ids:
-            number = opened.documents.number(external_id)
-            if number is None:
-                unknown.add(external_id)
-            else:
-                known.add(number)
-        exclude.append(known)
-    return exclude, len(unknown)
+    asked = {external_id for exclusion in request.exclusions for external_id in exclusion.document_ids}
+    numbers = {external_id: opened.documents.number(external_id) for external_id in asked}
+    known = {external_id: number for external_id, number in numbers.items() if number is not None}
+    exclude = [
+        {known[external_id] for external_id in exclusion.document_ids if external_id in known}
+        for exclusion in request.exclusions
+    ]
+    return exclude, len(asked) - len(known)
 
 
 def _require_shard(given: bool) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import grpc
 
 from openbook_core.errors import ArgumentError
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_proto.v1 import retriever_pb2_grpc
 from openbook_retriever.shard_engine import ShardEngine
+
+# gRPC says hundreds of years where the caller gave no deadline.
+_FOREVER_S = 10 * 365 * 86_400.0
 
 
 class ShardService(retriever_pb2_grpc.RetrieverServicer):
@@ -17,7 +22,9 @@ class ShardService(retriever_pb2_grpc.RetrieverServicer):
         self._engine = engine
 
     def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
-        return self._engine.search(request)
+        left = context.time_remaining()
+        deadline = None if left is None or left > _FOREVER_S else time.monotonic() + left
+        return self._engine.search(request, deadline, context.add_callback)
 
     def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:
         raise ArgumentError("a shard takes vectors only: send texts to the router", field="texts")

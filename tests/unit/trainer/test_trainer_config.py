@@ -11,24 +11,29 @@ from trainer_fakes import settings
 
 from openbook_core.config import load_config
 from openbook_core.errors import ConfigError
+from openbook_model.config import RetroConfig, read_size
 from openbook_trainer.config import TrainConfig, load_train_config, task_of
-from openbook_trainer.sft.config import SftConfig
+from openbook_trainer.tasks import config_class
 
 EXAMPLES = sorted((Path(__file__).parents[3] / "examples" / "train").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_shipped_files_load(path: Path) -> None:
-    if task_of(path) == "sft":
-        assert load_config(SftConfig, path)[0].task == "sft"
+    if task_of(path) != "pretrain":
+        assert load_config(config_class(path), path)[0].model_dump()["task"] == task_of(path)
         return
     config, origin = load_train_config(path, ["seed=7", "batch.neighbor_drop=0.2"])
     assert (config.seed, config.batch.neighbor_drop) == (7, 0.2)
     assert origin["seed"] == "--set"
 
 
-def test_there_are_shipped_files() -> None:
-    assert EXAMPLES
+@pytest.mark.parametrize("size", ["125m", "350m", "800m", "2b"])
+def test_shipped_sizes_are_the_models_of_their_names(size: str) -> None:
+    config, _ = load_train_config(EXAMPLES[0].parent / f"{size}.yaml")
+    settings = read_size(size) | {"vocab_size": config.model.vocab_size}
+    assert config.model == RetroConfig.parse(settings)
+    assert config.batch.chunks * config.model.chunk_length == config.model.max_positions
 
 
 def test_the_twin_differs_in_nothing_but_retrieval() -> None:
@@ -56,6 +61,9 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"optimiser": {"warmup_steps": 4}}, "warmup_steps: 4 leave nothing"),
         ({"retrieval": {"on_failure": "ignore"}}, "on_failure"),
         ({"steps": 0}, "steps"),
+        ({"model": {"hidden_size": 18, "num_heads": 4}}, "hidden_size: 18 is not a multiple of num_heads 4"),
+        ({"model": {"cross_attention_layers": [3]}}, "cross_attention_layers: 3 is beyond the last of 2"),
+        ({"model": {"chunk_length": 65, "neighbor_length": 130}}, "chunk_length: 65 is longer than max_positions 64"),
     ],
 )
 def test_impossible_combinations(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

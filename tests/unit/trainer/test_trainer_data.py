@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import settings as settings_
+from hypothesis import strategies as st
 from trainer_fakes import M, byte_tokenizer, settings, write_corpus
 
 from openbook_core.errors import InputError
@@ -60,6 +63,35 @@ def test_a_batch_is_a_function_of_its_place_alone() -> None:
             np.testing.assert_array_equal(batch.input_ids_BT[0], far.input_ids_BT[row])
             assert (batch.first_chunk[0], batch.queries[0]) == (far.first_chunk[row], far.queries[row])
     assert not np.array_equal(order_of(seed=2).samples(100, 2).input_ids_BT, far.input_ids_BT)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    first=st.integers(0, 10_000),
+    count=st.integers(1, 6),
+    micro=st.integers(1, 3),
+    before=st.lists(st.integers(0, 10_000), max_size=3),
+)
+@example(seed=0, first=0, count=6, micro=1, before=[9_999])
+@settings_(max_examples=20, deadline=None, derandomize=True)
+def test_data_order_is_a_function_of_seed_epoch_and_index(
+    seed: int, first: int, count: int, micro: int, before: list[int]
+) -> None:
+    """Whatever was asked before, and however the samples are cut into batches."""
+    once, cut = order_of(seed), order_of(seed)
+    for number in before:
+        cut.samples(number, 1)
+    wanted = once.samples(first, count)
+    rows = 0
+    for start in range(first, first + count, micro):
+        batch = cut.samples(start, min(micro, first + count - start))
+        for row in range(len(batch.queries)):
+            np.testing.assert_array_equal(batch.input_ids_BT[row], wanted.input_ids_BT[rows])
+            np.testing.assert_array_equal(batch.labels_BT[row], wanted.labels_BT[rows])
+            assert batch.queries[row] == wanted.queries[rows]
+            assert batch.first_chunk[row] == wanted.first_chunk[rows]
+            rows += 1
+    assert rows == count
 
 
 def test_an_epoch_visits_each_sequence_once_on_the_grid() -> None:

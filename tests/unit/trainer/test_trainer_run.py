@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from trainer_fakes import FakeRetriever, byte_tokenizer, settings, write_corpus
 
 import openbook_model
@@ -20,7 +19,7 @@ from openbook_core.errors import (
     OpenbookError,
     UnavailableError,
 )
-from openbook_trainer import app, checkpoint
+from openbook_trainer import app, checkpoint, saver
 from openbook_trainer.config import TrainConfig
 
 
@@ -87,13 +86,13 @@ def test_killed_while_saving_leaves_the_older_one(
 ) -> None:
     write_corpus(tmp_path)
     run(tmp_path, stop_at=1)
-    real = checkpoint.save_tensors
+    real = saver.async_save
 
     def killed(*args: Any, **options: Any) -> None:
         real(*args, **options)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save_tensors", killed)
+    monkeypatch.setattr(saver, "async_save", killed)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop_at=2)
     folder = tmp_path / "run" / "checkpoints"
@@ -145,7 +144,7 @@ def test_exit_codes(
     error: BaseException,
     code: int,
 ) -> None:
-    def fail(config: TrainConfig) -> None:
+    def fail(config: TrainConfig, allow_changed: list[str]) -> None:
         raise error
 
     monkeypatch.setattr(app, "train", fail)
@@ -224,13 +223,6 @@ def test_corpus_shorter_than_a_sequence(tmp_path: Path, retriever: FakeRetriever
     with pytest.raises(
         ConfigError, match="the held-out part of the corpus has 3 chunks of 8 tokens, a sequence needs 4"
     ):
-        run(tmp_path)
-
-
-def test_diverged_loss_stops(tmp_path: Path, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_corpus(tmp_path)
-    monkeypatch.setattr("openbook_trainer.loop.summed_loss", lambda *a: torch.tensor(float("nan"), requires_grad=True))
-    with pytest.raises(OpenbookError, match="loss is nan"):
         run(tmp_path)
 
 

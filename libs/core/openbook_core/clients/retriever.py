@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from openbook_core.clients.base import Client, require_count, require_text
 from openbook_core.clients.hold import Hold, holder_name
-from openbook_core.errors import ArgumentError
+from openbook_core.clients.retries import Retries
+from openbook_core.errors import ArgumentError, OpenbookError
 from openbook_core.security.dial import Dial
 from openbook_core.vectors import dtype_of, encode_vectors
 from openbook_proto.v1 import common_pb2, retriever_pb2, retriever_pb2_grpc
@@ -56,7 +58,8 @@ class ChunkTable:
 class SearchResult:
     """Neighbours of Q queries: `ids` int64 [Q, k] (-1 = missing), `scores` float32 [Q, k], all from `snapshot`.
 
-    `row_of` int64 [Q, k] is the row of each hit in `chunks`, -1 where it is missing.
+    `row_of` int64 [Q, k] is the row of each hit in `chunks`, -1 where it is missing. `coverage`: of a partial answer, what
+    it is from; None where all shards answered.
     """
 
     snapshot: str
@@ -69,6 +72,7 @@ class SearchResult:
     missing_shards: list[int]
     restarts: int
     timings: common_pb2.Timings
+    coverage: retriever_pb2.Coverage | None = None
 
     @classmethod
     def from_proto(cls, reply: retriever_pb2.SearchReply, *, tokens_asked: bool = False) -> SearchResult:
@@ -83,23 +87,49 @@ class SearchResult:
             row_of=np.where(found, np.cumsum(found) - 1, -1).reshape(ids.shape),
             unknown_exclusions=reply.unknown_exclusions,
             missing_shards=list(reply.missing_shards),
+            coverage=reply.coverage if reply.HasField("coverage") else None,
             restarts=reply.restarts,
             timings=reply.timings,
         )
 
 
-class RetrieverClient(Client):
-    """Calls one router or shard at HOST:PORT. Never retries.
+class Epochs:
+    """The highest epoch of each database that a reply carried; may be shared by threads.
 
-    Remembers the highest epoch that it has seen of each database and asks for no older one, so that calls without a
-    pinned snapshot never go back, whichever replica answers. May be shared by threads.
+    No older one is asked for, so that calls without a pinned snapshot never go back, whichever replica answers.
     """
 
-    def __init__(self, address: str, dial: Dial | None = None) -> None:
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def highest(self, database: str) -> int:
+        """0 before the first reply."""
+        with self._lock:
+            return self._seen.get(database, 0)
+
+    def saw(self, database: str, epoch: int) -> None:
+        with self._lock:
+            self._seen[database] = max(epoch, self._seen.get(database, 0))
+
+    def ask_for_seen(self, request: retriever_pb2.SearchRequest) -> None:
+        if not request.snapshot:
+            request.min_epoch = max(request.min_epoch, self.highest(request.database))
+
+    def result(self, request: retriever_pb2.SearchRequest, reply: retriever_pb2.SearchReply) -> SearchResult:
+        """The reply, whose epoch is remembered."""
+        self.saw(request.database, reply.epoch)
+        return SearchResult.from_proto(reply, tokens_asked=request.fields.tokens)
+
+
+class RetrieverClient(Client):
+    """Calls one router or shard at HOST:PORT. Never retries unless it is given `retries`. May be shared by threads."""
+
+    def __init__(self, address: str, dial: Dial | None = None, retries: Retries | None = None) -> None:
         super().__init__(address, dial)
         self._stub = retriever_pb2_grpc.RetrieverStub(self._channel)
-        self._epochs: dict[str, int] = {}
-        self._epochs_lock = threading.Lock()
+        self._retries = retries or Retries(attempts=1)
+        self._epochs = Epochs()
         self._holds: list[Hold] = []
 
     def search(
@@ -107,8 +137,8 @@ class RetrieverClient(Client):
     ) -> SearchResult:
         """Neighbours of `queries` [Q, d] float32 or float16; for the options see `search_request`."""
         request = search_request(database, k, queries=queries, **options)
-        self._ask_for_seen_epoch(request)
-        return self._result(request, self._call(self._stub.Search, request, timeout_s))
+        self._epochs.ask_for_seen(request)
+        return self._epochs.result(request, self._call(self._stub.Search, request, timeout_s))
 
     def search_text(
         self, database: str, texts: Sequence[str], k: int, *, timeout_s: float = 30.0, **options: Any
@@ -116,36 +146,23 @@ class RetrieverClient(Client):
         """Neighbours of texts, embedded by the router's embedder; for the options see `search_request`."""
         whole = [require_text(f"texts[{place}]", text) for place, text in enumerate(texts)]
         request = retriever_pb2.SearchTextRequest(texts=whole, search=search_request(database, k, **options))
-        self._ask_for_seen_epoch(request.search)
-        return self._result(request.search, self._call(self._stub.SearchText, request, timeout_s).result)
+        self._epochs.ask_for_seen(request.search)
+        return self._epochs.result(request.search, self._call(self._stub.SearchText, request, timeout_s).result)
 
     def get_chunks(
-        self,
-        database: str,
-        snapshot: str,
-        ids: NDArray[np.int64],
-        *,
-        tokens: bool = False,
-        text: bool = False,
-        documents: bool = False,
-        shard: int | None = None,
-        timeout_s: float = 30.0,
+        self, database: str, snapshot: str, ids: NDArray[np.int64], *, timeout_s: float = 30.0, **options: Any
     ) -> ChunkTable:
-        request = retriever_pb2.GetChunksRequest(
-            database=require_text("database", database),
-            snapshot=require_text("snapshot", snapshot),
-            ids=np.asarray(ids, dtype="<i8").tobytes(),
-            fields=retriever_pb2.Fields(tokens=tokens, text=text, document=documents),
-            shard=None if shard is None else require_count("shard", shard, bits=32),
-        )
-        return ChunkTable.from_proto(self._call(self._stub.GetChunks, request, timeout_s).chunks, tokens_asked=tokens)
+        """Chunks by id; for the options see `chunks_request`."""
+        request = chunks_request(database, snapshot, ids, **options)
+        reply = self._call(self._stub.GetChunks, request, timeout_s)
+        return ChunkTable.from_proto(reply.chunks, tokens_asked=request.fields.tokens)
 
     def describe(self, database: str, snapshot: str = "", *, timeout_s: float = 10.0) -> retriever_pb2.DescribeReply:
         request = retriever_pb2.DescribeRequest(
             database=require_text("database", database), snapshot=require_text("snapshot", snapshot)
         )
         reply: retriever_pb2.DescribeReply = self._call(self._stub.Describe, request, timeout_s)
-        self._saw_epoch(database, reply.epoch)
+        self._epochs.saw(database, reply.epoch)
         return reply
 
     def hold(self, database: str, snapshot: str = "", *, ttl_s: float = 30.0, timeout_s: float = 10.0) -> Hold:
@@ -160,7 +177,7 @@ class RetrieverClient(Client):
             ttl_seconds=ttl_s,
         )
         reply: retriever_pb2.PinReply = self._call(self._stub.Pin, request, timeout_s)
-        self._saw_epoch(database, reply.epoch)
+        self._epochs.saw(database, reply.epoch)
         request.snapshot = reply.snapshot
         back = retriever_pb2.UnpinRequest(database=database, snapshot=reply.snapshot, holder=request.holder)
 
@@ -178,23 +195,43 @@ class RetrieverClient(Client):
             held.close()
         super().close()
 
-    def _result(self, request: retriever_pb2.SearchRequest, reply: retriever_pb2.SearchReply) -> SearchResult:
-        self._saw_epoch(request.database, reply.epoch)
-        return SearchResult.from_proto(reply, tokens_asked=request.fields.tokens)
-
     def highest_epoch(self, database: str) -> int:
         """The highest epoch of `database` that a reply carried, 0 before the first."""
-        with self._epochs_lock:
-            return self._epochs.get(database, 0)
+        return self._epochs.highest(database)
 
-    def _ask_for_seen_epoch(self, request: retriever_pb2.SearchRequest) -> None:
-        if not request.snapshot:
-            seen = self.highest_epoch(request.database)
-            request.min_epoch = max(request.min_epoch, seen)
+    def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+        deadline = time.monotonic() + timeout_s
+        self._retries.earn()
+        tried = 0
+        while True:
+            try:
+                return super()._call(method, request, max(0.0, deadline - time.monotonic()))
+            except OpenbookError as error:
+                tried += 1
+                wait_s = self._retries.wait_s(error, tried, deadline - time.monotonic())
+                if wait_s is None:
+                    raise
+            time.sleep(wait_s)
 
-    def _saw_epoch(self, database: str, epoch: int) -> None:
-        with self._epochs_lock:
-            self._epochs[database] = max(epoch, self._epochs.get(database, 0))
+
+def chunks_request(
+    database: str,
+    snapshot: str,
+    ids: NDArray[np.int64],
+    *,
+    tokens: bool = False,
+    text: bool = False,
+    documents: bool = False,
+    shard: int | None = None,
+) -> retriever_pb2.GetChunksRequest:
+    """Raises ArgumentError naming the field for what the message cannot hold."""
+    return retriever_pb2.GetChunksRequest(
+        database=require_text("database", database),
+        snapshot=require_text("snapshot", snapshot),
+        ids=np.asarray(ids, dtype="<i8").tobytes(),
+        fields=retriever_pb2.Fields(tokens=tokens, text=text, document=documents),
+        shard=None if shard is None else require_count("shard", shard, bits=32),
+    )
 
 
 def search_request(
@@ -205,6 +242,7 @@ def search_request(
     snapshot: str = "",
     min_epoch: int = 0,
     exclude: Sequence[Sequence[str]] | None = None,
+    filters: Sequence[retriever_pb2.Filter] = (),
     min_score: float | None = None,
     tokens: bool = False,
     text: bool = False,
@@ -212,7 +250,8 @@ def search_request(
     allow_partial: bool = False,
     shard: int | None = None,
 ) -> retriever_pb2.SearchRequest:
-    """`exclude` holds, for each query, external ids of documents that must not come back.
+    """`exclude` holds, for each query, external ids of documents that must not come back; `filters` one filter for all
+    queries or one for each (`clients.filters.where`).
 
     Raises ArgumentError naming the field for what the message cannot hold; the rest is for the service to judge.
     """
@@ -228,6 +267,7 @@ def search_request(
         queries=None if queries is None else _encode_queries(queries),
         k=require_count("k", k, bits=32, least=1),
         exclusions=[retriever_pb2.Exclusion(document_ids=ids) for ids in exclusions],
+        filters=filters,
         min_score=min_score,
         fields=retriever_pb2.Fields(tokens=tokens, text=text, document=documents),
         allow_partial=allow_partial,

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+import grpc.aio
 
 from openbook_core.security.dial import Dial
 from openbook_core.security.options import DialOptions
@@ -41,6 +42,15 @@ def keepalive(every_s: float, *, idle: bool) -> list[tuple[str, int]]:
     ]
 
 
+_OPTIONS: list[tuple[str, int]] = [
+    *LIMITS,
+    *keepalive(_CLIENT_KEEPALIVE_S, idle=False),
+    ("grpc.enable_retries", 0),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+]
+
+
 def open_channel(address: str, dial: Dial | None = None) -> grpc.Channel:
     """A channel to HOST:PORT; without `dial` as the environment says (`security.options.DialOptions`).
 
@@ -48,14 +58,13 @@ def open_channel(address: str, dial: Dial | None = None) -> grpc.Channel:
     it can be counted. Raises ConfigError for settings that cannot be used, or a token that would travel in plain text.
     """
     dial = dial or DialOptions.parse({}, source="environment").dial()
-    options = [
-        *LIMITS,
-        *keepalive(_CLIENT_KEEPALIVE_S, idle=False),
-        ("grpc.enable_retries", 0),
-        ("grpc.max_reconnect_backoff_ms", 1000),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-    ]
-    return _Channel(dial.channel(address, options), lambda: [*outgoing(), *dial.metadata()])
+    return _Channel(dial.channel(address, _OPTIONS), lambda: [*outgoing(), *dial.metadata()])
+
+
+def open_async_channel(address: str, dial: Dial | None = None) -> tuple[grpc.aio.Channel, Callable[[], Metadata]]:
+    """As `open_channel`, for asyncio; and what gives the metadata that each call is to carry."""
+    dial = dial or DialOptions.parse({}, source="environment").dial()
+    return dial.async_channel(address, _OPTIONS), lambda: [*outgoing(), *dial.metadata()]
 
 
 class _Channel(grpc.Channel):

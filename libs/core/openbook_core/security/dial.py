@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import grpc
+import grpc.aio
 
 from openbook_core.errors import ConfigError
 from openbook_core.security.reread import Reread, read_setting
@@ -65,13 +67,19 @@ class Dial:
         token = self.token()
         return [("authorization", f"Bearer {token}")] if token else []
 
-    def channel(self, address: str, options: list[tuple[str, Any]]) -> grpc.Channel:
+    def channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.Channel:
         """A channel to HOST:PORT. Raises ConfigError where the token would leave this host in plain text."""
         if self._credentials is None:
-            self._require_private(address, address.rpartition(":")[0].rpartition("/")[2])
+            self._require_private(address, _host(address))
             return grpc.insecure_channel(address, options=options)
-        named = [("grpc.ssl_target_name_override", self._server_name)] if self._server_name else []
-        return grpc.secure_channel(address, self._credentials, options=[*options, *named])
+        return grpc.secure_channel(address, self._credentials, options=[*options, *self._named()])
+
+    def async_channel(self, address: str, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+        """As `channel`, for asyncio."""
+        if self._credentials is None:
+            self._require_private(address, _host(address))
+            return grpc.aio.insecure_channel(address, options=options)
+        return grpc.aio.secure_channel(address, self._credentials, options=[*options, *self._named()])
 
     def http(self, url: str) -> dict[str, Any]:
         """What httpx needs for `url`: `verify` and `headers`. Raises ConfigError as `channel`."""
@@ -80,6 +88,9 @@ class Dial:
             self._require_private(url, parts.hostname or "")
         return {"verify": self.context or True, "headers": dict(self.metadata())}
 
+    def _named(self) -> list[tuple[str, str]]:
+        return [("grpc.ssl_target_name_override", self._server_name)] if self._server_name else []
+
     def _require_private(self, address: str, host: str) -> None:
         if self._has_token and not self._plaintext_token and not is_loopback(host):
             raise ConfigError(
@@ -87,6 +98,10 @@ class Dial:
                 "--tls-ca, or --plaintext-token where the network is trusted",
                 field="plaintext_token",
             )
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0].rpartition("/")[2]
 
 
 def is_loopback(host: str) -> bool:

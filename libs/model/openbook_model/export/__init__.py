@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from openbook_core.errors import ArgumentError, ConflictError, Reason
-from openbook_model.checkpoint import TOKENIZER_FILES, written_whole
+from openbook_model.checkpoint import TOKENIZER_FILES
 from openbook_model.export.huggingface import write_decoder
 from openbook_model.export.retro import write_retro
+from openbook_model.folders import written_whole
 
 Format = Literal["hf", "hf-retro"]
 

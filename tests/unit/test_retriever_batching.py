@@ -1,0 +1,218 @@
+"""Batches across callers in a shard: who joins whom, who is refused, and that mates change nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from openbook_core.admission import Admission
+from openbook_core.errors import ArgumentError, DeadlineError, OpenbookError, OverloadedError, UnavailableError
+from openbook_database.scoring import Hits
+from openbook_database.snapshot import Snapshot
+from openbook_database.testing import build_tiny_snapshot
+from openbook_retriever.batching import SearchBatcher, Ticket
+
+
+class GatedShard:
+    """Answers each query with its own first element, once the gate is open; keeps the size of each batch.
+
+    `bad`: a query that begins with it fails its whole batch.
+    """
+
+    dimension = 2
+
+    def __init__(self, bad: float | None = None) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+        self.bad = bad
+
+    def search(
+        self,
+        queries_QD: NDArray[np.float32],
+        k: int,
+        exclude: Sequence[Collection[int]] | None = None,
+        min_score: Any = None,
+        allowed: Any = None,
+    ) -> Hits:
+        self.threads.add(threading.get_ident())
+        self.batches.append(queries_QD[:, 0].astype(int).tolist())
+        self.entered.release()
+        assert self.gate.wait(10)
+        if self.bad is not None and (queries_QD[:, 0] == self.bad).any():
+            raise ZeroDivisionError("a bug")
+        ids_QK = np.repeat(queries_QD[:, :1].astype(np.int64), k, axis=1)
+        return Hits(ids_QK, ids_QK.astype(np.float32))
+
+
+@contextmanager
+def batching(shard: GatedShard, **options: Any) -> Iterator[SearchBatcher]:
+    batcher = SearchBatcher(**options)
+    try:
+        yield batcher
+    finally:
+        shard.gate.set()
+        batcher.close()
+
+
+def ticket(shard: Any, *numbers: int, k: int = 2, **options: Any) -> Ticket:
+    return Ticket(shard, np.asarray([[number, 0] for number in numbers], np.float32), k, **options)
+
+
+def test_an_idle_worker_waits_for_nobody_and_a_busy_one_gathers() -> None:
+    shard = GatedShard()
+    with batching(shard) as batcher:
+        first = batcher.submit(ticket(shard, 1))
+        assert shard.entered.acquire(timeout=10), "searched alone, at once"
+        others = [batcher.submit(ticket(shard, number, number)) for number in range(2, 6)]
+        shard.gate.set()
+        assert first.result().ids_QK.tolist() == [[1, 1]]
+        for number, other in enumerate(others, 2):
+            assert other.result().ids_QK.tolist() == [[number] * 2] * 2
+            assert other.queued_s >= 0
+        assert shard.batches == [[1], [2, 2, 3, 3, 4, 4, 5, 5]]
+        assert len(shard.threads) == 1
+
+
+def test_another_shard_or_k_makes_another_batch_and_the_oldest_goes_first() -> None:
+    shard, other = GatedShard(), GatedShard()
+    other.gate.set()
+    with batching(shard, batch_queries=3) as batcher:
+        batcher.submit(ticket(shard, 0))
+        assert shard.entered.acquire(timeout=10)
+        tickets = [
+            batcher.submit(each)
+            for each in (
+                ticket(shard, 1, 1, 1, 1, 1),
+                ticket(shard, 2, k=3),
+                ticket(other, 9),
+                ticket(shard, 3),
+                ticket(shard, 4),
+                ticket(shard, 5, 5),
+            )
+        ]
+        shard.gate.set()
+        for each in tickets:
+            each.result()
+        assert shard.batches == [[0], [1] * 5, [2], [3, 4], [5, 5]]
+        assert other.batches == [[9]]
+
+
+def test_a_full_queue_refuses_with_a_delay_and_lets_a_large_call_in_when_empty() -> None:
+    shard = GatedShard()
+    with batching(shard, max_queue_queries=4) as batcher:
+        batcher.submit(ticket(shard, 0))
+        assert shard.entered.acquire(timeout=10)
+        waiting = [batcher.submit(ticket(shard, 1, 1, 1)), batcher.submit(ticket(shard, 2))]
+        with pytest.raises(
+            OverloadedError, match="4 queries wait and 1 more do not fit into the queue of 4"
+        ) as refused:
+            batcher.submit(ticket(shard, 3))
+        assert refused.value.retry_after_s == pytest.approx(0.05)
+        waiting[0].cancel()
+        again = batcher.submit(ticket(shard, 3))
+        shard.gate.set()
+        assert again.result().ids_QK.tolist() == [[3, 3]]
+        assert waiting[1].result().ids_QK.tolist() == [[2, 2]]
+        large = batcher.submit(ticket(shard, *range(10)))
+        assert len(large.result().ids_QK) == 10
+        assert shard.batches == [[0], [2, 3], [*range(10)]], "the cancelled call cost nothing"
+
+
+def test_deadlines_hold_in_the_queue() -> None:
+    shard = GatedShard()
+    with batching(shard) as batcher:
+        batcher.submit(ticket(shard, 0))
+        assert shard.entered.acquire(timeout=10)
+        late = batcher.submit(ticket(shard, 1, deadline=time.monotonic() + 0.02))
+        with pytest.raises(DeadlineError, match="before its queries were searched"):
+            late.result()
+        with pytest.raises(DeadlineError):
+            batcher.submit(ticket(shard, 2, deadline=time.monotonic() - 1))
+        gone = batcher.submit(ticket(shard, 3))
+        gone.cancel()
+        kept = batcher.submit(ticket(shard, 4, deadline=time.monotonic() + 60))
+        shard.gate.set()
+        assert kept.result().ids_QK.tolist() == [[4, 4]]
+        assert shard.batches == [[0], [4]]
+
+
+def test_a_call_that_fails_does_not_fail_its_mates() -> None:
+    shard = GatedShard(bad=7)
+    with batching(shard) as batcher:
+        batcher.submit(ticket(shard, 0))
+        assert shard.entered.acquire(timeout=10)
+        good, bad, fine = (batcher.submit(ticket(shard, number)) for number in (1, 7, 2))
+        shard.gate.set()
+        assert good.result().ids_QK.tolist() == [[1, 1]]
+        assert fine.result().ids_QK.tolist() == [[2, 2]]
+        with pytest.raises(OpenbookError, match="ZeroDivisionError: a bug"):
+            bad.result()
+        assert batcher.submit(ticket(shard, 3)).result().ids_QK.tolist() == [[3, 3]]
+
+
+def test_wrong_queries_never_reach_the_queue() -> None:
+    for numbers in ([[1.0, 2.0, 3.0]], [[np.nan, 0.0]]):
+        with pytest.raises(ArgumentError) as refused:
+            Ticket(GatedShard(), np.asarray(numbers, np.float32), 1)  # type: ignore[arg-type]
+        assert refused.value.field == "queries"
+
+
+def test_what_waits_is_answered_before_the_end() -> None:
+    shard = GatedShard()
+    with batching(shard) as batcher:
+        batcher.submit(ticket(shard, 0))
+        assert shard.entered.acquire(timeout=10)
+        waiting = batcher.submit(ticket(shard, 1))
+    assert waiting.result().ids_QK.tolist() == [[1, 1]]
+    with pytest.raises(UnavailableError, match="shutting down"):
+        batcher.submit(ticket(shard, 2))
+
+
+def test_the_delay_is_the_excess_over_the_measured_rate() -> None:
+    admission = Admission("queries", 100, 10.0)
+    assert admission.delay(100, 20) == pytest.approx(2.0)
+    assert admission.delay(100, 20, besides=5) == pytest.approx(2.5)
+    assert admission.delay(100, 20, besides=500) == pytest.approx(4.0)
+    assert admission.delay(0, 20) == pytest.approx(0.05)
+    admission.measured(60, 1.0)
+    assert admission.delay(100, 20) == pytest.approx(1.0)
+    assert (admission.has_room(80, 20), admission.has_room(80, 21)) == (True, False)
+
+
+@pytest.mark.parametrize("index", ["Flat", "IVF4,SQ8"])
+def test_an_answer_does_not_depend_on_its_mates(tmp_path: Path, index: str) -> None:
+    """Many callers at once, each with its own exclusions, filter, score and k, against each alone."""
+    rows = 40
+    snapshot = Snapshot.open(build_tiny_snapshot(tmp_path / "snapshot", documents=rows, index=index).path)
+    (shard,) = snapshot.shards
+    random = np.random.default_rng(8)
+    masks = [None, random.random(rows) < 0.5, random.random(rows) < 0.1]
+    calls = []
+    for number in range(48):
+        queries_QD = random.normal(size=(1 + number % 3, 16)).astype(np.float32)
+        exclude = None if number % 4 else [set(random.integers(0, rows, 5).tolist())] * len(queries_QD)
+        allowed = None if number % 5 == 0 else [masks[number % 3]] * len(queries_QD)
+        min_score = None if number % 3 else float(random.normal()) / 2
+        calls.append((queries_QD, 2 + number % 2, exclude, min_score, allowed))
+    expected = [shard.search(*call) for call in calls]
+    blocker = GatedShard()
+    with batching(blocker) as batcher:
+        batcher.submit(ticket(blocker, 0))
+        assert blocker.entered.acquire(timeout=10)
+        tickets = [batcher.submit(Ticket(shard, *call)) for call in calls]
+        blocker.gate.set()
+        found = [each.result() for each in tickets]
+    assert len({each.started for each in tickets}) == 2, "two batches, one for each k"
+    for hits, alone in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(hits.ids_QK, alone.ids_QK)
+        np.testing.assert_array_equal(hits.scores_QK, alone.scores_QK)
