@@ -34,6 +34,7 @@ def records(folder: Path, out: str) -> list[dict[str, Any]]:
 def test_resume_equals_a_straight_run(tmp_path: Path, retriever: FakeRetriever) -> None:
     write_corpus(tmp_path)
     straight = run(tmp_path, "straight")
+    assert retriever.held == "snapshot-1", "the run keeps its snapshot loaded"
     half = run(tmp_path, "halves", stop_at=2)
     assert (half["steps"], half["stopped_by"]) == (2, "stop_at")
     resumed = run(tmp_path, "halves")

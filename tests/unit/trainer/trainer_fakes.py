@@ -125,6 +125,9 @@ class FakeRetriever:
             timings=common_pb2.Timings(),
         )
 
+    def hold(self, database: str, snapshot: str) -> None:
+        self.held = snapshot
+
     def close(self) -> None:
         pass
 
