@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error.strerror}: {error.filename or config.out}; {_GO_ON}", file=sys.stderr)
         return 1
     except OpenbookError as error:
-        if not first and error.metadata.get("sigterm") != "True":
+        if not first:
+            if error.metadata.get("sigterm") == "True":
+                return 1  # the launcher ends this process, since another one has ended and said why
             time.sleep(_FIRST_ENDS_WITHIN_S)
         print(f"error: {error.message}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError) else 1

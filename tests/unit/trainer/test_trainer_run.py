@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from openbook_core.errors import (
 )
 from openbook_trainer import app, checkpoint, saver
 from openbook_trainer.config import TrainConfig
+from openbook_trainer.stopping import heeding_sigterm
 
 
 def run(folder: Path, out: str = "run", **changes: Any) -> dict[str, Any]:
@@ -153,6 +156,23 @@ def test_exit_codes(
     assert app.main(["--config", str(path)]) == code
     assert capsys.readouterr().err.strip()
     assert app.main(["--config", str(tmp_path)]) == 2
+
+
+def test_the_second_process_is_quiet_when_the_launcher_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: TrainConfig, allow_changed: list[str]) -> None:
+        with heeding_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise UnavailableError("another process ended")
+
+    monkeypatch.setattr(app, "train", fail)
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(settings(tmp_path)))
+    for rank, said in (("0", "error: another process ended\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert app.main(["--config", str(path)]) == 1
+        assert capsys.readouterr().err == said
 
 
 def test_no_whole_checkpoint_is_an_error(tmp_path: Path) -> None:
