@@ -27,7 +27,7 @@ from openbook_model import save as save_model
 from openbook_trainer import checkpoint
 from openbook_trainer.cached import CachedSource, snapshot_of
 from openbook_trainer.compute import compute_dtype, prepare_blocks
-from openbook_trainer.config import TrainConfig, load_train_config, task_of
+from openbook_trainer.config import TrainConfig
 from openbook_trainer.data import ChunkedCorpus, SequenceOrder, read_corpus
 from openbook_trainer.distributed import World, process_group, shard, whole
 from openbook_trainer.evaluation import Evaluator
@@ -37,11 +37,13 @@ from openbook_trainer.neighbours import LiveSource, NoSource, pin_snapshot
 from openbook_trainer.optimiser import average_of, make_optimisers
 from openbook_trainer.retrofit import rate_scale, starting_model
 from openbook_trainer.saver import Saver
-from openbook_trainer.stopping import EXIT_CODE, StopRequest, TerminatedError, heeding_sigterm
+from openbook_trainer.stopping import EXIT_CODE, StopRequest, TerminatedError
+from openbook_trainer.tasks import config_class, run_in_one_process
 
 _FIRST_ENDS_WITHIN_S = 60.0
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _GO_ON = "the last checkpoint is whole, run the same command to go on"
+Found = tuple[Path, checkpoint.RunState] | None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,17 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     setup_logging("trainer")
     first = os.environ.get("RANK", "0") == "0"
+    asked_to_stop = StopRequest()
     try:
-        task = task_of(options.config)
-        if task == "sft":
-            return _sft(options)
-        if task == "recall":
-            return _recall(options)
-        config, origin = load_train_config(options.config, options.set)
+        config, origin = load_config(config_class(options.config), options.config, options.set)
         if options.print_config:
             print(render_config(config, origin))
-            return 0
-        train(config, options.allow_changed)
+        elif isinstance(config, TrainConfig):
+            train(config, options.allow_changed, asked_to_stop)
+        else:
+            run_in_one_process(config, options.allow_changed)
     except TerminatedError as error:
         if first:
             print(error.message, file=sys.stderr)
@@ -85,11 +85,11 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _DISK_FULL:
             raise
-        print(f"error: {error.strerror}: {error.filename or config.out}; {_GO_ON}", file=sys.stderr)
+        print(f"error: {error.filename or 'the disk'}: {error.strerror}; {_GO_ON}", file=sys.stderr)
         return 1
     except OpenbookError as error:
         if not first:
-            if error.metadata.get("sigterm") == "True":
+            if asked_to_stop:
                 return 1  # the launcher ends this process, since another one has ended and said why
             time.sleep(_FIRST_ENDS_WITHIN_S)
         print(f"error: {error.message}", file=sys.stderr)
@@ -101,45 +101,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _sft(options: argparse.Namespace) -> int:
-    from openbook_trainer.sft.config import SftConfig
-    from openbook_trainer.sft.run import run_sft
-
-    config, origin = load_config(SftConfig, options.config, options.set)
-    if options.print_config:
-        print(render_config(config, origin))
-        return 0
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("task sft runs in one process; leave out --processes", field="task")
-    run_sft(config)
-    return 0
-
-
-def _recall(options: argparse.Namespace) -> int:
-    from openbook_trainer.recall.config import RecallConfig
-    from openbook_trainer.recall.run import run_recall
-
-    config, origin = load_config(RecallConfig, options.config, options.set)
-    if options.print_config:
-        print(render_config(config, origin))
-        return 0
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("task recall runs in one process; leave out --processes", field="task")
-    run_recall(config)
-    return 0
-
-
-def train(config: TrainConfig, allow_changed: Collection[str] = ()) -> dict[str, Any]:
+def train(
+    config: TrainConfig, allow_changed: Collection[str] = (), asked_to_stop: StopRequest | None = None
+) -> dict[str, Any]:
     """Run, or go on with, the training that `config` describes; the last line of standard output is the summary.
 
     The summary has steps, loss_off, loss_on, loss_shuffled, tokens, seconds, tokens_per_s, neighbour_wait_share,
     mfu, dtype, masked_batches, skipped_steps, stopped_by, snapshot, checkpoint, model and weights_hash. Under torchrun
-    every process calls this. `allow_changed` names settings that may differ from those of the checkpoint that is resumed.
-    Raises OpenbookError.
+    every process calls this. `allow_changed` names settings that may differ from those of the checkpoint that is resumed;
+    `asked_to_stop` is set by a SIGTERM meanwhile. Raises OpenbookError.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    with heeding_sigterm() as asked_to_stop, process_group(config.device) as world:
+    asked_to_stop = StopRequest() if asked_to_stop is None else asked_to_stop
+    with asked_to_stop.heeded(), process_group(config.device) as world:
         if world.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
         summary = _train(config, world, allow_changed, asked_to_stop)
@@ -153,15 +128,16 @@ def _train(
 ) -> dict[str, Any]:
     tokenizer = world.together(lambda: _tokenizer(config, world))
     m = config.model.chunk_length
-    snapshot = world.from_first(lambda: _pin(config, tokenizer, allow_changed))
+    found = world.together(lambda: checkpoint.newest(config.out / "checkpoints"))
+    snapshot = world.from_first(lambda: _pin(config, tokenizer, found, allow_changed))
     corpus, held_out = world.together(lambda: read_corpus(config.corpus, tokenizer, m))
     source = world.together(lambda: _source(config, snapshot, corpus, held_out))
     model, base_hash = world.together(lambda: starting_model(config, tokenizer))
     cache_digest = source.digest if isinstance(source, CachedSource) else ""
     digests = f"{corpus.digest()} {held_out.digest()}", cache_digest, base_hash
     try:
-        config = _with_dtype(config, world)
-        resumed_from, state = world.together(lambda: _start(config, *digests, snapshot, allow_changed))
+        config = _with_dtype(config, world, found)
+        state = world.together(lambda: _start(config, *digests, snapshot, found, allow_changed))
         if isinstance(source, LiveSource):
             live = source
             world.together(lambda: live.check_exclusions(corpus.document_ids))
@@ -175,9 +151,9 @@ def _train(
         shard(model, world, getattr(torch, config.compute.dtype))
         quick = config.compute.dtype == "bfloat16" or world.device.type == "cuda"
         optimisers = make_optimisers(model, config.optimiser, rate_scale(config, model), bfloat16=quick)
-        if resumed_from:
-            found = resumed_from
-            world.together(lambda: checkpoint.restore(found, model, optimisers))
+        if found is not None:
+            resumed_from, _ = found
+            world.together(lambda: checkpoint.restore(resumed_from, model, optimisers))
         metrics = world.together(lambda: _metrics(config, world, state))
         for change in state.changes:
             metrics.note(change)
@@ -230,11 +206,11 @@ def _tokenizer(config: TrainConfig, world: World) -> Tokenizer:
     return tokenizer
 
 
-def _pin(config: TrainConfig, tokenizer: Tokenizer, allow_changed: Collection[str]) -> str:
+def _pin(config: TrainConfig, tokenizer: Tokenizer, found: Found, allow_changed: Collection[str]) -> str:
     """The snapshot that the run uses, all through; "" without retrieval."""
     if config.retrieval is None:
         return ""
-    wanted, m = _wanted_snapshot(config, config.retrieval.snapshot, allow_changed), config.model.chunk_length
+    wanted, m = _wanted_snapshot(config.retrieval.snapshot, found, allow_changed), config.model.chunk_length
     if config.retrieval.folder is not None:
         return snapshot_of(config.retrieval.folder, wanted, tokenizer, m)
     return pin_snapshot(config.retrieval, wanted, tokenizer, m)
@@ -260,29 +236,27 @@ def _start(
     cache_digest: str,
     base_hash: str,
     snapshot: str,
+    found: Found,
     allow_changed: Collection[str],
-) -> tuple[Path | None, checkpoint.RunState]:
-    """The checkpoint to go on from, or None, and the state there. Raises ConfigError where it has other settings."""
+) -> checkpoint.RunState:
+    """The state at the checkpoint to go on from, or before the first step. Raises ConfigError where it has other
+    settings."""
     settings = checkpoint.settings_of(config, corpus_digest, cache_digest, base_hash)
-    found = checkpoint.newest(config.out / "checkpoints")
     if found is None:
-        return None, checkpoint.RunState(0, settings, snapshot)
+        return checkpoint.RunState(0, settings, snapshot)
     path, state = found
     changes = checkpoint.require_same(settings, state.settings, path, allow_changed)
     if snapshot != state.snapshot:
         changes.append({"field": checkpoint.SNAPSHOT_FIELD, "then": state.snapshot, "now": snapshot})
     made = tuple({"step": state.step, **change} for change in changes)
-    return path, checkpoint.RunState(state.step, settings, snapshot, (*state.changes, *made))
+    return checkpoint.RunState(state.step, settings, snapshot, (*state.changes, *made))
 
 
-def _with_dtype(config: TrainConfig, world: World) -> TrainConfig:
+def _with_dtype(config: TrainConfig, world: World, found: Found) -> TrainConfig:
     """The same settings with the dtype that is computed in, for all processes and all parts of the run."""
-
-    def choose() -> str:
-        found = checkpoint.newest(config.out / "checkpoints") if config.compute.dtype == "auto" else None
-        return compute_dtype(config.compute, world.device, None if found is None else found[1].settings)
-
-    compute = config.compute.model_copy(update={"dtype": world.from_first(choose)})
+    resumed = None if found is None else found[1].settings
+    dtype = world.from_first(lambda: compute_dtype(config.compute, world.device, resumed))
+    compute = config.compute.model_copy(update={"dtype": dtype})
     return config.model_copy(update={"compute": compute})
 
 
@@ -291,9 +265,8 @@ def _metrics(config: TrainConfig, world: World, state: checkpoint.RunState) -> M
     return Metrics(config.out / "metrics.jsonl", first=world.first, resumed_at=state.step, tensorboard=events)
 
 
-def _wanted_snapshot(config: TrainConfig, asked: str, allow_changed: Collection[str]) -> str:
+def _wanted_snapshot(asked: str, found: Found, allow_changed: Collection[str]) -> str:
     """The snapshot of the run that is resumed, else the configured one ("" = live)."""
-    found = checkpoint.newest(config.out / "checkpoints")
     if found is None:
         return asked
     path, state = found

@@ -109,6 +109,18 @@ class OptimiserConfig(FrozenConfig):
     average_decay: Fraction | None = None
     max_bad_steps: PositiveInt = 5
 
+    def require_warmup(self, steps: int) -> None:
+        """Raise ValueError where the warm-up leaves nothing of a run of `steps`."""
+        if self.warmup_steps >= steps:
+            raise ValueError(f"optimiser.warmup_steps: {self.warmup_steps} leave nothing of {steps}")
+
+    def require_use(self, task: str, steps: int) -> None:
+        """Also where the loop of another task than pretraining does not do what is asked for."""
+        self.require_warmup(steps)
+        for name in ("average_decay", "max_bad_steps"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"optimiser.{name}: task {task} has no such thing; leave it out")
+
 
 class ComputeConfig(FrozenConfig):
     """How the arithmetic is done; master weights, moments and sums over processes are float32 always.
@@ -204,8 +216,7 @@ class TrainConfig(FrozenConfig):
                 f"model.neighbor_length: a neighbour is a chunk and its continuation, {2 * self.model.chunk_length} "
                 f"tokens; given {self.model.neighbor_length}"
             )
-        if self.optimiser.warmup_steps >= self.steps:
-            raise ValueError(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps}")
+        self.optimiser.require_warmup(self.steps)
         if self.neighbor_levels is not None:
             last, most = self.neighbor_levels.levels[-1], (self.model.num_neighbors, self.model.neighbor_length)
             if (last.neighbors, last.tokens) != most:

@@ -20,7 +20,7 @@ from openbook_trainer.evaluation import Evaluator, HeldOutLoss, summed_loss
 from openbook_trainer.measures import Meter
 from openbook_trainer.metrics import Metrics
 from openbook_trainer.neighbours import Neighbors, NeighborSource
-from openbook_trainer.optimiser import Optimisers, learning_rate
+from openbook_trainer.optimiser import Optimisers, begin_step, learning_rate
 from openbook_trainer.prefetch import Prefetch
 from openbook_trainer.saver import Saver
 from openbook_trainer.stopping import StopRequest, TerminatedError
@@ -149,10 +149,7 @@ class Loop:
     def _step(self, step: int, micro_batches: list[MicroBatch], batches: Prefetch[list[MicroBatch]]) -> None:
         begin = time.perf_counter()
         rate = learning_rate(self.config.optimiser, step, self.config.steps)
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["rate_scale"]
+        begin_step(self.optimisers, rate)
         labels = sum(int((batch.labels_BT != IGNORED).sum()) for batch, _ in micro_batches)
         tokens = int(self.world.total(labels))
         loss = 0.0

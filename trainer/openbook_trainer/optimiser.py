@@ -87,6 +87,14 @@ def make_optimisers(
     return tuple(made)
 
 
+def begin_step(optimisers: Optimisers, rate: float) -> None:
+    """No gradients, and each group's rate for a step whose `learning_rate` is `rate`."""
+    for optimiser in optimisers:
+        optimiser.zero_grad(set_to_none=True)
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["rate_scale"]
+
+
 def average_of(optimisers: Optimisers, model: nn.Module) -> dict[str, torch.Tensor]:
     """By name, the averaged weights of the parameters that are trained; empty where no average is kept."""
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}

@@ -17,7 +17,7 @@ class TerminatedError(OpenbookError):
 
 
 class StopRequest:
-    """Set by the first SIGTERM; while nobody heeds it, the process lives."""
+    """Set by the first SIGTERM within `heeded`; while nobody heeds it, the process lives."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -25,22 +25,14 @@ class StopRequest:
     def __bool__(self) -> bool:
         return self._event.is_set()
 
-
-@contextmanager
-def heeding_sigterm() -> Iterator[StopRequest]:
-    """SIGTERM sets the request within the block (in the main thread; elsewhere it stays unset).
-
-    Where the block ends by another error after a SIGTERM, that error is what the process goes down with.
-    """
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: request._event.set())
-    try:
-        yield request
-    except OpenbookError as error:
-        error.metadata["sigterm"] = str(bool(request))
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """SIGTERM sets this within the block (in the main thread; elsewhere it stays unset)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, lambda *_: self._event.set())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from pathlib import Path
 
 from openbook_core.config import FrozenConfig
+from openbook_core.errors import ConfigError
 from openbook_trainer.config import TrainConfig, task_of
 
 
@@ -20,3 +23,27 @@ def config_class(path: Path) -> type[FrozenConfig]:
 
         return RecallConfig
     return TrainConfig
+
+
+def run_in_one_process(config: FrozenConfig, allow_changed: Collection[str]) -> None:
+    """Run, or go on with, another task than pretraining.
+
+    Raises ConfigError where torchrun started several processes, or where settings shall differ from the checkpoint's.
+    """
+    from openbook_trainer.recall.config import RecallConfig
+    from openbook_trainer.recall.run import run_recall
+    from openbook_trainer.sft.config import SftConfig
+    from openbook_trainer.sft.run import run_sft
+
+    assert isinstance(config, SftConfig | RecallConfig)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"task {config.task} runs in one process; leave out --processes", field="task")
+    if allow_changed:
+        raise ConfigError(
+            f"--allow-changed: task {config.task} goes on with the same settings alone; give another `out`",
+            field="allow-changed",
+        )
+    if isinstance(config, SftConfig):
+        run_sft(config)
+    else:
+        run_recall(config)

@@ -22,10 +22,11 @@ from openbook_trainer.recall import answers as answers_module
 from openbook_trainer.recall import run as run_module
 from openbook_trainer.recall.answers import grade
 from openbook_trainer.recall.batches import IGNORED, to_batch
-from openbook_trainer.recall.config import RecallConfig, RecallOptimiser
+from openbook_trainer.recall.config import RecallConfig
 from openbook_trainer.recall.run import answer_loss, run_recall
 from openbook_trainer.recall.source import Question
 from openbook_trainer.recall.worlds import Worlds, WorldsSettings
+from openbook_trainer.tasks import run_in_one_process
 
 ASKED_FOR = (r"[A-Z]\w+(?= have|\?)", r"\b[a-z]+(?= of| does)")
 EXAMPLES = Path(__file__).parents[3] / "examples" / "train"
@@ -56,7 +57,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
             "least": 0,
             "at_most": 3,
         },
-        "optimiser": {"warmup_steps": 2},
+        "optimiser": {"kind": "muon", "warmup_steps": 2},
         "evaluation": {"every": 0, "questions": 4, "final": 6, "max_tokens": 4},
         "log_every": 1,
         **changes,
@@ -186,11 +187,13 @@ def test_muon_steps_as_torch_s_own() -> None:
     assert float(values.min()) > 0.6 and float(values.max()) < 1.3
 
 
-def test_the_rates_warm_up_stay_and_fall() -> None:
-    rates = RecallOptimiser(warmup_steps=4, decay=0.5, final_fraction=0.0)
-    assert [rates.fraction(step, 10) for step in range(10)] == pytest.approx(
-        [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
-    )
+def test_what_only_pretraining_does_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--allow-changed: task recall"):
+        run_in_one_process(config(tmp_path), ["seed"])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="task recall runs in one process"):
+        run_in_one_process(config(tmp_path), ())
+    assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_two_halves_are_one_run_to_the_bit(tmp_path: Path) -> None:
@@ -232,6 +235,8 @@ def test_a_loss_that_is_not_finite_stops_with_a_checkpoint(tmp_path: Path, monke
     ("changes", "field"),
     [
         ({"steps": 2}, "warmup_steps"),
+        ({"optimiser": {"average_decay": 0.9}}, "optimiser.average_decay: task recall"),
+        ({"optimiser": {"max_bad_steps": 2}}, "optimiser.max_bad_steps: task recall"),
         ({"curriculum": {"levels": [{"neighbors": 3, "tokens": 8}]}}, "neighbors"),
         ({"curriculum": {"levels": [{"neighbors": 1, "tokens": 33}]}}, "neighbor_length"),
         ({"sourc": {}}, "source"),

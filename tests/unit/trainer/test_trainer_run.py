@@ -23,7 +23,7 @@ from openbook_core.errors import (
 )
 from openbook_trainer import app, checkpoint, saver
 from openbook_trainer.config import TrainConfig
-from openbook_trainer.stopping import heeding_sigterm
+from openbook_trainer.stopping import StopRequest
 
 
 def run(folder: Path, out: str = "run", **changes: Any) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def test_exit_codes(
     error: BaseException,
     code: int,
 ) -> None:
-    def fail(config: TrainConfig, allow_changed: list[str]) -> None:
+    def fail(*_: Any) -> None:
         raise error
 
     monkeypatch.setattr(app, "train", fail)
@@ -161,8 +161,8 @@ def test_exit_codes(
 def test_the_second_process_is_quiet_when_the_launcher_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(config: TrainConfig, allow_changed: list[str]) -> None:
-        with heeding_sigterm():
+    def fail(config: TrainConfig, allow_changed: list[str], asked_to_stop: StopRequest) -> None:
+        with asked_to_stop.heeded():
             os.kill(os.getpid(), signal.SIGTERM)
             raise UnavailableError("another process ended")
 

@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from openbook_core.config import FrozenConfig
 from openbook_model.config import RetroConfig
+from openbook_trainer.config import OptimiserConfig
 from openbook_trainer.curriculum import CurriculumConfig
 from openbook_trainer.recall.sources import SourceSettings
-
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class RecallOptimiser(FrozenConfig):
-    """Muon for the matrices, AdamW for embeddings, norms and gates.
-
-    Both rates warm up, stay, and fall in a straight line to `final_fraction` over the last `decay` of the steps.
-    """
-
-    matrices: PositiveFloat = 4e-3
-    others: PositiveFloat = 2e-3
-    momentum: Fraction = 0.95
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.98
-    weight_decay: NonNegativeFloat = 0.01
-    warmup_steps: NonNegativeInt = 50
-    decay: float = Field(default=0.5, ge=0.0, le=1.0)
-    final_fraction: float = Field(default=0.05, ge=0.0, le=1.0)
-    clip_norm: PositiveFloat = 1.0
-
-    def fraction(self, step: int, steps: int) -> float:
-        """What of the rates step number `step` (from 0) of `steps` takes."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        left, falling = (steps - step) / steps, self.decay
-        return 1.0 if left >= falling else self.final_fraction + (1 - self.final_fraction) * left / falling
 
 
 class RecallEvaluation(FrozenConfig):
@@ -64,7 +38,7 @@ class RecallConfig(FrozenConfig):
     steps: PositiveInt
     batch: PositiveInt = 64
     curriculum: CurriculumConfig
-    optimiser: RecallOptimiser = RecallOptimiser()
+    optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: RecallEvaluation = RecallEvaluation()
     autocast: bool | None = None
     seed: NonNegativeInt = 0
@@ -88,6 +62,5 @@ class RecallConfig(FrozenConfig):
             )
         if not self.model.cross_attention_layers or self.model.gate == 0.0:
             raise ValueError("model.cross_attention_layers: without cross attention nothing can be recalled")
-        if self.optimiser.warmup_steps >= self.steps:
-            raise ValueError(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps}")
+        self.optimiser.require_use("recall", self.steps)
         return self

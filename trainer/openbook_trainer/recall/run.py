@@ -18,11 +18,11 @@ from openbook_model import RetroModel, initialise, save, weights_hash
 from openbook_model.precision import probe_precision
 from openbook_trainer.curriculum import Curriculum
 from openbook_trainer.metrics import Metrics
-from openbook_trainer.muon import Muon
 from openbook_trainer.one_file import load_state, save_state
+from openbook_trainer.optimiser import begin_step, learning_rate, make_optimisers
 from openbook_trainer.recall.answers import grade
 from openbook_trainer.recall.batches import IGNORED, RecallBatch, to_batch
-from openbook_trainer.recall.config import RecallConfig, RecallOptimiser
+from openbook_trainer.recall.config import RecallConfig
 from openbook_trainer.recall.source import RecallSource
 from openbook_trainer.recall.sources import make_source
 
@@ -63,7 +63,7 @@ class _Run:
         self.model = RetroModel(config.model)
         initialise(self.model, config.seed)
         self.model.train()
-        self.optimisers = make_optimisers(self.model, config.optimiser)
+        self.optimisers = make_optimisers(self.model, config.optimiser, bfloat16=False)
         self.curriculum = Curriculum(config.curriculum)
         self.autocast = config.autocast
         self.trained_s = self.trained_cpu_s = 0.0
@@ -129,11 +129,8 @@ class _Run:
         batch = to_batch(questions, self.source.end, config.model.chunk_length)
         self.tokens["decoder"] += sum(len(each.prompt) + len(each.answer) for each in questions)
         self.tokens["encoder"] += int(batch.lengths_B1K.sum())
-        fraction = config.optimiser.fraction(step, config.steps)
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * fraction
-            optimiser.zero_grad(set_to_none=True)
+        rate = learning_rate(config.optimiser, step, config.steps)
+        begin_step(self.optimisers, rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.autocast)):
             loss = answer_loss(self.model, batch)
         torch.autograd.backward(loss)
@@ -149,7 +146,7 @@ class _Run:
         for optimiser in self.optimisers:
             optimiser.step()
         advanced = self.curriculum.observe(number, value)
-        return {"loss": value, "level": number, "gradient_norm": norm, "fraction": fraction, "advanced": advanced}
+        return {"loss": value, "level": number, "gradient_norm": norm, "learning_rate": rate, "advanced": advanced}
 
     def _evaluate(self, count: int) -> dict[str, Any]:
         """Of the same held-out questions at every step."""
@@ -191,15 +188,3 @@ class _Run:
             self.source.tokenizer.save(Path(name))
             save(self.model, folder, name)
         return folder
-
-
-def make_optimisers(model: RetroModel, config: RecallOptimiser) -> list[torch.optim.Optimizer]:
-    """Muon for the blocks' matrices, AdamW for the rest; `peak` of each group is its highest rate."""
-    named = list(model.named_parameters())
-    matrices = [each for name, each in named if each.dim() == 2 and "embedding" not in name and name != "head.weight"]
-    chosen = set(map(id, matrices))
-    others = [each for _, each in named if id(each) not in chosen]
-    muon = Muon(matrices, config.matrices, config.momentum, config.weight_decay)
-    adamw = torch.optim.AdamW(others, config.others, (config.beta1, config.beta2), weight_decay=config.weight_decay)
-    muon.param_groups[0]["peak"], adamw.param_groups[0]["peak"] = config.matrices, config.others
-    return [muon, adamw]

@@ -65,8 +65,5 @@ class SftConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.optimiser.warmup_steps >= self.steps:
-            raise ValueError(f"optimiser.warmup_steps: {self.optimiser.warmup_steps} leave nothing of {self.steps}")
-        if self.optimiser.average_decay is not None:
-            raise ValueError("optimiser.average_decay: tuning keeps no average of the weights; leave it out")
+        self.optimiser.require_use("sft", self.steps)
         return self

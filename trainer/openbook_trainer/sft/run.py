@@ -21,7 +21,7 @@ from openbook_model.resolve import resolve_folder
 from openbook_trainer.data import IGNORED
 from openbook_trainer.metrics import Metrics
 from openbook_trainer.one_file import load_state, save_state
-from openbook_trainer.optimiser import learning_rate, make_optimisers
+from openbook_trainer.optimiser import begin_step, learning_rate, make_optimisers
 from openbook_trainer.sft.batches import Batches
 from openbook_trainer.sft.config import SftConfig
 from openbook_trainer.sft.lora import adapter_pairs, inject
@@ -124,8 +124,7 @@ class _Run:
         batch = self.batches.at(step)
         waited = time.perf_counter() - begun
         rate = learning_rate(self.config.optimiser, step, self.config.steps)
-        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
-            group["lr"] = rate * group["rate_scale"]
+        begin_step(self.optimisers, rate)
         self.examples, self.left_out = self.examples + batch.examples, self.left_out + batch.left_out
         record = {"loss": None, "learning_rate": rate, **{name: getattr(batch, name) for name in _COUNTS}}
         if batch.packed:
@@ -135,8 +134,6 @@ class _Run:
     def _learn(self, step: int, packed: Packed) -> dict[str, float]:
         """One update; the loss (nats per token of the answers) and the gradient's norm before clipping."""
         answers, total = int((packed.labels_BT != IGNORED).sum()), 0.0
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
         for row in packed.rows():
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.autocast)):
                 loss = packed_loss(self.model, row) / answers
