@@ -139,9 +139,10 @@ def test_muon_and_bfloat16_in_two_processes(tmp_path: Path, retriever: str) -> N
     changes["retrieval"] = {"address": retriever}
     config = TrainConfig.parse(settings(tmp_path, out=str(tmp_path / "run1"), **changes))
     app.train(config)
-    for name in ("loss", "gradient_norm", "loss_on"):
+    # A product in bfloat16 is right to 2**-8 and rounds otherwise on another processor; norms keep more of that than losses.
+    for name, tolerance in (("loss", 1e-3), ("gradient_norm", 2**-8), ("loss_on", 1e-3)):
         one, two = (figures(tmp_path, out, name) for out in ("run1", "run2"))
-        np.testing.assert_allclose(one, two, rtol=1e-3)
+        np.testing.assert_allclose(one, two, rtol=tolerance)
     first = RetroModel(config.model)
     initialise(first, config.seed)
     one, two = (dict(load(tmp_path / out / "model-average").named_parameters()) for out in ("run1", "run2"))

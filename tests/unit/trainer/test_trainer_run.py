@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -163,7 +162,7 @@ def test_the_second_process_is_quiet_when_the_launcher_ends_it(
 ) -> None:
     def fail(config: TrainConfig, allow_changed: list[str], asked_to_stop: StopRequest) -> None:
         with asked_to_stop.heeded():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             raise UnavailableError("another process ended")
 
     monkeypatch.setattr(app, "train", fail)

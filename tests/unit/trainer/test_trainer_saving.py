@@ -112,7 +112,7 @@ def test_sigterm_finishes_the_step_and_saves(
 
     def asked(self: Loop, number: int, *rest: Any) -> None:
         if number == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         step(self, number, *rest)
 
     path = tmp_path / "config.json"
