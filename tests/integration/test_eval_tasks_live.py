@@ -150,7 +150,7 @@ def test_the_closed_book_question_is_asked_for_a_short_answer_unless_alone(
 
 
 def test_the_command_takes_a_database_that_is_served(config: TasksConfig, tmp_path: Path) -> None:
-    live = Snapshot.open(tmp_path / "book").snapshot_id
+    live = Snapshot.open(tmp_path / "book").id
     words = {"--model": config.model, "--data": config.data, "--out": config.out, "--json": tmp_path / "figures.json"}
     words |= {"--database": DATABASE, "--retriever": config.retriever, "--limit": 2, "--max-tokens": 4, "--k": 2}
     options = [str(word) for pair in words.items() for word in pair]
