@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,9 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         build, start, move = guide.blocks
         guide.run(build)
         with guide.services(start):
-            listed = guide.run(move).splitlines()[-1]
+            (listed,) = json.loads("[\n" + guide.run(move).partition("\n[\n")[2])
         snapshot = Snapshot.open(tmp_path / "build" / "notes-1").id
-        assert "notes" in listed and snapshot[:12] in listed
+        assert (listed["database"], listed["live"], listed["epoch"]) == ("notes", snapshot, 1)
+        assert len(listed["replicas"]) == len(listed["routers"]) == 1
         assert open_registry(address).control("notes").live == snapshot
     assert PASSWORD not in (tmp_path / "log").read_text()
