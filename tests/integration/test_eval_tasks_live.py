@@ -156,7 +156,7 @@ def test_the_command_takes_a_database_that_is_served(config: TasksConfig, tmp_pa
     options = [str(word) for pair in words.items() for word in pair]
     done = CliRunner().invoke(app, ["eval", "tasks", "--tasks", "nq", *options], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    task = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["figures"]["tasks"]["nq"]
+    task = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["tasks"]["nq"]
     assert (task["database"], task["snapshot"], task["questions"]) == (DATABASE, live, 2)
     assert task["sides"]["on"]["count"] == 2
     assert not (config.out / "books").exists()

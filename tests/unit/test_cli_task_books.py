@@ -18,7 +18,7 @@ from openbook_database.snapshot import Snapshot
 from openbook_trainer.eval.tasks.questions import find_task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-from tasks_support import save_model
+from tasks_support import save_model, write_task
 
 DATA = Path(__file__).parents[2] / "examples"
 
@@ -27,7 +27,9 @@ class StoppedError(Exception):
     pass
 
 
-def build_in(books: Path, monkeypatch: pytest.MonkeyPatch, during: Any) -> None:
+def build_in(
+    books: Path, monkeypatch: pytest.MonkeyPatch, during: Any, task: str = "factbook", data: Path = DATA
+) -> None:
     """A run up to its first build, in whose place `during` is called, with the words of `openbook`."""
     model = books.with_name("model-32")
     if not model.exists():
@@ -40,7 +42,7 @@ def build_in(books: Path, monkeypatch: pytest.MonkeyPatch, during: Any) -> None:
     monkeypatch.setattr(task_books.Processes, "run", run)
     monkeypatch.setattr(task_books, "leave_on_signals", lambda: None)
     with pytest.raises(StoppedError):
-        task_books.task_books([find_task("factbook")], DATA, books / "out", books, str(model), 2).__enter__()
+        task_books.task_books([find_task(task)], data, books / "out", books, str(model), 2).__enter__()
 
 
 def test_a_book_has_the_chunks_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,10 +50,11 @@ def test_a_book_has_the_chunks_of_the_model(tmp_path: Path, monkeypatch: pytest.
         built = CliRunner().invoke(app, [*arguments, "--dtype", "float32"], catch_exceptions=False)
         assert built.exit_code == 0, built.output
 
+    write_task(tmp_path, {"Nile": "Egypt", "Seine": "France"})
     books = tmp_path / "books"
-    build_in(books, monkeypatch, during)
-    contract = Snapshot.open(books / "factbook-2026-02-19-first-2").manifest.contract
-    assert contract.chunk_length == 32
+    build_in(books, monkeypatch, during, "nq", tmp_path)
+    (manifest,) = books.glob("*/manifest.json")
+    assert Snapshot.open(manifest.parent).manifest.contract.chunk_length == 32
 
 
 @pytest.mark.parametrize("alone", [["--database", "factbook"], ["--retriever", "127.0.0.1:7000"]])
