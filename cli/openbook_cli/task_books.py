@@ -14,6 +14,8 @@ from openbook_cli.demo.processes import Processes, leave_on_signals
 from openbook_cli.swap import swap_to
 from openbook_core.clients import AdminClient
 from openbook_database.files import write_bytes_atomically
+from openbook_model.checkpoint import read_config
+from openbook_model.resolve import resolve_folder
 from openbook_trainer.eval.tasks.questions import read_documents
 from openbook_trainer.eval.tasks.task import Task
 
@@ -24,18 +26,20 @@ def task_books(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """The address of a router, and the database of each task that has one, built into `books` unless it is there.
 
+    Chunks are cut as `model`, a folder or name as for `openbook_model.resolve`, reads them: by its tokenizer and length.
     Runs may share `books`, in which one builds at a time: raises ConflictError while another one does. Other errors as of
     the builds and processes.
     """
     leave_on_signals()
     corpora = {task.corpus: task for task in tasks if task.corpus is not None}
+    chunks = ["--tokenizer", model, "--chunk-length", str(read_config(resolve_folder(model)).chunk_length)]
     with Processes(out / "logs") as processes:
         folders: dict[str, Path] = {}
         with alone_in(books, "build", "--books"):
             for corpus, task in corpora.items():
                 name = corpus if limit_documents is None else f"{corpus}-first-{limit_documents}"
                 folders[corpus] = books / name
-                _build(processes, task, data, folders[corpus], corpus, model, limit_documents)
+                _build(processes, task, data, folders[corpus], corpus, chunks, limit_documents)
         registry = str(out / "registry")
         embedder = processes.start("embedder", ["serve", "embedder", "--port", "0"])
         processes.start("shard", ["serve", "retriever", "--role", "shard", "--registry", registry])
@@ -48,13 +52,13 @@ def task_books(
 
 
 def _build(
-    processes: Processes, task: Task, data: Path, folder: Path, corpus: str, model: str, limit: int | None
+    processes: Processes, task: Task, data: Path, folder: Path, corpus: str, chunks: list[str], limit: int | None
 ) -> None:
     source = folder.with_suffix(".jsonl")
     rows = [json.dumps(asdict(each), ensure_ascii=False) for each in read_documents(task, data, limit)]
     content = "".join(f"{row}\n" for row in rows).encode()
     if not source.is_file() or source.read_bytes() != content:
         write_bytes_atomically(source, content)
-    arguments = ["db", "build", str(source), "--out", str(folder), "--database", corpus, "--tokenizer", model]
+    arguments = ["db", "build", str(source), "--out", str(folder), "--database", corpus, *chunks]
     for line in processes.run(f"db build {corpus}", arguments):
         print(line, file=sys.stderr)

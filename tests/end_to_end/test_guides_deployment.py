@@ -9,21 +9,27 @@ import re
 import shlex
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import yaml
+from cryptography import x509
 from typer._click.exceptions import ClickException
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
-from manifest_checks import K8S, OVERLAYS, ROOT, Document, http_paths, known_variables, kubectl, parse_openbook, render
+from manifest_checks import known_variables, parse_openbook
+from manifest_probes import http_paths
+from manifest_security import asked_secrets, make_secrets
+from manifests import K8S, OVERLAYS, ROOT, Document, kubectl, render
 
 COMPOSE = "deploy/docker/compose.yaml"
 
 
 def commands(guide: str, kind: str) -> list[str]:
-    """The lines of its ```sh blocks, or of its plain ones."""
+    """The lines of its ```sh blocks, or of its plain ones; without the section whose test runs it."""
     text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text(encoding="utf-8")
+    text = re.sub(r"^## Certificates and tokens$.*?(?=^## )", "", text, flags=re.DOTALL | re.MULTILINE)
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     return [line for found, block in blocks if found == kind for line in block.splitlines()]
 
@@ -122,8 +128,7 @@ def check_kubectl(line: str, rendered: list[Document], folder: Path) -> None:
             assert {each["metadata"]["namespace"] for each in rendered} == {name}
         case ["kubectl", "-n", "openbook", "create", "secret", *words]:
             made = json.loads(run_kubectl("create", "secret", *words, "--dry-run=client", "-o", "json"))
-            asked = re.findall(r"'secretKeyRef': {'key': '(\S+)', 'name': '(\S+)'}", str(rendered))
-            assert set(asked) == {(key, made["metadata"]["name"]) for key in made["data"]}
+            assert asked_secrets(rendered)[made["metadata"]["name"]] == set(made["data"])
         case ["kubectl", "apply", "-k", overlay]:
             assert overlay.startswith("deploy/k8s/overlays/") and run_kubectl("kustomize", overlay)
         case ["kubectl", "-n", "openbook", "patch", "job", name, "-p", patch]:
@@ -151,3 +156,19 @@ def test_the_kubernetes_guide_says_what_is_there(overlay: str, tmp_path: Path) -
     ):
         with pytest.raises((AssertionError, ValueError)):
             check_kubectl(wrong, rendered, tmp_path)
+
+
+def test_the_secrets_are_made_as_the_guide_says(tmp_path: Path) -> None:
+    made = make_secrets(tmp_path / "made")
+    asked = asked_secrets(render(K8S / "overlays" / "production"))
+    del asked["openbook-redis"]
+    assert {name: set(data) for name, data in made.items()} == asked
+    tls, tokens = made["openbook-tls"], made["openbook-tokens"]
+    for key in ("reader.token", "operator.token"):
+        token = tokens[key].decode().strip()
+        assert sha256(token.encode()).hexdigest() in tokens["tokens.jsonl"].decode()
+    names = x509.load_pem_x509_certificate(tls["tls.crt"]).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
+    assert "openbook" in names.value.get_values_for_type(x509.DNSName)
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "made").iterdir() if path.is_file()} == {0}

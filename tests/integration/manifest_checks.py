@@ -5,92 +5,44 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import redirect_stderr
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import typer
-import yaml
+from manifest_monitors import monitor_complaints
+from manifest_probes import probe_complaints
+from manifest_security import agreement_complaints, file_complaints, secret_complaints
+from manifests import PROVIDED, ROOT, Container, Document, containers
 from prometheus_client import REGISTRY
 from torch.distributed.run import get_args_parser
 from typer._click.exceptions import ClickException
 
-ROOT = Path(__file__).parents[2]
-K8S = ROOT / "deploy" / "k8s"
-OVERLAYS = ("single-node", "gpu", "production")
-SERVICES = {"openbook_embedder": "Embedder", "openbook_retriever": "Retriever", "openbook_generator": None}
-PROVIDED = {"POD_IP", "POD_INDEX", "MEMBER_COUNT", "JOB_COMPLETION_INDEX"}
 IMAGES = {"openbook_embedder": "embedder", "openbook_retriever": "retriever", "openbook_generator": "generator"}
-Document = dict[str, Any]
-
-
-def kubectl() -> str:
-    beside = Path(sys.executable).parent / "kubectl"
-    return str(beside) if beside.exists() else shutil.which("kubectl") or "kubectl"
-
-
-def render(folder: Path) -> list[Document]:
-    done = subprocess.run([kubectl(), "kustomize", str(folder)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return list(yaml.safe_load_all(done.stdout))
-
-
-@dataclass
-class Container:
-    """One container of one workload, with `$(NAME)` replaced by a value such as the cluster gives."""
-
-    where: str
-    workload: Document
-    spec: Document
-    sidecar: bool
-
-    @property
-    def words(self) -> list[str]:
-        values = {each["name"]: each.get("value", "0") for each in self.spec.get("env", [])}
-        values |= {"POD_IP": "127.0.0.1", "JOB_COMPLETION_INDEX": "0"}
-        return [
-            re.sub(r"\$\((\w+)\)", lambda found: values.get(found[1], found[0]), word)
-            for word in [*self.spec["command"], *self.spec.get("args", [])]
-        ]
-
-    @property
-    def module(self) -> str:
-        return self.words[2] if self.words[:2] == ["python", "-m"] else ""
-
-
-def containers(documents: list[Document]) -> Iterator[Container]:
-    for document in documents:
-        template = document.get("spec", {}).get("template")
-        if template is None:
-            continue
-        for kind in ("containers", "initContainers"):
-            for spec in template["spec"].get(kind, []):
-                where = f"{document['kind']} {document['metadata']['name']}, {spec['name']}"
-                yield Container(where, document, spec, kind == "initContainers")
 
 
 def complaints(documents: list[Document], folder: Path) -> list[str]:
     """Everything that is wrong, one line each; `folder` is for scratch files."""
-    wrong = []
+    wrong, configs = [], {}
     for container in containers(documents):
         try:
-            wrong += [f"{container.where}: {each}" for each in _container(container, documents, folder)]
+            if container.module:
+                configs[container.where] = _service(container)
+            config = configs.get(container.where)
+            wrong += [f"{container.where}: {each}" for each in _container(container, config, documents, folder)]
         except (SystemExit, ClickException, Exception) as error:
             wrong.append(f"{container.where}: {type(error).__name__}: {getattr(error, 'message', error)}")
-    return wrong + _names(documents)
+    wrong += agreement_complaints(documents, configs)
+    return [*wrong, *secret_complaints(documents), *monitor_complaints(documents, configs), *_names(documents)]
 
 
-def _container(container: Container, documents: list[Document], folder: Path) -> Iterator[str]:
+def _container(container: Container, config: Any, documents: list[Document], folder: Path) -> Iterator[str]:
     words, spec = container.words, container.spec
     ports = {port["name"]: port["containerPort"] for port in spec.get("ports", [])}
     if container.module:
-        config = _service(container.module, words[3:])
         yield from _ports(config, ports)
         if not spec["image"].startswith(f"openbook/{IMAGES[container.module]}:"):
             yield f"image {spec['image']} does not hold {container.module}"
@@ -104,7 +56,8 @@ def _container(container: Container, documents: list[Document], folder: Path) ->
         if "id" not in inner.split():
             parse_openbook([*inner.split(), "a-snapshot", "--router", "router:7000"])
     yield from _variables(container)
-    yield from _probes(container, ports)
+    yield from probe_complaints(container, config, ports)
+    yield from file_complaints(container)
     yield from _mounts(spec)
     if "memory" not in spec["resources"]["limits"] or not {"cpu", "memory"} <= set(spec["resources"]["requests"]):
         yield "requests of cpu and memory and a limit of memory are needed"
@@ -112,13 +65,13 @@ def _container(container: Container, documents: list[Document], folder: Path) ->
         yield "the root file system is writable"
 
 
-def _service(module: str, options: list[str]) -> Any:
-    """The configuration that the program itself makes of the options."""
-    program = importlib.import_module(f"{module}.__main__")
+def _service(container: Container) -> Any:
+    """The configuration that the program itself makes of the options and variables."""
+    program = importlib.import_module(f"{container.module}.__main__")
     said = StringIO()
     try:
-        with redirect_stderr(said):
-            return program.parse_args(options)
+        with redirect_stderr(said), patch.dict(os.environ, container.variables):
+            return program.parse_args(container.words[3:])
     except SystemExit as error:
         raise ValueError(said.getvalue().strip().splitlines()[-1]) from error
 
@@ -191,37 +144,12 @@ def known_variables() -> set[str]:
 
 def _variables(container: Container) -> Iterator[str]:
     given = {each["name"] for each in container.spec.get("env", [])}
-    yield from (f"no program reads {name}" for name in sorted(given - known_variables() - PROVIDED))
+    yield from (f"no program reads {name}" for name in sorted(given - known_variables() - {*PROVIDED, "MEMBER_COUNT"}))
     written = set(re.findall(r"\$\((\w+)\)", " ".join(container.spec.get("args", []))))
     yield from (f"$({name}) is not set" for name in sorted(written - given - {"JOB_COMPLETION_INDEX"}))
     count = next((each["value"] for each in container.spec.get("env", []) if each["name"] == "MEMBER_COUNT"), None)
     if count is not None and int(count) != container.workload["spec"]["replicas"]:
         yield f"MEMBER_COUNT is {count}, replicas are {container.workload['spec']['replicas']}"
-
-
-def _probes(container: Container, ports: dict[str, int]) -> Iterator[str]:
-    if container.workload["kind"] == "Job":
-        return
-    needed = ("startupProbe",) if container.sidecar else ("readinessProbe", "livenessProbe")
-    yield from (f"has no {kind}" for kind in needed if kind not in container.spec)
-    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-        probe = container.spec.get(kind, {})
-        if "grpc" in probe:
-            service = SERVICES.get(container.module)
-            if probe["grpc"]["port"] != ports.get("grpc"):
-                yield f"{kind}: port {probe['grpc']['port']} is not served"
-            if probe["grpc"].get("service", f"openbook_proto.v1.{service}") != f"openbook_proto.v1.{service}":
-                yield f"{kind}: no service {probe['grpc']['service']}"
-        elif "httpGet" in probe:
-            if probe["httpGet"]["port"] not in ports:
-                yield f"{kind}: no port {probe['httpGet']['port']}"
-            if probe["httpGet"]["path"] not in http_paths():
-                yield f"{kind}: no path {probe['httpGet']['path']}"
-
-
-def http_paths() -> set[str]:
-    text = (ROOT / "services" / "generator" / "openbook_generator" / "api.py").read_text(encoding="utf-8")
-    return set(re.findall(r"@app\.get\(\"([^\"]+)\"", text))
 
 
 def metric_names() -> set[str]:
@@ -255,17 +183,6 @@ def _names(documents: list[Document]) -> Iterator[str] | list[str]:
             for metric in spec["metrics"]:
                 if metric["pods"]["metric"]["name"] not in metric_names():
                     wrong.append(f"{kind} {name}: no metric {metric['pods']['metric']['name']}")
-        if kind == "ServiceMonitor":
-            services = [
-                each
-                for each in documents
-                if each["kind"] == "Service"
-                and spec["selector"]["matchLabels"].items() <= each["metadata"].get("labels", {}).items()
-            ]
-            for endpoint in spec["endpoints"]:
-                ports = {port["name"] for each in services for port in each["spec"]["ports"]}
-                if endpoint["port"] not in ports:
-                    wrong.append(f"{kind} {name}: no service has a port {endpoint['port']}")
         if kind == "StatefulSet" and ("Service", spec["serviceName"]) not in have:
             wrong.append(f"{kind} {name}: no service {spec['serviceName']}")
     services = {name for kind, name in have if kind == "Service"}

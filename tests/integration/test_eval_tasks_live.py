@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from openbook_cli.main import app
 from openbook_core.clients import AdminClient
 from openbook_core.errors import ConflictError
 from openbook_core.rpc.server import start_server
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
+from openbook_database.snapshot import Snapshot
 from openbook_model.adapter import save_adapter
 from openbook_prompt.settings import PromptSettings
 from openbook_proto.v1 import embedder_pb2_grpc
@@ -144,3 +147,16 @@ def test_the_closed_book_question_is_asked_for_a_short_answer_unless_alone(
     assert "The river" not in asked
     assert prompts[1] == prompts[4]
     assert "The river" in prompts[1]
+
+
+def test_the_command_takes_a_database_that_is_served(config: TasksConfig, tmp_path: Path) -> None:
+    live = Snapshot.open(tmp_path / "book").id
+    words = {"--model": config.model, "--data": config.data, "--out": config.out, "--json": tmp_path / "figures.json"}
+    words |= {"--database": DATABASE, "--retriever": config.retriever, "--limit": 2, "--max-tokens": 4, "--k": 2}
+    options = [str(word) for pair in words.items() for word in pair]
+    done = CliRunner().invoke(app, ["eval", "tasks", "--tasks", "nq", *options], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    task = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))["tasks"]["nq"]
+    assert (task["database"], task["snapshot"], task["questions"]) == (DATABASE, live, 2)
+    assert task["sides"]["on"]["count"] == 2
+    assert not (config.out / "books").exists()

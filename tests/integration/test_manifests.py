@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import kubernetes_validate
@@ -16,7 +17,9 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 sys.path.insert(0, str(Path(__file__).parent))
-from manifest_checks import K8S, OVERLAYS, ROOT, complaints, containers, render
+from manifest_checks import complaints
+from manifest_security import asked_secrets, made_secrets
+from manifests import K8S, OVERLAYS, ROOT, containers, render
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def rendered() -> dict[str, list]:
 @pytest.mark.parametrize("version", ["1.33", "1.37"])
 def test_an_overlay_is_valid(rendered: dict[str, list], overlay: str, version: str) -> None:
     for document in rendered[overlay]:
-        if not document["apiVersion"].startswith("monitoring.coreos.com/"):  # no part of Kubernetes
+        if document["kind"] != "ServiceMonitor":  # no part of Kubernetes; see manifest_monitors
             kubernetes_validate.validate(document, version, strict=True)
 
 
@@ -54,27 +57,111 @@ def test_an_overlay_says_what_the_programs_take(rendered: dict[str, list], overl
         ("redis://redis:6379", "redis://rediss:6379", "no service rediss"),
         ("OPENBOOK_REDIS_PASSWORD", "OPENBOOK_REDIS_PASWORD", "no program reads OPENBOOK_REDIS_PASWORD"),
         ("path: /readyz", "path: /ready", "no path /ready"),
+        ("openbook_generator_queued", "openbook_generator_queue", "no metric openbook_generator_queue"),
+        ('value: "2"', 'value: "3"', "MEMBER_COUNT is 3"),
+        ("steps: 60", "stepps: 60", "stepps"),
+        ("port: metrics", "port: metric", "no service has a port metric"),
+        (
+            "--tls-key=/secrets/tls/tls.key",
+            "--tls-key=/secrets/tls/tls.kei",
+            "tls_key: no Secret is mounted with /secrets",
+        ),
+        ("--tokens=/secrets", "--tokens=/secret", "tokens: no Secret is mounted with /secret/"),
+        ("--tls-certificate=", "--tls-certifikate=", "unrecognized arguments: --tls-certifikate"),
+        (
+            "value: /secrets/tls/ca.crt",
+            "value: /secrets/tls/ca.pem",
+            "tls_ca: no Secret is mounted with /secrets/tls/ca.pem",
+        ),
+        ("OPENBOOK_TOKEN_FILE", "OPENBOOK_TOKENFILE", "calls services and has no token_file"),
+        ("OPENBOOK_TLS_CA", "OPENBOOK_TLS_KA", "OPENBOOK_TLS_CA is not set, which the check needs"),
+        (
+            "mountPath: /secrets/tokens",
+            "mountPath: /secrets/token",
+            "/secrets/token/tokens.jsonl is mounted and not used",
+        ),
+        ("key: reader.token", "key: readr.token", "no Secret openbook-tokens is made with a key readr.token"),
+        ("secretName: openbook-tls", "secretName: openbook-tsl", "no Secret openbook-tsl is made with a key tls.key"),
+        ("grpc: null", "tcpSocket: null", "a grpc probe knows no TLS"),
+        ("grpcs://127", "grpc://127", "asks grpc://, grpcs:// is served"),
+        ("grpcs://127.0.0.1:7001", "grpcs://127.0.0.1:7002", "asks 127.0.0.1:7002, served is 127.0.0.1:7001"),
+        ("grpcs://$POD_IP", "grpcs://$POD_IPP", "asks $POD_IPP:7000, served is 127.0.0.1:7000"),
+        ("[sh, -c, 'exec python -m", "[sh, -c, 'exec pyhton -m", "is no check of ours"),
+        ("openbook_core.health", "openbook_core.helth", "is no check of ours"),
+        ('/openbook_proto.v1.Retriever"', '/openbook_proto.v1.Retriver"', "no service openbook_proto.v1.Retriver"),
+        (
+            "timeoutSeconds: 5\n          volumeMounts",
+            "timeoutSeconds: 3\n          volumeMounts",
+            "livenessProbe: timeoutSeconds has",
+        ),
+        ("scheme: HTTPS", "scheme: HTTP", "scheme HTTP, HTTPS is served"),
+        (
+            "value: https",
+            "value: http",
+            "ServiceMonitor generator: asks by http, Deployment generator, generator serves https",
+        ),
+        ("tlsConfig", "tlsConfg", "Additional properties are not allowed ('tlsConfg' was unexpected)"),
+        ("serverName: openbook", "serverName: openboook", "expects the name openboook, the pods openbook"),
+        ("key: ca.crt}}", "key: tls.crt}}", "trusts {'key': 'tls.crt'"),
+        ("interval: 15s", "intervall: 15s", "'intervall' was unexpected"),
+        ("interval: 15s", "interval: 15", "15 is not of type 'string'"),
+        (
+            "{app.kubernetes.io/component: generator}\n  endpoints",
+            "{app.kubernetes.io/component: genrator}\n  endpoints",
+            "ServiceMonitor generator: no service has {'app",
+        ),
+    ],
+)
+def test_a_wrong_word_is_caught(tmp_path: Path, was: str, becomes: str, complaint: str) -> None:
+    found = complaints_after(tmp_path, "production", was, becomes)
+    assert any(complaint in each for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes", "complaint"),
+    [
         (
             "service: openbook_proto.v1.Embedder",
             "service: openbook_proto.v1.Embed",
             "no service openbook_proto.v1.Embed",
         ),
-        ("openbook_generator_queued", "openbook_generator_queue", "no metric openbook_generator_queue"),
-        ('value: "2"', 'value: "3"', "MEMBER_COUNT is 3"),
-        ("steps: 60", "stepps: 60", "stepps"),
-        ("port: metrics", "port: metric", "no service has a port metric"),
+        ("grpc: {port: 7000", "grpc: {port: 7001", "port 7001 is not served"),
     ],
 )
-def test_a_wrong_word_is_caught(tmp_path: Path, was: str, becomes: str, complaint: str) -> None:
-    shutil.copytree(K8S, tmp_path / "k8s")
+def test_a_wrong_probe_without_tls_is_caught(tmp_path: Path, was: str, becomes: str, complaint: str) -> None:
+    found = complaints_after(tmp_path, "single-node", was, becomes)
+    assert any(complaint in each for each in found), found
+
+
+def complaints_after(folder: Path, overlay: str, was: str, becomes: str) -> list[str]:
+    """Those about an overlay in which one thing is written otherwise."""
+    shutil.copytree(K8S, folder / "k8s")
     changed = 0
-    for path in (tmp_path / "k8s").rglob("*.yaml"):
+    for path in (folder / "k8s").rglob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         changed += was in text
         path.write_text(re.sub(rf"{re.escape(was)}(?!\w)|{re.escape(was)}(?=/)", becomes, text), encoding="utf-8")
     assert changed
-    found = complaints(render(tmp_path / "k8s" / "overlays" / "production"), tmp_path)
-    assert any(complaint in each for each in found), found
+    return complaints(render(folder / "k8s" / "overlays" / overlay), folder)
+
+
+def test_a_service_without_what_the_others_ask_for_is_caught(rendered: dict[str, list], tmp_path: Path) -> None:
+    documents = deepcopy(rendered["production"])
+    embedder = next(each for each in containers(documents) if each.module == "openbook_embedder")
+    embedder.spec["args"] = [each for each in embedder.spec["args"] if not each.startswith("--t")]
+    found = complaints(documents, tmp_path)
+    for served in ("tls_certificate", "tokens"):
+        assert f"{embedder.where}: serves without {served}, others with it" in found
+    assert any("asks grpcs://, grpc:// is served" in each for each in found)
+    job = next(each for each in containers(documents) if each.workload["metadata"]["name"] == "swap")
+    job.spec["env"] = []
+    assert f"{job.where}: calls services and has no tls_ca" in complaints(documents, tmp_path)
+
+
+def test_every_secret_that_is_made_is_used(rendered: dict[str, list]) -> None:
+    assert asked_secrets(rendered["production"]) == made_secrets()
+    for overlay in ("single-node", "gpu"):
+        assert asked_secrets(rendered[overlay]) == {"openbook-redis": {"password"}}
 
 
 def test_the_shard_cache_copies_what_is_published(rendered: dict[str, list], tmp_path: Path) -> None:

@@ -47,3 +47,30 @@ def test_the_tasks_table_is_that_of_its_runs() -> None:
         ceiling = figures["adapter"]["tasks"][name]["ceiling"]
         cells.append(f"{ceiling['in_passages']:.3f} / {ceiling['in_shown']:.3f}" if ceiling else "-")
         assert f"| {' | '.join(cells)} |" in text
+
+
+def test_the_demo_s_figures_are_those_of_its_runs() -> None:
+    bare, tuned = (
+        json.loads((ROOT / "docs" / "results" / name).read_text(encoding="utf-8"))["figures"]
+        for name in ("demo-60.json", "demo-60-adapter.json")
+    )
+    text = " ".join((ROOT / "docs" / "guides" / "demo.md").read_text(encoding="utf-8").split())
+    rounds = ("before", "after", "rollback")
+    said = [
+        f"| answers that match the {edition} edition | {' | '.join(f'{bare[each][match]:.2f}' for each in rounds)} |"
+        for edition, match in (("2015", "matches_old"), ("2026", "matches_new"))
+    ]
+    changed = sum(each["before"] != each["rollback"] for each in bare["answers"])
+    said += [
+        f"{bare['requests']:,} requests, {bare['failed_requests']} failed, {bare['mixed_replies']} mixed",
+        f"took {bare['swap']['prepare_seconds']:.1f} s, moving to it {bare['swap']['activate_seconds']:.2f} s, "
+        f"the rollback {bare['rollback_seconds']:.2f} s",
+        f"Of {bare['before']['questions']} answers {changed} differ between the first round and the rollback",
+        f"give {tuned['before']['matches_old']:.2f}, {tuned['after']['matches_new']:.2f} and "
+        f"{tuned['rollback']['matches_old']:.2f}, and {tuned['before']['matches_new']:.2f} stale, over "
+        f"{tuned['requests']:,} requests",
+    ]
+    assert [each for each in said if each not in text] == []
+    stale = {tuned["before"]["matches_new"], tuned["after"]["matches_old"], tuned["rollback"]["matches_new"]}
+    assert stale == {0.0} and tuned["failed_requests"] == tuned["mixed_replies"] == 0
+    assert bare["weights_hash_before"] == bare["weights_hash_after"]

@@ -12,13 +12,14 @@ from openbook_core.config import load_config
 from openbook_core.errors import ConfigError, InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.weights import DEFAULT_MODEL
-from openbook_model import RetroConfig, RetroModel
+from openbook_model import RetroConfig, RetroModel, initialise, save
 from openbook_prompt.chat import ChatFormat
 from openbook_prompt.settings import PromptSettings
 from openbook_trainer.sft.batches import Batches
 from openbook_trainer.sft.blend import load_blend, read_examples
 from openbook_trainer.sft.config import SftConfig
 from openbook_trainer.sft.packing import encode_example
+from openbook_trainer.sft.run import run_sft
 
 ROOT = Path(__file__).parents[3]
 RUNS = sorted((ROOT / "examples/train").glob("*-sft.yaml"))
@@ -142,3 +143,24 @@ def test_the_instruct_blend_is_whole_and_fits_its_rows():
             encode_example(form, tokenizer, each, each.passages, PromptSettings(), config.row_tokens)
     assert found.keys() == COUNTS.keys()
     assert all(found[name] >= least for name, least in COUNTS.items()), found
+
+
+def test_the_instruct_recipe_takes_steps(tmp_path, monkeypatch):
+    if not os.environ.get("OPENBOOK_DATA"):
+        pytest.skip("OPENBOOK_DATA is not set to a folder with instruct/, squad/ and openstax/ (not shipped)")
+    tokenizer = Tokenizer.load(DEFAULT_MODEL)
+    tokenizer.save(tmp_path / "tokenizer")
+    tiny = {"vocab_size": tokenizer.vocab_size, "hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    tiny |= {"max_positions": 1024, "cross_attention_layers": ()}
+    model = RetroModel(RetroConfig.parse(tiny))
+    initialise(model, 1)
+    save(model, tmp_path / "model", tmp_path / "tokenizer")
+    monkeypatch.chdir(ROOT)  # the recipe names its blend from here
+    small = [f"model={tmp_path / 'model'}", f"out={tmp_path / 'run'}", "steps=2", "optimiser.warmup_steps=1"]
+    config, _ = load_config(SftConfig, ROOT / "examples/train/instruct-sft.yaml", small)
+    summary = run_sft(config)
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (summary["steps"], summary["examples"], summary["left_out"]) == (2, 2 * config.examples, 0)
+    # A random model knows nothing: the loss is that of all tokens alike.
+    assert all(abs(each["loss"] - math.log(tokenizer.vocab_size)) < 0.5 for each in steps if "loss" in each)
+    assert (Path(summary["written"]) / "adapter_model.safetensors").is_file()
