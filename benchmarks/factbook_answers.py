@@ -91,14 +91,11 @@ def _compared(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[st
 
 
 def field_lines(fields: dict[str, Any]) -> Iterator[str]:
-    """As a table in Markdown: one line for each field, for each edition bare and tuned."""
-    editions = list(fields)
-    heads = "".join(f" {edition}: bare | with the adapter | n |" for edition in editions)
-    yield f"| field |{heads}"
-    yield "|---|" + "---|" * (3 * len(editions))
-    names = [name for name in next(iter(fields.values())) if name != "all"]
-    for name in [*names, "all"]:
-        cells = [found for edition in editions if (found := fields[edition].get(name))]
-        yield f"| {name} |" + "".join(
-            f" {each['bare']:.3f} | {each['tuned']:.3f} | {each['questions']} |" for each in cells
-        )
+    """As a table in Markdown, a line for each field; the editions are asked the same questions."""
+    heads = "".join(f" {edition}: bare | with the adapter | in what is shown |" for edition in fields)
+    yield f"| field | n |{heads}"
+    yield "|---|---|" + "---|" * (3 * len(fields))
+    for name in next(iter(fields.values())):
+        cells = [each[name] for each in fields.values()]
+        figures = "".join(f" {each['bare']:.3f} | {each['tuned']:.3f} | {each['readable']:.3f} |" for each in cells)
+        yield f"| {name} | {cells[0]['questions']} |{figures}"
