@@ -1,7 +1,8 @@
 """Each single answer to the factbook's tasks as a row, and what the rows say of each field.
 
 A row: `run` (bare or tuned), `task`, `edition`, `side`, `id`, `field`, `prediction`, `answers` and those of the other
-edition, `right` and `stale` (docs/guides/tasks.md), `readable` (an answer is in what was shown) and `in_passages`.
+edition, `right` and `stale` (docs/guides/tasks.md), `readable` (an answer is in what was shown), `in_best` (in the best of
+the lines that were shown, which stands last) and `in_passages`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from zstandard import ZstdCompressor
 from openbook_database.files import write_bytes_atomically
 from openbook_trainer.eval.editions import judge
 from openbook_trainer.eval.intervals import figure
+from openbook_trainer.eval.tasks.passages import is_readable
 from openbook_trainer.eval.tasks.questions import find_task
 from openbook_trainer.eval.tasks.records import Records
 
@@ -29,7 +31,8 @@ def answer_rows(folder: Path, run: str, task: str, data: Path) -> Iterator[dict[
     questions = {each.id: each for each in find_task(task, "test").questions(data)}
     name, _, edition = task.partition("@")
     for id_, row in Records(answers / f"{SIDE}.jsonl").rows.items():
-        other = questions[id_].other_answers
+        question, shown = questions[id_], found[id_]["shown"]
+        other = question.other_answers
         assert other is not None
         verdict = judge(row["prediction"], row["answers"], other)
         yield {
@@ -45,6 +48,7 @@ def answer_rows(folder: Path, run: str, task: str, data: Path) -> Iterator[dict[
             "right": verdict.right,
             "stale": verdict.stale,
             "readable": found[id_]["in_shown"],
+            "in_best": bool(shown) and is_readable(question, shown[0]),
             "in_passages": found[id_]["in_passages"],
         }
 
@@ -88,6 +92,26 @@ def _compared(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[st
         "stale": sum(tuned["stale"] for _, tuned in pairs) / count,
         "readable": sum(tuned["readable"] for _, tuned in pairs) / count,
     }
+
+
+def by_place(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """For each edition the tuned run's questions by where an answer was shown, and the share that it answered right."""
+    editions: dict[str, Any] = {}
+    for edition in sorted({row["edition"] for row in rows}):
+        asked = [row for row in rows if (row["run"], row["edition"]) == ("tuned", edition)]
+        places = {
+            "best line": [row for row in asked if row["in_best"]],
+            "another line": [row for row in asked if row["readable"] and not row["in_best"]],
+            "nowhere": [row for row in asked if not row["readable"]],
+        }
+        editions[edition] = {
+            place: {
+                "questions": len(found),
+                "right": sum(row["right"] for row in found) / len(found) if found else None,
+            }
+            for place, found in places.items()
+        }
+    return editions
 
 
 def field_lines(fields: dict[str, Any]) -> Iterator[str]:

@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from factbook_answers import answer_rows, by_field, field_lines, write_rows
+from factbook_answers import answer_rows, by_field, by_place, field_lines, write_rows
 from measure import ROOT, environment, write_result
 
 from openbook_cli.demo.processes import Processes, leave_on_signals
@@ -77,7 +77,15 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    """Tunes, or goes on; the summary and where it was made go to WORKDIR/training.json."""
+    """Tunes once, or goes on; the summary and where it was made go to WORKDIR/training.json.
+
+    Seconds are those of this process: those of a run that was `resumed` are not all.
+    """
+    file = options.workdir / "training.json"
+    if file.is_file():
+        print(f"{file} is there: tuned already", flush=True)
+        return
+    resumed = (options.workdir / "run" / "checkpoint.pt").is_file()
     where, begun = environment(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with _served(options, TRAINED_ON) as (processes, router):
         settings = [f"out={options.workdir / 'run'}", f"passages.address={router}", *options.set]
@@ -85,12 +93,12 @@ def _train(options: argparse.Namespace) -> None:
         lines = processes.run("train", ["train", "--config", CONFIG, *chosen])
     summary, ended = json.loads(lines[-1]), resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime
-    training = {"environment": where, "threads": os.environ.get("OMP_NUM_THREADS"), **summary}
+    training = {"environment": where, "threads": os.environ.get("OMP_NUM_THREADS"), "resumed": resumed, **summary}
     training |= {"cpu_seconds_with_services": round(spent, 1), "written": _place(options.adapter)}
     options.adapter.mkdir(parents=True, exist_ok=True)
     for name in (WEIGHTS_FILE, CONFIG_FILE, PROMPT_FILE):
         shutil.copyfile(options.workdir / "run" / "adapter" / name, options.adapter / name)
-    write_result(options.workdir / "training.json", training)
+    write_result(file, training)
     print(json.dumps(training, indent=1), flush=True)
 
 
@@ -125,6 +133,7 @@ def _ask(options: argparse.Namespace) -> None:
         "adapter": {"file": _place(weights), "bytes": size, "blake3": digest},
         "rows": rows_file.name,
         "fields": fields,
+        "places": by_place(rows),
         **figures,
     }
     for run, found in figures.items():

@@ -35,10 +35,12 @@ def test_each_answer_is_judged_and_keeps_what_it_was_judged_by(module: ModuleTyp
     asked = read_questions(find_task(task, "test"), ROOT / "examples", 3)
     replies = [asked[0].answers[0], (asked[1].other_answers or ("",))[0], "nobody"]
 
-    def passages(question: Question, shown: bool) -> dict[str, Any]:
-        return {"id": question.id, "in_passages": True, "in_shown": shown}
+    def passages(question: Question, shown: list[str]) -> dict[str, Any]:
+        return {"id": question.id, "shown": shown, "in_passages": True, "in_shown": any("is" in line for line in shown)}
 
-    write(tmp_path / f"answers/{task}/passages.jsonl", [passages(each, each is asked[0]) for each in asked])
+    lines = [["nothing", f"it is {replies[0]}"], [f"it is {asked[1].answers[0]}"], []]
+    found = [passages(each, shown) for each, shown in zip(asked, lines, strict=True)]
+    write(tmp_path / f"answers/{task}/passages.jsonl", found)
     answers = [
         {"id": each.id, "prediction": reply, "answers": each.answers}
         for each, reply in zip(asked, replies, strict=True)
@@ -47,11 +49,16 @@ def test_each_answer_is_judged_and_keeps_what_it_was_judged_by(module: ModuleTyp
     packed = tmp_path / "rows.jsonl.zst"
     module.write_rows(packed, module.answer_rows(tmp_path, "tuned", task, ROOT / "examples"))
     rows = [row for _, row in read_rows(packed)]
-    assert [(row["right"], row["stale"], row["readable"]) for row in rows] == [
-        (True, False, True),
-        (False, True, False),
-        (False, False, False),
+    assert [(row["right"], row["stale"], row["readable"], row["in_best"]) for row in rows] == [
+        (True, False, True, False),
+        (False, True, True, True),
+        (False, False, False, False),
     ]
+    assert module.by_place(rows)["2015-11-18"] == {
+        "best line": {"questions": 1, "right": 0.0},
+        "another line": {"questions": 1, "right": 1.0},
+        "nowhere": {"questions": 1, "right": 0.0},
+    }
     for row, question in zip(rows, asked, strict=True):
         assert f"{question.document}".endswith(row["id"].partition("/")[0])
         assert (row["run"], row["task"], row["edition"], row["side"]) == ("tuned", "factbook", "2015-11-18", "off")

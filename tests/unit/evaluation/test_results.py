@@ -106,6 +106,21 @@ def test_the_figures_of_each_field_follow_from_the_answers(
                 assert told[name][run] == share(float(row["right"]) for row in asked)
 
 
+def test_where_an_answer_was_shown_follows_from_the_answers(
+    figures: dict[str, Any], answers: dict[tuple[str, str], list[dict[str, Any]]]
+) -> None:
+    for edition in EDITIONS:
+        asked = [row for task in TASKS for row in answers["tuned", f"{task}@{edition}"]]
+        best = [row for row in asked if row["in_best"]]
+        other = [row for row in asked if row["readable"] and not row["in_best"]]
+        told = figures["places"][edition]
+        assert all(row["readable"] for row in best)
+        assert [told[place]["questions"] for place in ("best line", "another line")] == [len(best), len(other)]
+        assert sum(each["questions"] for each in told.values()) == len(asked)
+        assert told["best line"]["right"] == share(float(row["right"]) for row in best)
+        assert told["another line"]["right"] == share(float(row["right"]) for row in other)
+
+
 def test_the_people_asked_about_are_all_of_the_part_that_tuning_leaves_out(
     answers: dict[tuple[str, str], list[dict[str, Any]]],
 ) -> None:
@@ -125,6 +140,7 @@ def test_the_adapter_reaches_its_goals(figures: dict[str, Any]) -> None:
         assert fields["tuned"] >= fields["bare"]
         assert max(people["stale"], fields["stale"]) <= 0.01
     assert figures["training"]["cpu_seconds"] <= 3600
+    assert not figures["training"]["resumed"], "seconds of a resumed run are not all"
 
 
 def test_the_adapter_that_ships_is_the_one_that_was_asked(figures: dict[str, Any]) -> None:
