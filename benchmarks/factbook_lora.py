@@ -41,6 +41,7 @@ CONFIG = "examples/train/factbook-sft.yaml"
 EDITIONS = {"2015": "2015-11-18", "2021": "2021-02-15", "2026": "2026-02-19"}
 TRAINED_ON, ASKED = ("2015", "2021"), ("2015", "2026")
 PARTS = ("books", "train", "ask")
+START_S = 900.0  # other work may be on the machine
 TASKS = ("factbook", "factbook-fields")
 
 
@@ -165,10 +166,11 @@ def _served(options: argparse.Namespace, years: tuple[str, ...]) -> Iterator[tup
     registry = options.workdir / "registry"
     shutil.rmtree(registry, ignore_errors=True)
     with Processes(options.workdir / "logs") as processes:
-        embedder = processes.start("embedder", ["serve", "embedder", "--port", "0"])
-        processes.start("shard", ["serve", "retriever", "--role", "shard", "--registry", str(registry)])
+        embedder = processes.start("embedder", ["serve", "embedder", "--port", "0"], deadline_s=START_S)
+        arguments = ["serve", "retriever", "--role", "shard", "--registry", str(registry)]
+        processes.start("shard", arguments, deadline_s=START_S)
         arguments = ["serve", "retriever", "--role", "router", "--port", "0", "--registry", str(registry)]
-        router = processes.start("router", [*arguments, "--embedder", embedder])
+        router = processes.start("router", [*arguments, "--embedder", embedder], deadline_s=START_S)
         with AdminClient(router) as admin:
             for year in years:
                 folder = str(_book(options, year).absolute())
