@@ -78,6 +78,9 @@ def tasks(
     part: Annotated[
         str, typer.Option(help="all, or of squad and the factbook what tuning may read (train) or may not (test).")
     ] = "all",
+    sides: Annotated[
+        str, typer.Option(help="Those of them that are asked; commas between. 'off' alone halves the work.")
+    ] = "closed-book,off,on",
     max_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 32,
     k: Annotated[int | None, typer.Option(help="Passages found for a question; as many as in serving.")] = None,
     closed_instruction: Annotated[
@@ -111,6 +114,7 @@ def tasks(
     settings: dict[str, Any] = {"model": model, "adapter": adapter, "data": data, "out": out}
     settings |= {"tasks": tuple(task.name for task in chosen), "limit": limit, "limit_documents": limit_documents}
     settings |= {"max_tokens": max_tokens, "batch": batch, "part": part}
+    settings["sides"] = tuple(side.strip() for side in sides.split(","))
     optional = {"k": k, "closed_instruction": closed_instruction}
     settings |= {name: value for name, value in optional.items() if value is not None}
     config = TasksConfig.parse(settings, source="openbook eval tasks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from retriever_support import tiny_tokenizer
@@ -29,7 +30,7 @@ def write_task(data: Path, lands: dict[str, str], question: str = "the river {} 
     (data / "nq" / "qed-part-a.jsonl.zst").write_bytes(ZstdCompressor().compress(text))
 
 
-def save_model(folder: Path, chunk_length: int) -> None:
+def save_model(folder: Path, chunk_length: int, **more: Any) -> None:
     model = RetroModel(
         RetroConfig.parse(
             {
@@ -41,6 +42,7 @@ def save_model(folder: Path, chunk_length: int) -> None:
                 "max_positions": 512,
                 "cross_attention_layers": (2,),
                 "encoder": {"hidden_size": 16, "num_heads": 2, "num_layers": 1},
+                **more,
             }
         )
     )

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from openbook_cli.main import app
 from openbook_core.clients import AdminClient
-from openbook_core.errors import ConflictError
+from openbook_core.errors import ArgumentError, ConfigError, ConflictError
 from openbook_core.rpc.server import start_server
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
@@ -109,6 +109,27 @@ def test_three_sides_a_kill_and_other_settings(config: TasksConfig) -> None:
 
     with pytest.raises(ConflictError, match="max_tokens: 40 there, 8 now"):
         evaluate(config.model_copy(update={"max_tokens": 8}))
+
+
+def test_the_chosen_sides_are_asked_and_others_may_follow(config: TasksConfig) -> None:
+    folder = config.out / "answers" / "nq"
+    off = evaluate(config.model_copy(update={"sides": ("off",)}))
+    assert {path.stem for path in folder.glob("*.jsonl")} == {"passages", "off"}
+    everything = evaluate(config)
+    assert off["sides"] == ["off"]
+    sides = everything["tasks"]["nq"]["sides"]
+    assert off["tasks"]["nq"] == {**everything["tasks"]["nq"], "sides": {**dict.fromkeys(sides), "off": sides["off"]}}
+    assert None not in sides.values()
+
+
+def test_a_task_or_model_without_any_of_the_sides(config: TasksConfig, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="task nq-open has the side closed-book only"):
+        evaluate(config.model_copy(update={"tasks": ("nq-open",), "sides": ("off", "on")}))
+    save_model(tmp_path / "shut", M, gate=0.0)
+    with pytest.raises(ArgumentError, match=r"cross attention is off \(gate 0\)"):
+        evaluate(config.model_copy(update={"model": str(tmp_path / "shut"), "sides": ("on",)}))
+    with pytest.raises(ConfigError, match="sides"):
+        TasksConfig.parse({**config.model_dump(mode="json"), "sides": ["open"]}, source="a test")
 
 
 def test_an_adapter_changes_the_answers_and_brings_its_prompt(config: TasksConfig, tmp_path: Path) -> None:

@@ -277,12 +277,14 @@ def test_table_and_picture(tmp_path: Path) -> None:
     ceiling = {"in_passages": 0.75, "in_shown": 0.5}
     with_book = {"snapshot": "s", "ceiling": ceiling, "sides": {"closed-book": side(0), "off": side(0.5), "on": None}}
     without = {"snapshot": None, "ceiling": None, "sides": {"closed-book": side(0.25), "off": None, "on": None}}
-    figures = {"cross_attention": "off (gate 0)", "tasks": {"squad": with_book, "nq-open": without}}
+    chosen = ["closed-book", "off", "on"]
+    figures = {"cross_attention": "off (gate 0)", "sides": chosen, "tasks": {"squad": with_book, "nq-open": without}}
     lines = list(table_lines(figures))
     assert len(lines) == 5
     assert "0.500 [0.000, 1.000]" in lines[2]
     assert "0.750" in lines[2]
     assert "off (gate 0)" in lines[3]
+    assert list(table_lines({**figures, "sides": chosen[:2]})) == lines[:3] + lines[4:]
     assert "stale" not in lines[0]
     with_book["sides"]["off"] |= {"right": 0.75, "right_interval": [0.5, 1], "stale": 0.25, "stale_interval": [0, 0.5]}
     assert "0.250 [0.000, 0.500]" in list(table_lines(figures))[2]

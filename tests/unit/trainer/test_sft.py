@@ -15,7 +15,7 @@ from openbook_prompt.chat import ChatFormat
 from openbook_prompt.recipe import Message
 from openbook_prompt.settings import PromptSettings
 from openbook_trainer.sft.config import LoraSettings, SftConfig
-from openbook_trainer.sft.lora import adapter_pairs, inject
+from openbook_trainer.sft.lora import adapter_pairs, inject, projections
 from openbook_trainer.sft.packing import Encoded, encode_example, pack
 from openbook_trainer.sft.readers import Example
 from openbook_trainer.sft.run import packed_loss, run_sft
@@ -85,6 +85,14 @@ def test_packed_examples_have_the_loss_of_separate_ones(network):
     with torch.no_grad():
         separate = sum(float(packed_loss(network, pack([each], 100))) for each in examples)
         assert float(packed_loss(network, packed)) == pytest.approx(separate, rel=1e-5)
+
+
+def test_the_adapter_is_on_the_decoder_s_projections_alone(network):
+    wanted = set(projections(network))
+    inject(network, LoraSettings(rank=2, alpha=4))
+    assert set(adapter_pairs(network)) == wanted
+    assert len(wanted) == 4 * network.config.num_layers
+    assert any(f"encoder.{name}.weight" in dict(network.named_parameters()) for name in wanted), "endings are ambiguous"
 
 
 def test_an_adapter_is_merged_as_it_was_trained(network, tmp_path):

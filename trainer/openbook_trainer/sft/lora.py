@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
@@ -20,7 +22,8 @@ def projections(model: RetroModel) -> list[str]:
 
 def inject(model: RetroModel, settings: LoraSettings) -> None:
     """Add the adapter in place (it starts as no change) and freeze everything else. Call after torch.manual_seed."""
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=projections(model))
+    whole_names = "|".join(map(re.escape, projections(model)))  # peft takes names in a list as endings, too
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=whole_names)
     inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)

@@ -27,12 +27,11 @@ from openbook_trainer.eval.tasks.decoding import Decoder
 from openbook_trainer.eval.tasks.passages import passage_rows
 from openbook_trainer.eval.tasks.questions import find_task, read_documents, read_questions
 from openbook_trainer.eval.tasks.records import Records, settle
-from openbook_trainer.eval.tasks.settings import TasksConfig
+from openbook_trainer.eval.tasks.settings import SIDES, TasksConfig
 from openbook_trainer.eval.tasks.task import Question, Task
 from openbook_trainer.finder import FindNeighbors, NeighborFinder
 
 Progress = Callable[[str, int, int], None]
-SIDES = ("closed-book", "off", "on")
 _QUERIES_PER_CALL = 32
 _SETTLED = {"limit", "part", "k", "max_tokens", "max_context", "prompt", "closed_instruction", "dtype"}
 
@@ -40,15 +39,24 @@ _SETTLED = {"limit", "part", "k", "max_tokens", "max_context", "prompt", "closed
 def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
     """The figures as they are written to JSON; a side that was not run is None, ON says why in `cross_attention`.
 
-    What is in `config.out` already is not made again. Raises OpenbookError: an unknown task, a file of another form,
-    a retriever that does not answer, settings that differ from those of the run in `config.out`.
+    What is in `config.out` already is not made again. Raises OpenbookError: an unknown task, a task or model without any
+    of the chosen sides, a file of another form, a retriever that does not answer, settings that differ from those of the
+    run in `config.out`.
     """
     tasks = [find_task(name, config.part) for name in config.tasks]
+    for task in tasks:
+        if task.documents is None and "closed-book" not in config.sides:
+            raise ArgumentError(f"task {task.name} has the side closed-book only; --sides leaves it out", field="sides")
     folder = resolve_folder(config.model)
     model = load_adapted(folder, getattr(torch, config.dtype), config.adapter)
     source = config.adapter or folder
     config = config.model_copy(update={"prompt": config.prompt.over(read_prompt(source), str(source))})
     run = _Run(config, model, Tokenizer.load(folder), progress)
+    if config.sides == ("on",) and run.state != "on":
+        raise ArgumentError(
+            f"side on of a model whose cross attention is {run.state}: its answers are those of off; ask off",
+            field="sides",
+        )
     return {
         "model": config.model,
         "adapter": run.adapter,
@@ -57,6 +65,7 @@ def evaluate(config: TasksConfig, progress: Progress = lambda stage, done, total
         "k": config.k,
         "max_tokens": config.max_tokens,
         "part": config.part,
+        "sides": list(config.sides),
         "prompt": config.prompt.model_dump(mode="json"),
         "closed_instruction": config.closed_instruction,
         "tasks": {task.name: run.task(task) for task in tasks},
@@ -89,13 +98,15 @@ class _Run:
         folder = config.out / "answers" / task.name
         settle(folder, self._settings(task, questions, snapshot))
         sides: dict[str, Any] = dict.fromkeys(SIDES)
-        sides["closed-book"] = self._side(task, "closed-book", questions, None, None)
+        if "closed-book" in config.sides:
+            sides["closed-book"] = self._side(task, "closed-book", questions, None, None)
         found = None
         if snapshot is not None and database is not None:
             found = self._passages(task, questions, database, snapshot)
             shown = {each: row["shown"] for each, row in found.items()}
-            sides["off"] = self._side(task, "off", questions, shown, None)
-            if self.state == "on":
+            if "off" in config.sides:
+                sides["off"] = self._side(task, "off", questions, shown, None)
+            if "on" in config.sides and self.state == "on":
                 with closing(self._finder(database, snapshot)) as find:
                     sides["on"] = self._side(task, "on", questions, shown, find)
         return {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, PositiveInt, model_validator
 
 from openbook_core.config import FrozenConfig
 from openbook_prompt.settings import DEFAULT_PASSAGES, PromptSettings
+
+Side = Literal["closed-book", "off", "on"]
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 class TasksConfig(FrozenConfig):
@@ -19,6 +22,7 @@ class TasksConfig(FrozenConfig):
     the prompt's settings that it was trained with replace `prompt`, save for those that `prompt` sets. `k` passages
     are found for a question; what of them is shown is for `prompt` to say. `closed_instruction` follows the closed-book
     question, which then has the prompt's lead-in as well; empty leaves the question alone, as serving sends it.
+    `sides` are asked; what is found for a question is measured in any case.
     """
 
     model: str
@@ -31,6 +35,7 @@ class TasksConfig(FrozenConfig):
     limit: PositiveInt | None = None
     limit_documents: PositiveInt | None = None
     part: str = "all"
+    sides: tuple[Side, ...] = Field(default=SIDES, min_length=1)
     k: PositiveInt = DEFAULT_PASSAGES
     max_tokens: PositiveInt = 32
     batch: PositiveInt = 8

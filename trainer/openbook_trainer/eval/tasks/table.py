@@ -21,7 +21,7 @@ def table_lines(figures: dict[str, Any]) -> Iterator[str]:
     for name, task in figures["tasks"].items():
         for side, found in task["sides"].items():
             if found is None:
-                if side == "on" and task["snapshot"]:
+                if side == "on" and side in figures["sides"] and task["snapshot"]:
                     yield f"{name:{width}} {side:12} {figures['cross_attention']}: the answers would be those of off"
                 continue
             cells = "".join(f" {_cell(found, column):>22}" for column in columns)
