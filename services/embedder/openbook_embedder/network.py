@@ -47,6 +47,7 @@ class TorchNetwork:
         self.device = device
         self._forward: Callable[..., Tensor] = self._hidden
         self._fixed: FixedShapes | None = None
+        self.compiled = False
 
     @classmethod
     def load(cls, folder: Path, head: Head, device: str = "cpu") -> Self:
@@ -83,18 +84,24 @@ class TorchNetwork:
     def compile(self) -> None:
         """Let torch.compile make code for any shape, at the next call."""
         self._forward = torch.compile(self._hidden, dynamic=True)
+        self.compiled = True
 
     def fix_shapes(self, max_tokens: int, pad_id: int, record: Record) -> None:
         """Prepare for the usual shapes (see `shapes`), which batches are padded to from then on."""
         shapes = usual_shapes(max_tokens)
         self._fixed = FixedShapes(self._run, shapes, pad_id=pad_id, device=self.device, record=record)
 
+    @property
+    def at_fixed_shapes(self) -> bool:
+        """After `fix_shapes`."""
+        return self._fixed is not None
+
     def vectors(self, ids_NT: NDArray[np.int64], mask_NT: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `Network.vectors`."""
         with torch.inference_mode():
             found_ND = self._fixed(ids_NT, mask_NT) if self._fixed is not None else None
             if found_ND is None:
-                found_ND = self._run(self._placed(ids_NT), self._placed(mask_NT)).cpu()
+                found_ND = self._run(self._placed(ids_NT), None if mask_NT.all() else self._placed(mask_NT)).cpu()
             return found_ND.numpy()
 
     def weights_digest(self) -> str:
@@ -110,10 +117,12 @@ class TorchNetwork:
         host_NT = torch.from_numpy(values_NT)
         return host_NT if self.device == "cpu" else host_NT.pin_memory().to(self.device, non_blocking=True)
 
-    def _run(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        return self._head(self._forward(ids_NT, mask_NT), mask_NT)
+    def _run(self, ids_NT: Tensor, mask_NT: Tensor | None) -> Tensor:
+        """No mask where no text is padded: attention has quicker kernels without, and nobody looks into a mask on a GPU
+        to see that it is full."""
+        return self._head(self._forward(ids_NT, mask_NT), torch.ones_like(ids_NT) if mask_NT is None else mask_NT)
 
-    def _hidden(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    def _hidden(self, ids_NT: Tensor, mask_NT: Tensor | None) -> Tensor:
         """Last hidden states [N, T, D]; those of padding mean nothing."""
         return self._module(input_ids=ids_NT, attention_mask=mask_NT).last_hidden_state  # type: ignore[no-any-return]
 
