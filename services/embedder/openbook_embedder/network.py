@@ -62,6 +62,7 @@ class TorchNetwork:
                 str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            _refuse_pickle(folder)
             raise InputError(f"{folder}: the encoder's weights do not load: {error}", field="model") from error
         missing = [name for name in info["missing_keys"] if not _is_unused(name)]
         if missing:
@@ -136,6 +137,17 @@ def resolve_device(device: str) -> str:
         reason = "finds no GPU" if torch.version.cuda else "was installed without CUDA"
         raise ConfigError(f"device: given 'cuda', and torch {torch.__version__} {reason}; take cpu", field="device")
     return "cuda" if available else "cpu"
+
+
+def _refuse_pickle(folder: Path) -> None:
+    """InputError with the conversion where the weights are a pickle alone, which is never opened here."""
+    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} has its weights in pytorch_model.bin only, a pickle, which may run code when it is opened and is not "
+            'read; if you trust it, convert it once: python -c "from transformers import AutoModel; '
+            f"AutoModel.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\"",
+            field="model",
+        )
 
 
 def _is_unused(name: str) -> bool:
