@@ -84,6 +84,9 @@ def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path, monke
     assert all(part["failures"] == 0 and len(part["latencies_ms"]) == part["calls"] for part in raw["open_loop"])
     assert figures.summarise(raw) == {name: value for name, value in result.items() if name != "raw"}
     assert any("grpc_over_bare" in line for line in figures.report(result))
+    rows = importlib.import_module("embedder_tables").table(result)
+    assert f"| {result['grpc_over_bare']:.2f} |" in next(row for row in rows if "bare loop" in row)
+    assert not any("infinity" in row for row in rows)
     picture = tmp_path / "result.png"
     figures.plot(result, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
