@@ -3,9 +3,11 @@
     python benchmarks/embedder.py [--quick] [--peers all|none] [--json FILE] [--plot FILE.png]
 
 - offline: texts to vectors inside one process, ours (`EncoderEngine.encode`) and sentence-transformers' `encode`, on
-  chunks of 64 tokens of the factbook and on lengths spread evenly over 8 to 256; each peer at its best batch;
+  chunks of 64 tokens of the factbook and on lengths spread evenly over 8 to 256; the library at its best batch and wait
+  policy of its threads in the same dtype and in float32, and with nothing set (batch 32, float32);
 - served: 16 callers at once in a closed loop, 32 texts a call and one, through gRPC and HTTP, beside infinity's server
-  over HTTP and the bare loop: the same network and tokenizer without a service, at its best batch;
+  over HTTP (in the same dtype at its best settings, and with nothing set) and the bare loop: the same network and
+  tokenizer without a service, at its best batch;
 - latency: calls of one text at Poisson arrivals of 30, 60 and 90% of what 16 callers of one text reach;
 - start-up, padding, and in the full run resident memory under 20 minutes of mixed load (`embedder_soak.py`).
 
@@ -31,7 +33,6 @@ from embedder_figures import plot, report, summarise, texts_per_s
 from measure import environment, run_benchmark
 
 SEED = 4
-SOAK_SHARE = 0.3
 _STARTED = time.monotonic()
 
 
@@ -73,13 +74,13 @@ FULL = Size(
     calibration=64,
     singles=128,
     rounds=7,
-    least=3,
-    part_seconds=100,
+    least=5,
+    part_seconds=120,
     open_seconds=30,
     starts=3,
     infinity_batches=(32, 64),
     soak_minutes=20,
-    limit_s=5400,
+    limit_s=7200,
 )
 
 
@@ -121,7 +122,7 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
     import embedder_offline as offline
     import embedder_served as served
     import torch
-    from embedder_sides import PEERS, SentenceTransformers, infinity_versions, require_peers
+    from embedder_sides import PEERS, Infinity, SentenceTransformers, infinity_versions, require_peers
     from embedder_texts import Pieces
 
     from openbook_core.weights import resolve_model
@@ -131,7 +132,7 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
     begun, circumstances, folder = time.monotonic(), environment(), resolve_model(model)
     limits = {"rounds": size.rounds, "budget_s": size.part_seconds, "least": size.least}
     _say("loading the encoder in each dtype")
-    engine, probe = offline.load_encoder(model)
+    engine, exact, probe = offline.load_encoder(model)
     bare, dtype, pieces = offline.BareLoop(engine), engine.dtype, Pieces(engine, folder)
     material = {"chunks": pieces.chunks(size.chunks), "mixed": pieces.mixed(size.mixed, SEED)}
     raw: dict[str, Any] = {
@@ -161,19 +162,20 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
         if peers:
             _say("loading sentence-transformers")
             dtypes = sorted({dtype, "float32"})
-            library = stack.enter_context(SentenceTransformers(folder, dtypes, work / "sentence-transformers.log"))
+            library = stack.enter_context(SentenceTransformers(folder, dtypes, work))
             raw["peers"] = {"sentence-transformers": library.about, "infinity": {"versions": infinity_versions()}}
         for name, texts in material.items():
             _say(f"offline, {name}: the best batch of each side, then trials")
             raw["batch"][name] = offline.calibrate(bare, library, dtype, texts.texts[: size.calibration])
             raw["offline"][name] = offline.measure(bare, library, dtype, texts.texts, raw["batch"][name], **limits)
             if library is not None:
-                raw["cosines"][name] = offline.cosines(engine, library, texts)
+                engines = {"float32": exact, dtype: engine}
+                raw["cosines"][name] = offline.compare_vectors(engines, library, texts)
     chunks, mixed = (material[name].texts for name in ("chunks", "mixed"))
     options = ["--model", model, "--http-role", "passage"]
     _say("starting the embedder")
     with served.start_embedder(work, size.starts, options) as (server, raw["start_s"]), ExitStack() as stack:
-        infinity = None
+        infinity: dict[str, Infinity] = {}
         if peers:
             _say("starting infinity")
             infinity, raw["batch"]["infinity"] = stack.enter_context(
@@ -185,14 +187,14 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
             ("mixed_calls_of_4", mixed, 4),
         ):
             _say(f"served, {part}")
-            best = raw["batch"]["mixed" if texts is mixed else "chunks"]["bare"]["best"]
+            best = raw["batch"]["mixed" if texts is mixed else "chunks"]["bare"]["best"]["batch"]
             raw["served"][part] = served.measure_served(server, infinity, bare, best, texts, per_call, model, **limits)
         stack.close()
         _say("latency")
         capacity = texts_per_s(raw["served"]["calls_of_1"]["grpc"])
         raw["open_loop"] = served.measure_latency(server, chunks, capacity, size.open_seconds, SEED)
         if soak_minutes:
-            from embedder_soak import soak
+            from embedder_soak import SOAK_SHARE, soak
 
             _say(f"mixed load for {soak_minutes} minutes")
             rate = SOAK_SHARE * texts_per_s(raw["served"]["mixed_calls_of_4"]["grpc"])

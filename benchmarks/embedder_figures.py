@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 Trials = Sequence[Mapping[str, float]]
+# Shares of the mean resident memory: what a soak may grow by over its second half, and how far it may swing.
+MOST_GROWTH, MOST_RANGE = 0.05, 0.15
 
 
 def texts_per_s(trials: Trials) -> float:
@@ -15,28 +17,28 @@ def texts_per_s(trials: Trials) -> float:
     return median(trial["texts"] / trial["seconds"] for trial in trials)
 
 
-def texts_per_cpu_s(trials: Trials) -> float:
-    """Median over the trials of texts for each second of processor time, callers included: other work on the machine
-    hardly moves it, but it does not see a core that idles."""
-    return median(trial["texts"] / trial["cpu_s"] for trial in trials)
-
-
 def summarise(raw: dict[str, Any]) -> dict[str, Any]:
     """The figures, every one of them from `raw` alone; None where a peer was not measured.
 
-    A ratio is the median rate of one side over the median rate of the other, both in texts a second; `_by_cpu_time` the
-    same for each second of processor time. `vs_infinity` is
-    ours over infinity's, both through HTTP with 32 texts a call.
+    A ratio is the median, over the rounds, of one side's texts a second over the other's in the same round; `_by_cpu_time`
+    the same for each second of processor time, callers included: other work on the machine hardly moves it, but it does not
+    see a core that idles. `vs_sentence_transformers_same_dtype` and `_fp32_best` are against the library at its best
+    settings, `_fp32` against its default: float32, batches of 32. `vs_infinity` is ours over infinity's server in the same
+    dtype at its best settings, both through HTTP with 32 texts a call; `_default` against that server with nothing set,
+    which computes in float32. `cosine_min` is of float32, `cosine_min_served` of the dtype that is served.
     """
     offline, served, dtype = raw["offline"], raw["served"], raw["dtype"]
     same, exact = f"sentence_transformers_{dtype}", "sentence_transformers_float32"
+    default = "sentence_transformers_default"
     many, single = served["calls_of_32"], served["calls_of_1"]
-    cosines = raw["cosines"].values()
+    cosines = {name: [part[name]["min"] for part in raw["cosines"].values()] for name in ("float32", dtype)}
     figures = {
         "vs_sentence_transformers_same_dtype": _ratio(offline["chunks"], "ours", same),
         "vs_sentence_transformers_same_dtype_mixed": _ratio(offline["mixed"], "ours", same),
-        "vs_sentence_transformers_fp32": _ratio(offline["chunks"], "ours", exact),
-        "vs_sentence_transformers_fp32_mixed": _ratio(offline["mixed"], "ours", exact),
+        "vs_sentence_transformers_fp32": _ratio(offline["chunks"], "ours", default),
+        "vs_sentence_transformers_fp32_mixed": _ratio(offline["mixed"], "ours", default),
+        "vs_sentence_transformers_fp32_best": _ratio(offline["chunks"], "ours", exact),
+        "vs_sentence_transformers_fp32_best_mixed": _ratio(offline["mixed"], "ours", exact),
         "grpc_over_bare": _ratio(many, "grpc", "bare"),
         "grpc_singles_over_bare": _ratio(single, "grpc", "bare"),
         "http_over_bare": _ratio(many, "http", "bare"),
@@ -46,7 +48,11 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
         "vs_infinity_singles": _ratio(single, "http", "infinity"),
         "vs_infinity_mixed": _ratio(served["mixed_calls_of_4"], "http", "infinity"),
         "vs_infinity_grpc": _ratio(many, "grpc", "infinity"),
-        "cosine_min": min((each["min"] for each in cosines), default=None),
+        "vs_infinity_default": _ratio(many, "http", "infinity_default"),
+        "vs_infinity_default_singles": _ratio(single, "http", "infinity_default"),
+        "vs_infinity_default_mixed": _ratio(served["mixed_calls_of_4"], "http", "infinity_default"),
+        "cosine_min": min(cosines["float32"], default=None),
+        "cosine_min_served": min(cosines[dtype], default=None),
         "offline_chunks_per_s": round(texts_per_s(offline["chunks"]["ours"]), 2),
         "grpc_chunks_per_s": round(texts_per_s(many["grpc"]), 2),
         "grpc_singles_per_s": round(texts_per_s(single["grpc"]), 2),
@@ -62,30 +68,39 @@ def summarise(raw: dict[str, Any]) -> dict[str, Any]:
         ("vs_infinity", many, "http", "infinity"),
         ("vs_infinity_singles", single, "http", "infinity"),
     ):
-        figures[f"{name}_by_cpu_time"] = _ratio(part, ours, theirs, texts_per_cpu_s)
+        figures[f"{name}_by_cpu_time"] = _ratio(part, ours, theirs, "cpu_s")
     for part in raw["open_loop"]:
         name = f"at_{round(100 * part['share'])}_percent"
         figures |= {f"p50_ms_{name}": round(part["p50_ms"], 1), f"p99_ms_{name}": round(part["p99_ms"], 1)}
     return figures | (memory_figures(raw["soak"]["samples"]) if "soak" in raw else {})
 
 
-def memory_figures(samples: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Of [seconds, resident bytes] after the first quarter of the time: what it was, and the slope of least squares."""
-    kept = [(second, size) for second, size, *_ in samples if second >= samples[-1][0] / 4]
+def memory_figures(samples: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Of [seconds, resident bytes] over the second half of the time, when the allocator has filled.
+
+    `resident_flat`: by the line of least squares it grows over that half by at most MOST_GROWTH of its mean, and its
+    highest and lowest value are at most MOST_RANGE of the mean apart.
+    """
+    kept = [(second, size) for second, size, *_ in samples if second >= samples[-1][0] / 2]
     middle_s, middle = (sum(values) / len(kept) for values in zip(*kept, strict=True))
     spread = sum((second - middle_s) ** 2 for second, _ in kept)
     slope = sum((second - middle_s) * (size - middle) for second, size in kept) / spread if spread else 0.0
+    growth = slope * (kept[-1][0] - kept[0][0])
+    width = max(size for _, size in kept) - min(size for _, size in kept)
     return {
+        "resident_flat": growth <= MOST_GROWTH * middle and width <= MOST_RANGE * middle,
         "resident_mb": round(middle / 1e6, 1),
+        "resident_growth_mb": round(growth / 1e6, 2),
         "resident_slope_mb_per_hour": round(slope * 3600 / 1e6, 2),
-        "resident_range_mb": round((max(size for _, size in kept) - min(size for _, size in kept)) / 1e6, 2),
+        "resident_range_mb": round(width / 1e6, 2),
     }
 
 
-def _ratio(
-    trials: Mapping[str, Trials], ours: str, theirs: str, rate: Callable[[Trials], float] = texts_per_s
-) -> float | None:
-    return None if theirs not in trials else round(rate(trials[ours]) / rate(trials[theirs]), 4)
+def _ratio(trials: Mapping[str, Trials], ours: str, theirs: str, time: str = "seconds") -> float | None:
+    if theirs not in trials:
+        return None
+    rounds = zip(trials[ours], trials[theirs], strict=True)
+    return round(median(our["texts"] / our[time] * their[time] / their["texts"] for our, their in rounds), 4)
 
 
 def _padding_share(trials: Trials) -> float:

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=6000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", help="folder or name; by default the one that is served by default")
-    parser.add_argument("--limit-s", type=int, default=1200, help="ends it without a result")
+    parser.add_argument("--limit-s", type=int, default=3600, help="ends it without a result")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome")
     options = parser.parse_args(arguments)
     from openbook_core.weights import DEFAULT_EMBEDDER

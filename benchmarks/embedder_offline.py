@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-from embedder_sides import SentenceTransformers
+from embedder_sides import LIBRARY_BATCH, LIBRARY_DTYPE, POLICIES, SentenceTransformers
 from embedder_texts import Texts
 from measure import in_turns, processor_s
-from numpy.typing import NDArray
 
+from openbook_core.probes import cosines
 from openbook_embedder.engine import EncoderEngine
 
-BATCHES = (8, 16, 32, 64)
-Encode = Callable[[Sequence[str], int], dict[str, float]]
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+CALIBRATION_S = 60.0
 
 
-def load_encoder(model: str) -> tuple[EncoderEngine, dict[str, Any]]:
-    """In the dtype that the embedder's own probe takes on this machine; and the seconds of 16 texts of 64 tokens in each.
+@dataclass(frozen=True)
+class Setting:
+    """Texts in a batch; `policy` of a peer's threads (see `embedder_sides.POLICIES`)."""
 
-    Where that is float32, bfloat16 is not measured any further.
+    batch: int
+    policy: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.batch} {self.policy}".strip()
+
+
+Encode = Callable[[Sequence[str], Setting], dict[str, float]]
+
+
+def load_encoder(model: str) -> tuple[EncoderEngine, EncoderEngine, dict[str, Any]]:
+    """In the dtype that the embedder's own probe takes on this machine, and in float32; and the seconds of 16 texts of
+    64 tokens in either dtype.
+
+    Where the probe takes float32, bfloat16 is not measured any further.
     """
     engine = EncoderEngine.load(model)
     other = EncoderEngine.load(model, dtype="bfloat16" if engine.dtype == "float32" else "float32")
@@ -32,7 +48,8 @@ def load_encoder(model: str) -> tuple[EncoderEngine, dict[str, Any]]:
         for each in (engine, other)
     }
     note = "" if engine.dtype == "bfloat16" else "bfloat16 is slower here, so float32 alone is measured"
-    return engine, {"seconds": seconds, "auto": engine.dtype, "note": note}
+    exact = engine if engine.dtype == "float32" else other
+    return engine, exact, {"seconds": seconds, "auto": engine.dtype, "note": note}
 
 
 class BareLoop:
@@ -59,13 +76,18 @@ class BareLoop:
 def calibrate(
     bare: BareLoop, library: SentenceTransformers | None, dtype: str, texts: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """For each side the seconds at each of BATCHES, the lesser of two trials in turns, and the quickest as `best`."""
+    """For each side the seconds at each batch and policy, the lesser of two trials in turns, and the quickest as `best`."""
     found = {}
-    for side, encode in _batched_sides(bare, library, dtype).items():
-        encode(texts[:8], 8)  # warm
-        trials = in_turns({batch: partial(encode, texts, batch) for batch in BATCHES}, 2, budget_s=30)
-        seconds = {batch: min(trial["seconds"] for trial in each) for batch, each in trials.items()}
-        found[side] = {"seconds": seconds, "texts": len(texts), "best": min(seconds, key=seconds.__getitem__)}
+    for side, (encode, policies) in _sides(bare, library, dtype).items():
+        settings = [Setting(batch, policy) for policy in policies for batch in BATCHES]
+        for policy in policies:
+            encode(texts[:8], Setting(8, policy))  # warm
+        tries = {each: partial(encode, texts, each) for each in settings}
+        trials = in_turns(tries, 2, budget_s=CALIBRATION_S)
+        seconds = {each: min(trial["seconds"] for trial in trials[each]) for each in settings}
+        best = min(seconds, key=seconds.__getitem__)
+        labelled = {each.label: taken for each, taken in seconds.items()}
+        found[side] = {"seconds": labelled, "texts": len(texts), "best": asdict(best)}
     return found
 
 
@@ -77,12 +99,16 @@ def measure(
     batches: Mapping[str, Mapping[str, Any]],
     **limits: Any,
 ) -> dict[str, list[dict[str, float]]]:
-    """Trials of each side in turns: texts, seconds and processor time; `limits` as of `in_turns`."""
-    sides = {
-        side: partial(encode, texts, batches[side]["best"])
-        for side, encode in _batched_sides(bare, library, dtype).items()
-    }
-    sides = {"ours": partial(bare.ours, texts), **sides}
+    """Trials of each side in turns: texts, seconds and processor time; `limits` as of `in_turns`.
+
+    `sentence_transformers_default` is the library with nothing set, the others are at their best settings.
+    """
+    sides: dict[str, Callable[[], dict[str, float]]] = {"ours": partial(bare.ours, texts)}
+    for side, (encode, _) in _sides(bare, library, dtype).items():
+        sides[side] = partial(encode, texts, Setting(**batches[side]["best"]))
+    if library is not None:
+        default = Setting(LIBRARY_BATCH, "default")
+        sides["sentence_transformers_default"] = partial(_library, library, LIBRARY_DTYPE, texts, default)
 
     def trial(call: Callable[[], dict[str, float]]) -> dict[str, float]:
         return {"texts": len(texts), **call()}
@@ -90,26 +116,32 @@ def measure(
     return in_turns({side: partial(trial, call) for side, call in sides.items()}, **limits)
 
 
-def cosines(engine: EncoderEngine, library: SentenceTransformers, texts: Texts) -> dict[str, float]:
-    """Of our vectors with the library's in float32."""
-    left_ND = engine.encode(texts.texts).astype("f8")
-    right_ND = library.vectors(texts.texts, dtype="float32", batch=32).astype("f8")
-    cosines_N: NDArray[np.float64] = (left_ND * right_ND).sum(1) / (
-        np.linalg.norm(left_ND, axis=1) * np.linalg.norm(right_ND, axis=1)
-    )
-    return {"texts": len(cosines_N), "min": float(cosines_N.min()), "mean": float(cosines_N.mean())}
+def compare_vectors(
+    engines: Mapping[str, EncoderEngine], library: SentenceTransformers, texts: Texts
+) -> dict[str, dict[str, float]]:
+    """Cosines of our vectors, by dtype, with the library's in float32."""
+    right_ND, found = library.vectors(texts.texts), {}
+    for dtype, engine in engines.items():
+        cosines_N = cosines(engine.encode(texts.texts), right_ND)
+        found[dtype] = {"texts": len(cosines_N), "min": float(cosines_N.min()), "mean": float(cosines_N.mean())}
+    return found
 
 
-def _batched_sides(bare: BareLoop, library: SentenceTransformers | None, dtype: str) -> dict[str, Encode]:
-    sides: dict[str, Encode] = {"bare": bare.run}
+def _sides(
+    bare: BareLoop, library: SentenceTransformers | None, dtype: str
+) -> dict[str, tuple[Encode, tuple[str, ...]]]:
+    """Each with the policies that it can be asked for."""
+    sides: dict[str, tuple[Encode, tuple[str, ...]]] = {
+        "bare": (lambda texts, setting: bare.run(texts, setting.batch), ("",))
+    }
     if library is not None:
         for each in sorted({dtype, "float32"}):
-            sides[f"sentence_transformers_{each}"] = partial(_library, library, each)
+            sides[f"sentence_transformers_{each}"] = (partial(_library, library, each), POLICIES)
     return sides
 
 
-def _library(library: SentenceTransformers, dtype: str, texts: Sequence[str], batch: int) -> dict[str, float]:
-    return library.encode(texts, dtype=dtype, batch=batch)
+def _library(library: SentenceTransformers, dtype: str, texts: Sequence[str], setting: Setting) -> dict[str, float]:
+    return library.encode(texts, dtype=dtype, batch=setting.batch, policy=setting.policy)
 
 
 def _times(call: Callable[[], object]) -> dict[str, float]:

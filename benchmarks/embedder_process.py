@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -74,8 +75,9 @@ class EmbedderProcess:
 
 
 def end(process: subprocess.Popen[Any]) -> None:
-    """By SIGTERM, by SIGKILL after ten seconds."""
+    """By SIGTERM, by SIGKILL after ten seconds; also one that is stopped."""
     process.terminate()
+    process.send_signal(signal.SIGCONT)
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from embedder_loads import CONNECT, Caller, GrpcCaller, HttpCaller, closed_loop, open_loop
 from embedder_offline import BareLoop
 from embedder_process import EmbedderProcess
-from embedder_sides import Infinity
+from embedder_sides import POLICIES, Infinity
 from measure import in_turns, processor_s
 
 from openbook_database.registry.local_redis import free_port
@@ -34,26 +34,37 @@ def start_embedder(work: Path, starts: int, options: Sequence[str]) -> Iterator[
 @contextmanager
 def start_infinity(
     folder: Path, dtype: str, batches: Sequence[int], texts: Sequence[str], work: Path
-) -> Iterator[tuple[Infinity, Any]]:
-    """Its server with the quickest of `batches` (32 is its default), and what each took for `texts`."""
+) -> Iterator[tuple[dict[str, Infinity], Any]]:
+    """Two servers of it, and what each setting took for `texts`: "infinity" in our `dtype` with the quickest of `batches`
+    and POLICIES, and "infinity_default" with nothing set (32 texts a batch, float32 on a processor)."""
     with ExitStack() as stack:
-        servers = {
-            batch: stack.enter_context(
-                Infinity(folder, free_port(), dtype=dtype, batch=batch, log=work / f"infinity-{batch}.log")
-            )
-            for batch in batches
-        }
-        for server in servers.values():
+
+        def start(settings: dict[str, Any], policy: str) -> Infinity:
+            log = work / f"infinity-{settings.get('batch')}-{policy}.log"
+            server = stack.enter_context(Infinity(folder, free_port(), settings, policy, log))
             _infinity_trial(server, texts[:32], 2)  # warm
-        tries = {batch: partial(_infinity_trial, server, texts, 32) for batch, server in servers.items()}
-        trials = in_turns(tries, 2, budget_s=30)
-        best = min(trials, key=lambda batch: min(trial["seconds"] for trial in trials[batch]))
-        yield servers[best], {"best": best, "trials": trials}
+            return server
+
+        tried = {
+            f"{batch} {policy}": start({"dtype": dtype, "batch": batch}, policy)
+            for batch in batches
+            for policy in POLICIES
+        }
+        tries = {label: partial(_infinity_trial, server, texts, 32) for label, server in tried.items()}
+        trials = in_turns(tries, 2, budget_s=60)
+        best = min(trials, key=lambda label: min(trial["seconds"] for trial in trials[label]))
+        for label, server in tried.items():
+            if label != best:
+                server.close()
+        yield (
+            {"infinity": tried[best], "infinity_default": start({}, "default")},
+            {"best": best, "dtype": dtype, "trials": trials},
+        )
 
 
 def measure_served(
     server: EmbedderProcess,
-    infinity: Infinity | None,
+    infinity: Mapping[str, Infinity],
     bare: BareLoop,
     bare_batch: int,
     texts: Sequence[str],
@@ -82,8 +93,7 @@ def measure_served(
 
     closed_loop([GrpcCaller(server.address) for _ in range(CALLERS)], texts[:CALLERS], 1)  # warm
     sides: dict[str, Callable[[], dict[str, float]]] = {"bare": bare_trial, "grpc": grpc, "http": http}
-    if infinity is not None:
-        sides["infinity"] = partial(_infinity_trial, infinity, texts, per_call)
+    sides |= {name: partial(_infinity_trial, peer, texts, per_call) for name, peer in infinity.items()}
     return in_turns(sides, **limits)
 
 

@@ -1,6 +1,8 @@
-"""Whom the embedder is measured against, each in a process of its own: sentence-transformers and infinity.
+"""Whom the embedder is measured against, each in processes of its own: sentence-transformers and infinity.
 
-`make bench-peers` builds their environments in `peers_folder()`.
+`make bench-peers` builds their environments in `peers_folder()`. A peer is started once for each of POLICIES, since what
+its threads do while they wait decides much of its speed; whoever it is not the turn of is stopped (SIGSTOP), since
+threads that poll would take the others' cores.
 """
 
 from __future__ import annotations
@@ -12,8 +14,8 @@ import signal
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +29,10 @@ SENTENCE_TRANSFORMERS, INFINITY = "sentence-transformers", "infinity"
 PEERS = (SENTENCE_TRANSFORMERS, INFINITY)
 _SCRIPT = Path(__file__).parent / "peers" / "sentence_transformers_peer.py"
 _START_S = 180.0
+# Values of OMP_WAIT_POLICY; "default" leaves it unset.
+POLICIES = ("default", "active", "passive")
+# What sentence-transformers takes where nothing is said.
+LIBRARY_BATCH, LIBRARY_DTYPE = 32, "float32"
 
 
 def peers_folder() -> Path:
@@ -46,9 +52,41 @@ def require_peers(names: Sequence[str]) -> None:
 
 
 class SentenceTransformers:
-    """The library offline; `encode` gives the `seconds` and `cpu_s` that its own `encode` took inside its process."""
+    """The library offline, in one process for each of POLICIES."""
 
-    def __init__(self, folder: Path, dtypes: Sequence[str], log: Path) -> None:
+    def __init__(self, folder: Path, dtypes: Sequence[str], work: Path) -> None:
+        self._processes: dict[str, _Library] = {}
+        try:
+            for policy in POLICIES:
+                log = work / f"{SENTENCE_TRANSFORMERS}-{policy}.log"
+                self._processes[policy] = _Library(folder, dtypes, log, policy)
+        except BaseException:
+            self.__exit__()
+            raise
+        self.about = self._processes["default"].about
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes.values():
+            process.close()
+
+    def encode(self, texts: Sequence[str], *, dtype: str, batch: int, policy: str) -> dict[str, float]:
+        """The `seconds` and `cpu_s` that its own `encode` took inside its process."""
+        answer = self._processes[policy].ask(texts, dtype, batch, vectors=False)
+        return {name: float(answer[name]) for name in ("seconds", "cpu_s")}
+
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Rows [n, d] as the library gives them by default."""
+        answer = self._processes["default"].ask(texts, LIBRARY_DTYPE, LIBRARY_BATCH, vectors=True)
+        return np.frombuffer(base64.b64decode(answer["vectors"]), "<f4").reshape(len(texts), -1)
+
+
+class _Library:
+    """One process of it, stopped between its answers."""
+
+    def __init__(self, folder: Path, dtypes: Sequence[str], log: Path, policy: str) -> None:
         with log.open("w") as errors:
             self._process = subprocess.Popen(
                 [str(program(SENTENCE_TRANSFORMERS, "python")), str(_SCRIPT), str(folder), *dtypes],
@@ -56,32 +94,22 @@ class SentenceTransformers:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=peer_environment(),
+                env=peer_environment(policy),
             )
         self._log = log
-        self.about = self._answer()
+        with turn_of(self._process):
+            self.about = self._answer()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         end(self._process)
 
-    def encode(self, texts: Sequence[str], *, dtype: str, batch: int) -> dict[str, float]:
-        answer = self._ask(texts, dtype, batch, vectors=False)
-        return {name: float(answer[name]) for name in ("seconds", "cpu_s")}
-
-    def vectors(self, texts: Sequence[str], *, dtype: str, batch: int) -> NDArray[np.float32]:
-        """Rows [n, d]."""
-        data = base64.b64decode(self._ask(texts, dtype, batch, vectors=True)["vectors"])
-        return np.frombuffer(data, "<f4").reshape(len(texts), -1)
-
-    def _ask(self, texts: Sequence[str], dtype: str, batch: int, *, vectors: bool) -> dict[str, Any]:
+    def ask(self, texts: Sequence[str], dtype: str, batch: int, *, vectors: bool) -> dict[str, Any]:
         assert self._process.stdin is not None
         request = {"texts": list(texts), "dtype": dtype, "batch": batch, "vectors": vectors}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
+        with turn_of(self._process):
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -93,32 +121,33 @@ class SentenceTransformers:
 
 
 class Infinity:
-    """Its server, stopped (SIGSTOP) while it is not its turn, since its threads poll."""
+    """Its server, stopped while it is not its turn; at its own defaults where no `settings` (`dtype`, `batch`) are given.
+
+    Its `--bettertransformer` is on by default and does nothing without its extra for GPUs.
+    """
 
     model = "peer"
 
-    def __init__(self, folder: Path, port: int, *, dtype: str, batch: int, log: Path) -> None:
+    def __init__(self, folder: Path, port: int, settings: Mapping[str, Any], policy: str, log: Path) -> None:
         self.url = f"http://127.0.0.1:{port}"
         options = {
             "--model-id": folder,
             "--served-model-name": self.model,
             "--host": "127.0.0.1",
             "--port": port,
-            "--engine": "torch",
-            "--device": "cpu",
-            "--dtype": dtype,
-            "--batch-size": batch,
             "--log-level": "error",
         }
+        if settings:
+            options |= {"--dtype": settings["dtype"], "--batch-size": settings["batch"]}
         arguments = [str(each) for option in options.items() for each in option]
         started = time.perf_counter()
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [str(program(INFINITY, "infinity_emb")), "v2", *arguments, "--no-bettertransformer"],
+                [str(program(INFINITY, "infinity_emb")), "v2", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=peer_environment() | {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"},
+                env=peer_environment(policy) | {"INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"},
             )
         try:
             self._wait(log, started + _START_S)
@@ -132,21 +161,18 @@ class Infinity:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.send_signal(signal.SIGCONT)
+        self.close()
+
+    def close(self) -> None:
         end(self._process)
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> AbstractContextManager[None]:
         """Let it run."""
-        self._process.send_signal(signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGSTOP)
+        return turn_of(self._process)
 
     def _wait(self, log: Path, deadline: float) -> None:
         while True:
@@ -157,6 +183,16 @@ class Infinity:
                 if self._process.poll() is not None or time.perf_counter() > deadline:
                     raise UnavailableError(f"{INFINITY} did not start; the end of its log:\n{tail(log)}") from None
                 time.sleep(0.05)
+
+
+@contextmanager
+def turn_of(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """It runs within, and is stopped after."""
+    process.send_signal(signal.SIGCONT)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGSTOP)
 
 
 def infinity_versions() -> dict[str, str]:
@@ -173,7 +209,8 @@ def program(peer: str, name: str) -> Path:
     return peers_folder() / peer / "bin" / name
 
 
-def peer_environment() -> dict[str, str]:
-    """Ours without the paths of our packages; nobody asks a hub, and no thread spins while others work."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TOKENIZERS_PARALLELISM")}
-    return kept | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+def peer_environment(policy: str) -> dict[str, str]:
+    """Ours without what is set for us, with one of POLICIES; nobody asks a hub."""
+    ours = ("PYTHONPATH", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    return kept | {"HF_HUB_OFFLINE": "1"} | ({} if policy == "default" else {"OMP_WAIT_POLICY": policy.upper()})

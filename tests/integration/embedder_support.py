@@ -86,7 +86,10 @@ def running_embedder(
 ) -> Iterator[RunningEmbedder]:
     """`engine` served as `openbook serve embedder` does, with `settings`."""
     protection = protection or Protection()
-    config = EmbedderConfig.parse({"model": MODEL, **settings})
+    config = EmbedderConfig.parse({"model": MODEL, **settings}).with_batch_tokens(
+        engine.batch_tokens, engine.max_tokens
+    )
+    assert config.batch_tokens is not None
     registry = CollectorRegistry()
     metrics = EmbedderMetrics(registry)
     # Looked up at every batch, so that a test can put another encoder in its place.

@@ -28,8 +28,11 @@ PARTS = {"calls_of_32", "calls_of_1", "mixed_calls_of_4"}
 PEERS = {
     "vs_sentence_transformers_same_dtype",
     "vs_sentence_transformers_fp32",
+    "vs_sentence_transformers_fp32_best",
     "vs_infinity",
+    "vs_infinity_default",
     "cosine_min",
+    "cosine_min_served",
 }
 
 
@@ -52,6 +55,11 @@ def rate(trials: list[dict[str, float]]) -> float:
     return median(trial["texts"] / trial["seconds"] for trial in trials)
 
 
+def ratio(ours: list[dict[str, float]], theirs: list[dict[str, float]]) -> float:
+    assert len(ours) == len(theirs)
+    return median(rate([our]) / rate([their]) for our, their in zip(ours, theirs, strict=True))
+
+
 def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     embedder, figures = importlib.import_module("embedder"), importlib.import_module("embedder_figures")
@@ -67,7 +75,7 @@ def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path, monke
         ("grpc_singles_over_bare", "calls_of_1", "grpc"),
         ("http_over_bare", "calls_of_32", "http"),
     ):
-        assert result[figure] == pytest.approx(rate(served[part][side]) / rate(served[part]["bare"]), abs=1e-4)
+        assert result[figure] == pytest.approx(ratio(served[part][side], served[part]["bare"]), abs=1e-4)
     assert result["grpc_chunks_per_s"] == pytest.approx(rate(served["calls_of_32"]["grpc"]), abs=0.01)
     assert raw["texts"]["chunks"] == {"texts": 64, "tokens": 64 * 64, "shortest": 64, "median": 64, "longest": 64}
     assert all(trial["padded_tokens"] >= trial["tokens"] for sides in served.values() for trial in sides["grpc"])
@@ -76,9 +84,52 @@ def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path, monke
     assert all(part["failures"] == 0 and len(part["latencies_ms"]) == part["calls"] for part in raw["open_loop"])
     assert figures.summarise(raw) == {name: value for name, value in result.items() if name != "raw"}
     assert any("grpc_over_bare" in line for line in figures.report(result))
+    rows = importlib.import_module("embedder_tables").table(result)
+    assert f"| {result['grpc_over_bare']:.2f} |" in next(row for row in rows if "bare loop" in row)
+    assert not any("infinity" in row for row in rows)
     picture = tmp_path / "result.png"
     figures.plot(result, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_rounds_are_compared_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other work that slows one round of both sides leaves their ratio as it is."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    figures = importlib.import_module("embedder_figures")
+    slow = (1.0, 5.0, 1.0, 3.0, 2.0)
+    trials = {
+        side: [{"texts": 8, "seconds": factor * each, "cpu_s": factor} for each in slow]
+        for side, factor in (("ours", 2.0), ("theirs", 3.0))
+    }
+    assert figures._ratio(trials, "ours", "theirs") == 1.5
+    assert figures._ratio(trials, "ours", "theirs", "cpu_s") == 1.5
+    assert figures._ratio(trials, "ours", "absent") is None
+
+
+def test_memory_that_grows_or_swings_is_not_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    memory_figures = importlib.import_module("embedder_figures").memory_figures
+
+    def flat(size: Callable[[int], float]) -> bool:
+        samples = [[second, 1e6 * size(second), 0] for second in range(0, 1201, 5)]
+        return bool(memory_figures(samples)["resident_flat"])
+
+    assert flat(lambda second: 800.0)
+    assert flat(lambda second: 500 + min(second, 400))  # the allocator fills
+    assert flat(lambda second: 800 + 50 * (second % 10 == 0))
+    assert flat(lambda second: 800 - second / 60)
+    assert not flat(lambda second: 800 + second / 12)  # 50 MB over the second half
+    assert not flat(lambda second: 800 + 200 * (second == 900))
+    found = memory_figures([[second, 1e6 * (800 + second / 12)] for second in range(0, 1201, 5)])
+    assert found["resident_slope_mb_per_hour"] == 300 and found["resident_growth_mb"] == 50
+
+
+def test_the_library_s_threads_wait_as_they_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    sides = importlib.import_module("embedder_sides")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    found = {policy: sides.peer_environment(policy).get("OMP_WAIT_POLICY") for policy in sides.POLICIES}
+    assert found == {"default": None, "active": "ACTIVE", "passive": "PASSIVE"}
 
 
 def test_the_fuzz_finds_nothing_wrong(encoder: Path, tmp_path: Path) -> None:

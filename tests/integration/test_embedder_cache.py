@@ -433,7 +433,7 @@ def test_cached_texts_need_neither_room_nor_encoder(
             wait_for(lambda: running.value("openbook_embedder_queue_texts") == 6)
             with pytest.raises(OverloadedError):
                 client.embed([*known[:1], "land and water " * 40], "query")
-            running.batcher.ready = False
+            running.batcher.watch.fails()
             assert client.embed(known, "query").cached == 5
             with pytest.raises(UnavailableError):
                 client.embed([*known, "sea"], "query")

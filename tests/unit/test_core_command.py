@@ -54,9 +54,10 @@ def test_grpc_is_healthy_when_it_is_ready(capsys: pytest.CaptureFixture[str]) ->
     address = f"grpc://{server.address}/{health.SERVICE_NAME}"
     try:
         assert "NOT_SERVING" in why_unhealthy(address)
-        assert why_unhealthy(f"grpc://{server.address}") == ""
+        assert "NOT_SERVING" in why_unhealthy(f"grpc://{server.address}")
         server.set_ready(True)
         assert main([address]) == 0
+        assert why_unhealthy(f"grpc://{server.address}") == ""
         assert grpc.StatusCode.NOT_FOUND.name in why_unhealthy(f"grpc://{server.address}/another")
     finally:
         server.stop(0)

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +88,44 @@ def bench() -> Iterator[Bench]:
     yield bench
     bench.release()
     bench.batcher.close()
+
+
+def test_an_idle_worker_waits_for_no_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its clock stands still and a timed wait never ends, an idle worker still takes what comes: it waits for
+    nothing but work. Any added linger would hold the batch for ever."""
+    forever, wait = threading.Event(), threading.Condition.wait
+
+    def stand_still() -> None:
+        forever.wait()
+
+    def untimed(self: threading.Condition, timeout: float | None = None) -> bool:
+        if timeout is not None and threading.current_thread().name == "embedder-batches":
+            stand_still()
+        return wait(self, timeout)
+
+    monkeypatch.setattr(threading.Condition, "wait", untimed)
+    still = SimpleNamespace(monotonic=lambda: 1.0, sleep=lambda _: stand_still())
+    monkeypatch.setattr("openbook_embedder.batching.time", still)
+    batches: list[int] = []
+
+    def encode(ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        batches.append(len(ids))
+        return np.zeros((len(ids), 1), dtype=np.float32)
+
+    batcher = Batcher(encode, batch_tokens=64, max_queue_tokens=1000, metrics=EmbedderMetrics(CollectorRegistry()))
+    gone = threading.Event()
+    try:
+        for tickets in (
+            lambda: batcher.submit([[1]]),
+            lambda: batcher.feed([[2]], None, batches=None, gone=gone),
+            lambda: batcher.submit([[3]] * 3),
+        ):
+            assert tickets().vectors.result(30).shape[1] == 1
+        assert sum(batches) == 5
+    finally:
+        forever.set()
+        monkeypatch.undo()
+        batcher.close()
 
 
 def test_callers_share_a_batch_and_get_their_own_rows(bench: Bench) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import threading
 from typing import TYPE_CHECKING
 
 import grpc
 
-from openbook_core.errors import ConfigError, UnavailableError
+from openbook_core.errors import UnavailableError
 from openbook_core.rpc.server import RunningServer, require_free, start_server
 from openbook_core.security.options import Protection
 from openbook_core.telemetry import get_logger, serve_metrics, setup_logging
@@ -52,12 +54,8 @@ def serve(config: EmbedderConfig) -> None:
         threads=config.threads,
         options=config,
     )
-    if config.batch_tokens < engine.max_tokens:
-        raise ConfigError(
-            f"batch_tokens: {config.batch_tokens} is less than one text of {engine.max_tokens} tokens, which "
-            f"{config.model} reads; give at least {engine.max_tokens}",
-            field="batch_tokens",
-        )
+    config = config.with_batch_tokens(engine.batch_tokens, engine.max_tokens)
+    assert config.batch_tokens is not None
     metrics = EmbedderMetrics()
     cache = open_cache(config, engine, metrics)
     readiness = _Readiness()
@@ -69,6 +67,9 @@ def serve(config: EmbedderConfig) -> None:
         encode_alone=engine.encode_ids,
         probe=engine.tokenize(engine.probe_texts[:1]).ids[0],
         on_ready=readiness.change,
+        timeout_s=config.encoder_timeout_s,
+        restart_s=config.restart_after_s,
+        on_dead=None if engine.device == "cpu" else _end_process,
     )
     intake = Intake(engine, batcher, config, metrics, cache)
 
@@ -101,6 +102,16 @@ def serve(config: EmbedderConfig) -> None:
     print(json.dumps({"service": "embedder", **addresses}), flush=True)
     server.wait_for_signal(before_stop=http.close if http is not None else lambda: None)
     _close(batcher, cache)
+
+
+def _end_process(reason: str) -> None:
+    """Exit code 1 at once: after an error a CUDA context stays dead, and what waits for it never returns.
+
+    Whoever started the process starts it again.
+    """
+    _log.critical(f"the encoder {reason}; this process ends, a new one can use the device again")
+    logging.shutdown()
+    os._exit(1)
 
 
 def _close(batcher: Batcher, cache: VectorCache | None) -> None:

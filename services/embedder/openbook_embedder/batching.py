@@ -4,8 +4,8 @@ The oldest text always goes; those nearest to it in length fill the batch up to 
 waits for company: an idle worker takes what is there. Calls and streams wait in a lane each, and the worker takes them
 in turns: a build that keeps its lane full costs a call one batch of delay. The lock owns both lanes.
 
-The worker's state is `ready` or not. It is not ready from the moment that the encoder fails on a text that it has
-encoded before, or that the thread ends, until the encoder has answered again.
+It is `ready` or not (see `watch`): from the moment that the encoder fails on a text that it has encoded before, that the
+thread ends or that a batch does not come back, until the encoder has answered again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from openbook_core.telemetry import get_logger
 from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.queueing import Item, Lane
 from openbook_embedder.ticket import Ticket
+from openbook_embedder.watch import EncoderWatch
 
 EncodeBatch = Callable[[Sequence[Sequence[int]]], NDArray[np.float32]]
 
@@ -38,6 +39,7 @@ class Batcher:
     """Owns the queue and the worker thread that calls `encode`, or `encode_alone` for batches that nothing else joins.
 
     `probe` are the token ids that tell whether the encoder answers; `on_ready` hears of every change of `ready`.
+    `timeout_s`, `restart_s`, `on_dead` and `clock` are as of `EncoderWatch`.
     """
 
     def __init__(
@@ -50,6 +52,10 @@ class Batcher:
         encode_alone: EncodeBatch | None = None,
         probe: Sequence[int] = (0,),
         on_ready: Callable[[bool], None] = lambda ready: None,
+        timeout_s: float = 120.0,
+        restart_s: float = 30.0,
+        on_dead: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._encode, self._encode_alone = encode, encode_alone or encode
         self._batch_tokens = batch_tokens
@@ -57,7 +63,14 @@ class Batcher:
         self._metrics = metrics
         self._probe = probe
         self._on_ready = on_ready
-        self.ready = True
+        self.watch = EncoderWatch(
+            timeout_s=timeout_s,
+            restart_s=restart_s,
+            on_ready=self._ready_changed,
+            on_hang=self._refuse_all,
+            on_dead=on_dead,
+            clock=clock,
+        )
         metrics.ready.set(1)
         self._calls, self._streams = Lane(), Lane()
         self._last = self._streams
@@ -65,6 +78,12 @@ class Batcher:
         self._closing = False
         self._changed = threading.Condition()
         self._start_worker()
+        self.watch.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the encoder answers."""
+        return self.watch.ready
 
     def submit(
         self,
@@ -127,12 +146,13 @@ class Batcher:
             return self._admission.delay(self._calls.tokens, self._admission.most, self._streams.tokens)
 
     def close(self) -> None:
-        """Encode what waits, refuse what comes, and end the worker."""
+        """Encode what waits, refuse what comes, and end the worker; one that hangs is left behind."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        while self._worker.is_alive():
-            self._worker.join()
+        while self._worker.is_alive() and not self.watch.hangs:
+            self._worker.join(_LOOK_S)
+        self.watch.close()
 
     def _has_room(self, lane: Lane, ticket: Ticket) -> bool:
         if not self._admission.has_room(lane.tokens, ticket.tokens):
@@ -169,38 +189,52 @@ class Batcher:
         except BaseException as error:  # noqa: BLE001  whatever ended the thread, another one takes over
             _log.exception("the encoding thread ended and is replaced")
             self._metrics.worker_restarts.inc()
-            self._set_ready(False)
+            self.watch.fails()
             _fail(self._batch, OpenbookError(f"the encoding thread ended on a batch with this call's texts: {error!r}"))
             self._start_worker()
 
     def _answers_again(self) -> bool:
         """Wait until the encoder answers, where it did not; False where the wait ended with the service."""
-        while not self.ready:
+        while self.watch.failing:
             if self._probe_fails() is None:
-                self._set_ready(True)
+                self.watch.answers()
                 break
             with self._changed:
                 if not self._closing:
                     self._changed.wait(_LOOK_S)
                     continue
-                for item in [*self._calls.items, *self._streams.items]:
-                    item.ticket.fail(UnavailableError("the embedder is shutting down; ask another one"))
+                _fail(self._waiting(), UnavailableError("the embedder is shutting down; ask another one"))
                 return False
         return True
 
     def _probe_fails(self) -> BaseException | None:
         try:
-            self._encode([self._probe])
+            with self.watch.call():
+                self._encode([self._probe])
         except BaseException as error:  # noqa: BLE001  what ends a thread too: the probe is what decides on the next one
             return error
         return None
 
-    def _set_ready(self, ready: bool) -> None:
-        self.ready = ready
+    def _ready_changed(self, ready: bool) -> None:
         self._metrics.ready.set(ready)
         self._on_ready(ready)
         with self._changed:
             self._changed.notify_all()
+
+    def _refuse_all(self) -> None:
+        """Nobody waits for an encoder that hangs, neither in its batch nor for the next one."""
+        with self._changed:
+            _fail(
+                [*self._batch, *self._waiting()],
+                UnavailableError("the encoder does not come back; ask another one", retry_after_s=1.0),
+            )
+            for lane in (self._calls, self._streams):
+                lane.drop_closed()
+            self._show()
+            self._changed.notify_all()
+
+    def _waiting(self) -> list[Item]:
+        return [*self._calls.items, *self._streams.items]
 
     def _next_batch(self) -> list[Item]:
         """Block until there is a batch; empty when closed and nothing is left."""
@@ -235,7 +269,7 @@ class Batcher:
         if (down := self._probe_fails()) is None:
             self._split(batch, error)
             return
-        self._set_ready(False)
+        self.watch.fails()
         _fail(batch, UnavailableError(f"the encoder fails on every text: {down}", retry_after_s=1.0))
 
     def _split(self, batch: list[Item], error: Exception) -> None:
@@ -254,7 +288,8 @@ class Batcher:
         read = sum(item.tokens for item in batch)
         start = time.monotonic()
         try:
-            vectors_ND = (self._encode_alone if batch[0].alone else self._encode)(ids)
+            with self.watch.call():
+                vectors_ND = (self._encode_alone if batch[0].alone else self._encode)(ids)
             if len(vectors_ND) != len(ids):
                 raise RuntimeError(f"the encoder gave {len(vectors_ND)} vectors for {len(ids)} texts")
         except Exception as error:  # noqa: BLE001  whatever the encoder raises

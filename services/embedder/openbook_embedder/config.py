@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from openbook_core.config import FrozenConfig
+from openbook_core.errors import ConfigError
 from openbook_core.security.options import ServerOptions
 from openbook_core.weights import DEFAULT_EMBEDDER
 
@@ -43,9 +44,21 @@ class EmbedderConfig(EncoderOptions, ServerOptions):
     threads: int | None = Field(default=None, ge=1, description="threads of the encoder; by default one per core")
     max_texts: int = Field(default=1024, ge=1, description="most texts in one call")
     max_calls: int = Field(default=128, ge=1, le=4096, description="most calls and streams at one time")
-    batch_tokens: int = Field(default=4096, ge=1, description="most padded tokens in one batch")
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="most padded tokens in one batch; by default 4096, on a GPU 16384"
+    )
     max_queue_tokens: int = Field(
         default=262_144, ge=1, description="most tokens that wait, of calls and of streams each; more calls are refused"
+    )
+    encoder_timeout_s: float = Field(
+        default=120.0,
+        gt=0,
+        description="seconds after which a batch that has not come back turns readiness off; on a GPU the process ends",
+    )
+    restart_after_s: float = Field(
+        default=30.0,
+        gt=0,
+        description="on a GPU: seconds of an encoder that fails on everything, after which the process ends",
     )
     metrics_port: int | None = Field(default=None, ge=1, le=65535, description="Prometheus over HTTP; off by default")
     http_port: int | None = Field(
@@ -67,9 +80,31 @@ class EmbedderConfig(EncoderOptions, ServerOptions):
 
     @model_validator(mode="after")
     def _one_batch_fits_the_queue(self) -> Self:
-        if self.max_queue_tokens < self.batch_tokens:
+        if self.batch_tokens is not None:
+            self._require_room(self.batch_tokens)
+        return self
+
+    def with_batch_tokens(self, default: int, longest: int) -> Self:
+        """These settings with `default` for batch_tokens where it is left open.
+
+        Raises ConfigError where one text of `longest` tokens is larger, or the queue is smaller than one batch.
+        """
+        batch_tokens = self.batch_tokens or max(default, longest)
+        if batch_tokens < longest:
+            raise ConfigError(
+                f"batch_tokens: {batch_tokens} is less than one text of {longest} tokens, which {self.model} reads; "
+                f"give at least {longest}",
+                field="batch_tokens",
+            )
+        try:
+            self._require_room(batch_tokens)
+        except ValueError as error:
+            raise ConfigError(str(error), field="max_queue_tokens") from None
+        return self.model_copy(update={"batch_tokens": batch_tokens})
+
+    def _require_room(self, batch_tokens: int) -> None:
+        if self.max_queue_tokens < batch_tokens:
             raise ValueError(
-                f"max_queue_tokens ({self.max_queue_tokens}) must be at least batch_tokens ({self.batch_tokens}), "
+                f"max_queue_tokens ({self.max_queue_tokens}) must be at least batch_tokens ({batch_tokens}), "
                 "or a full batch would never be admitted"
             )
-        return self

@@ -23,20 +23,19 @@ from openbook_core.probes import PROBE_TEXTS, lowest_cosine
 from openbook_core.telemetry import get_logger
 from openbook_core.weights import resolve_model
 from openbook_embedder.backends import open_network
+from openbook_embedder.compute_type import judge_bfloat16
 from openbook_embedder.config import Backend, Device, Dtype, EncoderOptions
 from openbook_embedder.exported import MIN_PROBE_COSINE
 from openbook_embedder.folder import EncoderFolder
 from openbook_embedder.network import Network, TorchNetwork
 from openbook_embedder.pooling import pool
 from openbook_embedder.queueing import BATCH_COST_TOKENS
-from openbook_embedder.rows import BEST_TOKENS, RowThreads
+from openbook_embedder.rows import BEST_TOKENS, RowThreads, padded
 from openbook_embedder.shapes import cuda_graph
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
-# Padded tokens of the sub-batches of `encode` where it is not torch on a CPU that encodes.
-_SUB_BATCH_TOKENS = 4096
-# bfloat16 is chosen only where it is clearly faster, so that noise in the timing does not change the choice.
-_WORTHWHILE_SPEEDUP = 1.3
+# Padded tokens of the sub-batches of `encode`, and of the service's batches. What is enough for a CPU leaves a GPU idle.
+_BATCH_TOKENS, _GPU_SUB_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 8192, 16_384
 
 _log = get_logger(__name__)
 
@@ -53,7 +52,9 @@ class EncoderEngine:
         threads = torch.get_num_threads() if on_cores else 1
         self._rows = RowThreads(self._encode_rows, threads)
         # Part of what makes a build's bytes repeatable, so no function of the number of threads.
-        self._sub_batch_tokens = BEST_TOKENS if on_cores else _SUB_BATCH_TOKENS
+        self._sub_batch_tokens = BEST_TOKENS if on_cores else _BATCH_TOKENS
+        if self.device != "cpu":
+            self._sub_batch_tokens = _GPU_SUB_BATCH_TOKENS
         self.dimension = folder.architecture.dimension
         self.max_tokens = folder.max_tokens
         self.vocab_size = folder.architecture.vocab_size
@@ -124,9 +125,24 @@ class EncoderEngine:
         """
         if not isinstance(self._network, TorchNetwork):
             return {"cpu": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-        if self._network.device == "cpu":
-            return {"cpu": torch.backends.cpu.get_cpu_capability()}
-        return {"gpu": torch.cuda.get_device_name(self._network.device)}
+        network, made = self._network, {}
+        if network.compiled or network.at_fixed_shapes:
+            graphs = "on" if network.at_fixed_shapes else "off"
+            made = {"compile": "on" if network.compiled else "off", "graphs": graphs}
+        if network.device == "cpu":
+            return {"cpu": torch.backends.cpu.get_cpu_capability(), **made}
+        gpu = torch.cuda.get_device_name(network.device)
+        return {"gpu": gpu, "torch": torch.__version__, "compile": "off", "graphs": "off", **made}
+
+    @property
+    def device(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self._network.device if isinstance(self._network, TorchNetwork) else "cpu"
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of a batch that is large enough for the device."""
+        return _BATCH_TOKENS if self.device == "cpu" else _GPU_BATCH_TOKENS
 
     def tokenize(self, texts: Sequence[str], role: str = "passage") -> TokenizedTexts:
         """Token ids with the prompt of `role` ("query" or "passage") and special tokens, cut to `max_tokens`."""
@@ -155,13 +171,7 @@ class EncoderEngine:
         return vectors_ND
 
     def _encode_rows(self, ids: Sequence[Sequence[int]]) -> NDArray[np.float32]:
-        width = max(len(row) for row in ids)
-        ids_NT = np.full((len(ids), width), self._folder.architecture.pad_id, dtype=np.int64)
-        mask_NT = np.zeros((len(ids), width), dtype=np.int64)
-        for row, tokens in enumerate(ids):
-            ids_NT[row, : len(tokens)] = tokens
-            mask_NT[row, : len(tokens)] = 1
-        return self._network.vectors(ids_NT, mask_NT)
+        return self._network.vectors(*padded(ids, self._folder.architecture.pad_id))
 
     def check_ids(self, ids: Sequence[int], field: str) -> None:
         """Raise ArgumentError for a text's token ids that are none, too many, or not all the network's."""
@@ -242,18 +252,20 @@ class EncoderEngine:
         # A GPU needs more work at once before the type shows.
         rows, width = 4 if exact.device == "cpu" else 512, min(64, self.max_tokens)
         exact_s, reduced_s = self._fastest_s(rows, width, exact, reduced)
-        said, faster = "", exact_s >= _WORTHWHILE_SPEEDUP * reduced_s
-        if faster:
+
+        def both(texts: Sequence[str]) -> list[NDArray[np.float32]]:
+            found = []
+            for self._network in (exact, reduced):
+                found.append(self.encode(texts))
+            return found
+
+        taken, said = judge_bfloat16(exact_s, reduced_s, both)
+        if taken:
             self._use(reduced)
-            cosine = lowest_cosine(exact_vectors_ND, self.probe_vectors)
-            said, faster = f"; lowest cosine between them on the probe texts {cosine:.5f}", cosine >= MIN_PROBE_COSINE
-        if not faster:
+        else:
             self._network, self.probe_vectors = exact, exact_vectors_ND
-        _log.info(
-            f"dtype auto: {self.dtype} on {exact.device} ({rows} texts of {width} tokens: float32 {exact_s * 1000:.1f} ms, "
-            f"bfloat16 {reduced_s * 1000:.1f} ms{said})"
-        )
-        return reduced if faster else exact
+        _log.info(f"dtype auto: {self.dtype} on {exact.device} ({rows} texts of {width} tokens: {said})")
+        return reduced if taken else exact
 
     def _fastest_s(self, rows: int, width: int, first: Network, second: Network) -> tuple[float, float]:
         """Shortest of three runs of each, taken in turns: other work on the machine disturbs them alike.

@@ -47,6 +47,7 @@ class TorchNetwork:
         self.device = device
         self._forward: Callable[..., Tensor] = self._hidden
         self._fixed: FixedShapes | None = None
+        self.compiled = False
 
     @classmethod
     def load(cls, folder: Path, head: Head, device: str = "cpu") -> Self:
@@ -61,6 +62,7 @@ class TorchNetwork:
                 str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            _refuse_pickle(folder)
             raise InputError(f"{folder}: the encoder's weights do not load: {error}", field="model") from error
         missing = [name for name in info["missing_keys"] if not _is_unused(name)]
         if missing:
@@ -83,18 +85,24 @@ class TorchNetwork:
     def compile(self) -> None:
         """Let torch.compile make code for any shape, at the next call."""
         self._forward = torch.compile(self._hidden, dynamic=True)
+        self.compiled = True
 
     def fix_shapes(self, max_tokens: int, pad_id: int, record: Record) -> None:
         """Prepare for the usual shapes (see `shapes`), which batches are padded to from then on."""
         shapes = usual_shapes(max_tokens)
         self._fixed = FixedShapes(self._run, shapes, pad_id=pad_id, device=self.device, record=record)
 
+    @property
+    def at_fixed_shapes(self) -> bool:
+        """After `fix_shapes`."""
+        return self._fixed is not None
+
     def vectors(self, ids_NT: NDArray[np.int64], mask_NT: NDArray[np.int64]) -> NDArray[np.float32]:
         """As `Network.vectors`."""
         with torch.inference_mode():
             found_ND = self._fixed(ids_NT, mask_NT) if self._fixed is not None else None
             if found_ND is None:
-                found_ND = self._run(self._placed(ids_NT), self._placed(mask_NT)).cpu()
+                found_ND = self._run(self._placed(ids_NT), None if mask_NT.all() else self._placed(mask_NT)).cpu()
             return found_ND.numpy()
 
     def weights_digest(self) -> str:
@@ -110,10 +118,12 @@ class TorchNetwork:
         host_NT = torch.from_numpy(values_NT)
         return host_NT if self.device == "cpu" else host_NT.pin_memory().to(self.device, non_blocking=True)
 
-    def _run(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
-        return self._head(self._forward(ids_NT, mask_NT), mask_NT)
+    def _run(self, ids_NT: Tensor, mask_NT: Tensor | None) -> Tensor:
+        """No mask where no text is padded: attention has quicker kernels without, and nobody looks into a mask on a GPU
+        to see that it is full."""
+        return self._head(self._forward(ids_NT, mask_NT), torch.ones_like(ids_NT) if mask_NT is None else mask_NT)
 
-    def _hidden(self, ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    def _hidden(self, ids_NT: Tensor, mask_NT: Tensor | None) -> Tensor:
         """Last hidden states [N, T, D]; those of padding mean nothing."""
         return self._module(input_ids=ids_NT, attention_mask=mask_NT).last_hidden_state  # type: ignore[no-any-return]
 
@@ -127,6 +137,17 @@ def resolve_device(device: str) -> str:
         reason = "finds no GPU" if torch.version.cuda else "was installed without CUDA"
         raise ConfigError(f"device: given 'cuda', and torch {torch.__version__} {reason}; take cpu", field="device")
     return "cuda" if available else "cpu"
+
+
+def _refuse_pickle(folder: Path) -> None:
+    """InputError with the conversion where the weights are a pickle alone, which is never opened here."""
+    if any(folder.glob("pytorch_model*.bin")) and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{folder} has its weights in pytorch_model.bin only, a pickle, which may run code when it is opened and is not "
+            'read; if you trust it, convert it once: python -c "from transformers import AutoModel; '
+            f"AutoModel.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\"",
+            field="model",
+        )
 
 
 def _is_unused(name: str) -> bool:

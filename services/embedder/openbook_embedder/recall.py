@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.probes import lowest_cosine
-from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.exported import Effect
+
+if TYPE_CHECKING:
+    from openbook_embedder.engine import EncoderEngine
 
 TOP = 10
 

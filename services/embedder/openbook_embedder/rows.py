@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -52,6 +52,15 @@ class RowThreads:
     def map(self, batches: Sequence[Rows]) -> Iterator[NDArray[np.float32]]:
         """The vectors of each batch, each computed by one thread, so that the bits follow from the batch alone."""
         return self._pool.map(self._encode, batches) if self.count > 1 else map(self._encode, batches)
+
+
+def padded(ids: Rows, pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids [rows, longest] filled up on the right with `pad_id`, and the mask that is 1 at those of the rows."""
+    lengths_N = np.fromiter(map(len, ids), np.int64, len(ids))
+    mask_NT = np.arange(lengths_N.max()) < lengths_N[:, None]
+    ids_NT = np.full(mask_NT.shape, pad_id, dtype=np.int64)
+    ids_NT[mask_NT] = np.fromiter(chain.from_iterable(ids), np.int64, lengths_N.sum())
+    return ids_NT, mask_NT.astype(np.int64)
 
 
 def _use_one_thread() -> None:

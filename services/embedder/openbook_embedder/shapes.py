@@ -21,7 +21,8 @@ _LARGEST = 8192
 # Every 16 tokens where most chunks are (64 tokens of a language model and a title), coarser above.
 _TOKENS = (*range(16, 129, 16), 192, 256, 384, 512)
 
-Run = Callable[[Tensor, Tensor], Tensor]
+# Token ids and mask, None where all tokens are texts', to vectors.
+Run = Callable[[Tensor, Tensor | None], Tensor]
 Shape = tuple[int, int]
 # A computation to what does it again, and the tensor that then holds its result.
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], object], Tensor]]
@@ -44,7 +45,10 @@ class _Slot:
 
 
 class FixedShapes:
-    """Owns the buffers; calls from several threads take turns."""
+    """Owns the buffers; calls from several threads take turns.
+
+    Each shape is recorded with a mask, and without for texts that are all as long as the shape.
+    """
 
     def __init__(self, run: Run, shapes: Sequence[Shape], *, pad_id: int, device: str, record: Record) -> None:
         self._lock = threading.Lock()
@@ -54,7 +58,11 @@ class FixedShapes:
         # The largest first: graphs share one pool of memory, and the smaller ones find room in it.
         order = sorted(shapes, key=lambda shape: shape[0] * shape[1], reverse=True)
         with torch.inference_mode():
-            self._slots = {shape: _slot(run, shape, pad_id, device, record) for shape in order}
+            self._slots = {
+                (shape, full): _slot(run, shape, full, pad_id, device, record)
+                for shape in order
+                for full in (False, True)
+            }
 
     def shape_for(self, rows: int, tokens: int) -> Shape | None:
         """The shape that a batch is padded to: the fewest tokens, then the fewest rows; None where none is enough."""
@@ -71,7 +79,7 @@ class FixedShapes:
         shape = self.shape_for(rows, tokens)
         if shape is None:
             return None
-        slot = self._slots[shape]
+        slot = self._slots[shape, tokens == shape[1] and bool(mask_NT.all())]
         with self._lock, torch.inference_mode():
             _clear(slot.host, self._pad_id)
             slot.host[0, :rows, :tokens] = torch.from_numpy(ids_NT)
@@ -88,11 +96,11 @@ def _clear(host: Tensor, pad_id: int) -> None:
     host[1, :, 0] = 1
 
 
-def _slot(run: Run, shape: Shape, pad_id: int, device: str, record: Record) -> _Slot:
+def _slot(run: Run, shape: Shape, full: bool, pad_id: int, device: str, record: Record) -> _Slot:
     host = torch.empty((2, *shape), dtype=torch.long, pin_memory=device != "cpu")
     _clear(host, pad_id)
     inputs = host.to(device, copy=True)
-    replay, out = record(lambda: run(inputs[0], inputs[1]))
+    replay, out = record(lambda: run(inputs[0], None if full else inputs[1]))
     return _Slot(host, inputs, replay, out)
 
 

@@ -12,15 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from openbook_core.weights import DEFAULT_EMBEDDER
 from openbook_embedder.architecture import ARCHITECTURES
 from openbook_embedder.engine import EncoderEngine
+from openbook_embedder.network import TorchNetwork
+from openbook_embedder.shapes import rerun
 
 TOLERANCES = {"float32": 1e-5, "bfloat16": 0.05, "onnx-float32": 1e-5, "openvino-float32": 1e-5}
 BATCH = st.lists(st.integers(1, 64), min_size=1, max_size=6)
+
+# What a GPU's batches are padded to, without its graphs; and the compiler's front, whose code is torch's affair.
+FIXED, COMPILED = "fixed-", "compiled-"
+SHAPES = [(rows, tokens) for rows in (1, 8) for tokens in (16, 64)]
 
 
 # An export of the real one takes long; the tiny ones are of its kind.
@@ -29,6 +36,9 @@ ENGINES = [
     for kind in (*sorted(ARCHITECTURES), DEFAULT_EMBEDDER)
     for dtype in TOLERANCES
     if kind in ARCHITECTURES or "-" not in dtype
+] + [
+    *((kind, FIXED + dtype) for kind in sorted(ARCHITECTURES) for dtype in ("float32", "bfloat16")),
+    ("bert", COMPILED + FIXED + "float32"),
 ]
 
 
@@ -37,10 +47,26 @@ def engine(
     request: pytest.FixtureRequest, encoder_of: Callable[[str], Path | str], export_of: Callable[[str, str], Path]
 ) -> EncoderEngine:
     kind, dtype = request.param
+    if FIXED in dtype:
+        return at_fixed_shapes(encoder_of(kind), dtype.rpartition("-")[2], compiled=dtype.startswith(COMPILED))
     backend, _, exported = dtype.partition("-")
     if exported:
         return EncoderEngine.load(export_of(kind, backend))
     return EncoderEngine.load(encoder_of(kind), dtype=dtype)
+
+
+def at_fixed_shapes(model: Path | str, dtype: str, *, compiled: bool) -> EncoderEngine:
+    engine = EncoderEngine.load(model, dtype=dtype)  # type: ignore[arg-type]
+    network = engine._network
+    assert isinstance(network, TorchNetwork)
+    with pytest.MonkeyPatch.context() as patch:
+        if compiled:
+            compile_ = torch.compile
+            patch.setattr(torch, "compile", lambda run, **options: compile_(run, backend="eager", **options))
+            network.compile()
+        patch.setattr("openbook_embedder.network.usual_shapes", lambda tokens: SHAPES)
+        network.fix_shapes(64, engine._folder.architecture.pad_id, rerun)
+    return engine
 
 
 @given(lengths=BATCH, seed=st.integers(0, 2**32 - 1))

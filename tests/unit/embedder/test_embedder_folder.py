@@ -183,6 +183,19 @@ def test_weights_that_are_not_an_encoder(folder: Path) -> None:
         load(folder)
 
 
+def test_weights_in_a_pickle_alone_say_how_to_convert_them(folder: Path, original: Path) -> None:
+    import torch
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    assert load(folder).fingerprint == load(original).fingerprint
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"pytorch_model.bin only, a pickle.*convert it once: python -c") as refused:
+        load(folder)
+    assert refused.value.field == "model"
+    exec(refused.value.message.split('"')[1])  # the command that it names
+    assert load(folder).fingerprint == load(original).fingerprint
+
+
 def test_a_folder_without_tokenizer_says_how_to_make_one(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"no tokenizer.json.*save_pretrained") as refused:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from openbook_core.weights import DEFAULT_EMBEDDER
@@ -17,7 +19,7 @@ from openbook_database.build.run import BuildResult, build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.testing import tiny_rows, tiny_tokenizer, write_rows
 from openbook_embedder.engine import EncoderEngine
-from openbook_embedder.rows import RowThreads
+from openbook_embedder.rows import RowThreads, padded
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,15 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@given(st.lists(st.lists(st.integers(0, 30_000), min_size=1, max_size=9), min_size=1, max_size=9))
+def test_rows_are_filled_up_on_the_right(ids: list[list[int]]) -> None:
+    ids_NT, mask_NT = padded(ids, 7)
+    longest = max(map(len, ids))
+    assert ids_NT.tolist() == [[*row, *[7] * (longest - len(row))] for row in ids]
+    assert mask_NT.tolist() == [[1] * len(row) + [0] * (longest - len(row)) for row in ids]
+    assert ids_NT.dtype == mask_NT.dtype == np.int64
 
 
 def test_parts_in_order_each_on_one_thread() -> None:

@@ -43,23 +43,31 @@ def test_padding_up_to_a_shape_changes_nothing(
     plain, fixed = (TorchNetwork.load(encoder_of(kind), head) for _ in range(2))
     monkeypatch.setattr("openbook_embedder.network.usual_shapes", lambda tokens: [(2, 8), (8, 8), (4, 32), (8, 32)])
     seen = []
-    monkeypatch.setattr(
-        fixed, "_run", lambda ids_NT, mask_NT: (seen.append(ids_NT.shape), plain._run(ids_NT, mask_NT))[1]
-    )
+
+    def run(ids_NT: Tensor, mask_NT: Tensor | None) -> Tensor:
+        seen.append((tuple(ids_NT.shape), mask_NT is None))
+        return plain._run(ids_NT, mask_NT)
+
+    monkeypatch.setattr(fixed, "_run", run)
     fixed.fix_shapes(POSITIONS, PAD, rerun)
-    for lengths, shape in (
-        ([3], (2, 8)),
-        ([8, 1, 5], (8, 8)),
-        ([9], (4, 32)),
-        ([32] * 8, (8, 32)),
-        ([5, 2], (2, 8)),
-        ([2] * 9, (9, 2)),  # more rows than any shape has: as it is
-        ([33, 4], (2, 33)),
+    for lengths, shape, full in (
+        ([3], (2, 8), False),
+        ([8, 1, 5], (8, 8), False),
+        ([8, 8, 8], (8, 8), True),  # the rows that fill up are as long as the others
+        ([9], (4, 32), False),
+        ([32] * 8, (8, 32), True),
+        ([5, 2], (2, 8), False),
+        ([2] * 9, (9, 2), True),  # more rows than any shape has: as it is
+        ([33, 4], (2, 33), False),
     ):
         ids_NT, mask_NT = batch(lengths)
+        masked = torch.from_numpy(ids_NT), torch.from_numpy(mask_NT)
+        with torch.inference_mode():
+            wanted_ND = plain._head(plain._hidden(*masked), masked[1]).numpy()
         seen.clear()
-        assert np.abs(fixed.vectors(ids_NT, mask_NT) - plain.vectors(ids_NT, mask_NT)).max() <= 1e-5
-        assert seen == [shape]
+        assert np.abs(fixed.vectors(ids_NT, mask_NT) - wanted_ND).max() <= 1e-5
+        assert np.abs(plain.vectors(ids_NT, mask_NT) - wanted_ND).max() <= 1e-5
+        assert seen == [(shape, full)]
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6), seed=st.integers(0, 99))
@@ -73,7 +81,9 @@ def test_nothing_is_left_of_the_batch_before(lengths: list[int], seed: int) -> N
         assert found_N.numpy().tolist() == (tokens * mask_NT[:, : tokens.shape[1]]).sum(1).tolist()
 
 
-def sums(ids_NT: Tensor, mask_NT: Tensor) -> Tensor:
+def sums(ids_NT: Tensor, mask_NT: Tensor | None) -> Tensor:
+    if mask_NT is None:
+        return ids_NT.sum(1)
     assert mask_NT.sum(1).min() >= 1
     return (ids_NT * mask_NT).sum(1)
 
@@ -106,6 +116,29 @@ def test_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (resolve_device("auto"), resolve_device("cuda"), resolve_device("cpu")) == ("cuda", "cuda", "cpu")
     with pytest.raises(ArgumentError, match="device: given 'tpu'; known: auto, cpu, cuda"):
         EncoderEngine.load(tmp_path / "model", device="tpu")  # type: ignore[arg-type]
+
+
+def test_what_the_last_bits_follow_from_on_a_gpu(
+    encoder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    monkeypatch.setattr(torch, "compile", lambda run, **options: run)
+    monkeypatch.setattr("openbook_embedder.network.usual_shapes", lambda tokens: [(2, 8)])
+    engine = EncoderEngine.load(encoder_of("bert"), dtype="float32")
+    network = engine._network
+    assert isinstance(network, TorchNetwork)
+    assert (engine.device, engine.batch_tokens) == ("cpu", 4096)
+    network.device = "cuda"
+    plain = {"gpu": "a card", "torch": torch.__version__, "compile": "off", "graphs": "off"}
+    assert engine.arithmetic == plain
+    assert (engine.device, engine.batch_tokens) == ("cuda", 16_384)
+    network.device = "cpu"
+    network.fix_shapes(POSITIONS, PAD, rerun)
+    network.compile()
+    network.device = "cuda"
+    assert engine.arithmetic == {**plain, "compile": "on", "graphs": "on"}
+    network.device = "cpu"
+    assert engine.arithmetic["compile"] == "on"
 
 
 def test_compiled_for_all_lengths(encoder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

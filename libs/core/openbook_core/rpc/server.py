@@ -37,8 +37,9 @@ class RunningServer:
         self._signal = threading.Event()
 
     def set_ready(self, ready: bool) -> None:
+        """What the health service says of each service, and of the server as a whole, which is named ""."""
         state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in self._services:
+        for service in ("", *self._services):
             self._health.set(service, state)
 
     def stop(self, grace_s: float = 5.0) -> None:
@@ -90,7 +91,6 @@ def start_server(
             bound = server.add_secure_port(f"{host}:{port}", protection.tls.credentials())
     except RuntimeError as error:
         raise _port_in_use(host, port) from error
-    servicer.set("", health_pb2.HealthCheckResponse.SERVING)
     running = RunningServer(server, f"{host}:{bound}", servicer, services)
     running.set_ready(False)
     server.start()
