@@ -45,6 +45,7 @@ bench: setup ## the benchmarks, quick (BENCH_ARGS= for the full run)
 	$(ENV) $(BIN)/python benchmarks/first_path.py $(BENCH_ARGS)
 	$(ENV) $(BIN)/python benchmarks/embedder.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/infinity/.installed),,--peers none)
 	$(ENV) $(BIN)/python benchmarks/database.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/retro-pytorch/.installed),,--peers none)
+	$(ENV) $(BIN)/python benchmarks/training.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/retro-pytorch/.installed),,--peers none)
 results-synthetic: setup ## answers that move with the book, through cross attention alone (20 minutes on one core)
 	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/synthetic_worlds.py
 results-language: setup ## a tiny RETRO against GPTs on held-out text, with the gate (an hour; OPENBOOK_DATA: openstax/ and wikipedia/)
@@ -53,7 +54,7 @@ results-factbook: setup ## the World Factbook swapped under a model of cross att
 	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/factbook_cross_attention.py
 results-lora: setup ## the factbook's adapter: books, tuning, and its answers beside the bare model's (an hour and a half of two cores; needs OPENBOOK_DATA)
 	$(ENV) OMP_NUM_THREADS=2 $(BIN)/python benchmarks/factbook_lora.py
-bench-peers: $(PEERS)/sentence-transformers/.installed $(PEERS)/infinity/.installed $(PEERS)/retro-pytorch/.installed ## whom embedder and builds are measured against (4 GB, outside the repository)
+bench-peers: $(PEERS)/sentence-transformers/.installed $(PEERS)/infinity/.installed $(PEERS)/retro-pytorch/.installed ## whom embedder, builds and training are measured against (4 GB, outside the repository)
 $(PEERS)/%/.installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv --clear $(@D)
 	@$(if $(TORCH_INDEX),$(@D)/bin/pip install -q --index-url $(TORCH_INDEX) $(shell grep ^torch== constraints.txt),true)

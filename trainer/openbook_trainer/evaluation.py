@@ -76,10 +76,12 @@ def summed_loss(model: RetroModel, batch: Batch, neighbors: Neighbors | None, de
     def tensor(array: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(array).to(device)
 
+    lengths_BLK, all_or_none = (None, False) if neighbors is None else neighbors.padding(model.config)
     logits_BTV = model(
         tensor(batch.input_ids_BT),
         None if neighbors is None else tensor(neighbors.ids_BLKR),
-        None if neighbors is None else tensor(neighbors.lengths_BLK),
+        None if lengths_BLK is None else tensor(lengths_BLK),
+        all_or_none=all_or_none,
         first_chunk=batch.first_chunk,
         document_ids_BT=None if batch.document_ids_BT is None else tensor(batch.document_ids_BT),
     )

@@ -27,6 +27,7 @@ from openbook_core.errors import (
 )
 from openbook_core.fingerprint import Fingerprint, require_equal
 from openbook_core.tokenizer import Tokenizer
+from openbook_model.config import RetroConfig
 from openbook_trainer.config import RetrievalConfig
 from openbook_trainer.data import Batch, Query
 
@@ -49,6 +50,18 @@ class Neighbors:
         """The first k of each chunk, of at most r tokens."""
         ids_BLKR, lengths_BLK = self.ids_BLKR[:, :, :k, :r], self.lengths_BLK[:, :, :k]
         return Neighbors(np.ascontiguousarray(ids_BLKR), np.minimum(lengths_BLK, r), self.masked)
+
+    def padding(self, config: RetroConfig) -> tuple[NDArray[np.int64] | None, bool]:
+        """What a model is to be told of padding: the lengths, None where all neighbours are whole, and `all_or_none`.
+
+        Decided here, where the lengths are in the processor's memory: to ask a GPU would be to wait for it.
+        """
+        attended = config.neighbor_padding == "attended"
+        whole_BLK = self.lengths_BLK > 0 if attended else self.lengths_BLK == self.ids_BLKR.shape[-1]
+        if whole_BLK.all():
+            return None, True
+        all_or_none_BL = whole_BLK.all(axis=-1) | ~self.lengths_BLK.any(axis=-1)
+        return self.lengths_BLK, bool(all_or_none_BL.all())
 
 
 class NeighborSource(Protocol):

@@ -61,6 +61,7 @@ class RetroModel(nn.Module):
         first_chunk: int | Sequence[int] | Tensor | None = None,
         document_ids_BT: Tensor | None = None,
         wanted_BT: Tensor | None = None,
+        all_or_none: bool = False,
     ) -> Tensor:
         """Logits [B, T, V], or [N, V] of the N positions in `wanted_BT` (bool), row by row.
 
@@ -69,10 +70,12 @@ class RetroModel(nn.Module):
         L is the largest number of complete chunks of a row under its phase (`chunks.complete_chunks`); `first_chunk`
         gives one phase, or one per row, None NVIDIA's rule (L = ceil(T/m)). Any K >= 1 and R <= neighbor_length.
         `neighbor_lengths_BLK` counts each neighbour's tokens; 0 is a missing one, and a chunk without any adds
-        exactly nothing. None means that all are present and whole. `document_ids_BT` packs documents into a row:
-        tokens see only their own document and neighbours of its chunks, positions restart; each document starts on
-        a chunk border, or after padding of another number so that a border is where it should be. Raises ArgumentError
-        for shapes that do not fit.
+        exactly nothing. None means that all are present and whole. `all_or_none` is the caller's word that each chunk has
+        all K, whole, or none: attention then has no masks for neighbours, with which a GPU's flash kernel cannot do.
+
+        `document_ids_BT` packs documents into a row: tokens see only their own document and neighbours of its chunks,
+        positions restart; each document starts on a chunk border, or after padding of another number so that a border
+        is where it should be. Raises ArgumentError for shapes that do not fit.
         """
         batch, length = self._check_input(input_ids_BT)
         phases = resolve_first_chunk(first_chunk, batch, length, self.config.chunk_length)
@@ -81,7 +84,8 @@ class RetroModel(nn.Module):
             grid = ChunkGrid(phases, length, self.config.chunk_length, input_ids_BT.device)
             self._check_neighbors(grid, neighbor_ids_BLKR, neighbor_lengths_BLK)
             if grid.num_chunks and self.config.gate != 0.0:
-                retrieval = self._retrieval(grid, neighbor_ids_BLKR, neighbor_lengths_BLK, document_ids_BT)
+                padding = neighbor_lengths_BLK, all_or_none
+                retrieval = self._retrieval(grid, neighbor_ids_BLKR, *padding, document_ids_BT)
                 if not self.config.encoder.conditioned:
                     encoded_CSE = retrieval.encode(None)
         positions_BT, mask = _positions_and_mask(input_ids_BT, document_ids_BT)
@@ -161,6 +165,7 @@ class RetroModel(nn.Module):
         grid: ChunkGrid,
         neighbor_ids_BLKR: Tensor,
         neighbor_lengths_BLK: Tensor | None,
+        all_or_none: bool,
         document_ids_BT: Tensor | None,
     ) -> Retrieval:
         neighbor_ids_CKR = neighbor_ids_BLKR.flatten(0, 1)
@@ -168,7 +173,10 @@ class RetroModel(nn.Module):
         if neighbor_lengths_BLK is not None:
             valid_CKR = self.valid_tokens(neighbor_lengths_BLK.flatten(0, 1), neighbor_ids_CKR.shape[-1])
             present_C1 = valid_CKR.flatten(1).any(dim=1, keepdim=True)
-            mask_CS = valid_CKR.flatten(1) | ~present_C1
+            if all_or_none:
+                valid_CKR = None
+            else:
+                mask_CS = valid_CKR.flatten(1) | ~present_C1
             present_CM1 = present_C1[:, None].expand(-1, grid.width, -1)
             keep_BT1 = grid.from_queries(present_CM1.float()) > 0
         if document_ids_BT is not None:

@@ -126,6 +126,16 @@ def test_missing_neighbors_are_off_exactly(model: RetroModel) -> None:
 
 
 @torch.no_grad()
+def test_all_or_none_needs_no_masks(model: RetroModel) -> None:
+    ids = tokens(model, 2, 21)
+    found, lengths = neighbors(model, 2, 3, 2, seed=5)
+    lengths[:], lengths[0, 1], lengths[1] = found.shape[-1], 0, 0
+    logits = model(ids, found, lengths, all_or_none=True)
+    torch.testing.assert_close(logits, model(ids, found, lengths), atol=1e-5, rtol=1e-5)
+    assert torch.equal(logits[1], model(ids)[1])
+
+
+@torch.no_grad()
 def test_padding_tokens_and_their_number_do_not_matter(model: RetroModel) -> None:
     ids = tokens(model, 1, 16)
     found, lengths = neighbors(model, 1, 2, 2, seed=6)

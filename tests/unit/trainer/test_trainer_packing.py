@@ -14,9 +14,9 @@ from trainer_fakes import SNAPSHOT, FakeRetriever, M, byte_tokenizer
 from openbook_model import RetroConfig, RetroModel, initialise
 from openbook_model.chunks import complete_chunks
 from openbook_trainer.config import BatchConfig, RetrievalConfig
-from openbook_trainer.data import IGNORED, ChunkedCorpus, SequenceOrder
+from openbook_trainer.data import IGNORED, Batch, ChunkedCorpus, SequenceOrder
 from openbook_trainer.evaluation import summed_loss
-from openbook_trainer.neighbours import LiveSource
+from openbook_trainer.neighbours import LiveSource, Neighbors
 
 SIZES = (3, 2 * M, M + 5, M, 1, 2 * M + 1, 5, 3 * M, M - 1, 3 * M + 7)
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_each_document_of_a_row_is_as_it_is_alone(conditioned: bool, positions: 
     ids_BLKR, lengths_BLK = torch.from_numpy(found.ids_BLKR), torch.from_numpy(found.lengths_BLK)
     assert batch.document_ids_BT is not None
     documents_BT = torch.from_numpy(batch.document_ids_BT)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error where that kernel cannot do it
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error where that kernel cannot do it; a CPU's takes masks
         packed_BTV = model(
             torch.from_numpy(batch.input_ids_BT),
             ids_BLKR,
@@ -95,6 +95,61 @@ def test_each_document_of_a_row_is_as_it_is_alone(conditioned: bool, positions: 
     assert len(seen) == len(SIZES)
     assert read > len(SIZES)
     torch.testing.assert_close(total, alone_loss, rtol=2e-6, atol=0)
+
+
+WHOLE, MISSING = 2 * M, 0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "attended", "masks"),
+    [
+        ({}, False, False),
+        ({0: (MISSING, MISSING)}, False, False),
+        ({0: (WHOLE, MISSING)}, False, True),
+        ({0: (WHOLE, 5)}, False, True),
+        ({0: (WHOLE, 5), 2: (MISSING, MISSING)}, True, False),
+        ({0: (5, MISSING)}, True, True),
+    ],
+)
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_attention_has_a_mask_only_where_a_neighbour_is_padded(
+    conditioned: bool,
+    lengths: dict[int, tuple[int, int]],
+    attended: bool,
+    masks: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU a mask rules the flash kernel out. With or without, loss and gradients are those of the lengths."""
+    seen: list[bool] = []
+    real = F.scaled_dot_product_attention
+
+    def noted(*args: Any, attn_mask: Any = None, **options: Any) -> Any:
+        seen.append(attn_mask is not None)
+        return real(*args, attn_mask=attn_mask, **options)
+
+    model = model_of(conditioned=conditioned, positions="rotary")
+    model.config = model.config.model_copy(update={"neighbor_padding": "attended" if attended else "masked"})
+    random = np.random.default_rng(3)
+    tokens_BT = random.integers(97, 122, (2, 4 * M))
+    batch = Batch(tokens_BT, np.roll(tokens_BT, -1, axis=1), None, (M, 3), ())
+    found = Neighbors(random.integers(1, 250, (2, 4, 2, 2 * M)), np.full((2, 4, 2), WHOLE))
+    for chunk, of_chunk in lengths.items():
+        found.lengths_BLK[1, chunk] = of_chunk
+    with monkeypatch.context() as noting:
+        noting.setattr(F, "scaled_dot_product_attention", noted)
+        loss = summed_loss(model, batch, found, CPU)
+    assert any(seen) is masks
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    logits_BTV = model(
+        torch.from_numpy(tokens_BT),
+        torch.from_numpy(found.ids_BLKR),
+        torch.from_numpy(found.lengths_BLK),
+        first_chunk=batch.first_chunk,
+    )
+    expected = F.cross_entropy(logits_BTV.flatten(0, 1), torch.from_numpy(batch.labels_BT).flatten(), reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    for one, other in zip(gradients, torch.autograd.grad(expected, list(model.parameters())), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_chunks_whose_document_ends_within_them_ask_nothing() -> None:
