@@ -142,7 +142,12 @@ def test_the_figures_follow_from_the_trials(tmp_path: Path, bench: dict[str, Any
 def test_peers_are_compared_by_their_medians(tmp_path: Path, bench: dict[str, Any]) -> None:
     figures = bench["database_figures"]
     run = {
-        **{"command": "python benchmarks/database.py", "date": "2026-11-30T10:00:00", "commit": "c" * 40, "seconds": 9.0},
+        **{
+            "command": "python benchmarks/database.py",
+            "date": "2026-11-30T10:00:00",
+            "commit": "c" * 40,
+            "seconds": 9.0,
+        },
         **{"data": "rows.jsonl", "model": "org/model", "cores": 2, "cpu": "a processor"},
         **{"load_1m_before": 0.25, "load_1m_after": 2.0},
     }
