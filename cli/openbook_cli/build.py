@@ -225,7 +225,8 @@ def load_encoder(
     earlier: tuple[Path | None, ...],
     security: dict[str, Any],
 ) -> Encoder:
-    """The service at `address`, or an encoder in this process, on `device`, that stays with the compute type of the builds `earlier`."""
+    """The service at `address`, or an encoder in this process, on `device`; it stays with the compute type of the builds
+    `earlier`."""
     if address is None:
         from openbook_database.build.run import recorded_dtype
         from openbook_embedder.config import EncoderOptions
