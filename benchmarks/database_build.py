@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ from numpy.typing import NDArray
 from timed_encoder import TimedEncoder
 
 from openbook_core.tokenizer import Tokenizer
-from openbook_database.build.run import build_snapshot
+from openbook_core.weights import DEFAULT_EMBEDDER, resolve_model
+from openbook_database.build.run import BuildResult, build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.encoder import Encoder
-
-RANDOM_VECTORS = "random unit vectors"
 
 
 class NotingEncoder(TimedEncoder):
@@ -58,6 +58,13 @@ class Book:
                     row = row | {"text": row["text"] + "\n\nThis page has been changed since."}
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         return file
+
+
+def build_share(book: Book, documents: int, encoder: Encoder, out: Path) -> BuildResult:
+    """One build of the first documents with the encoder."""
+    part = book.part(documents, out.with_name("share.jsonl"))
+    tokenizer = Tokenizer.load(book.tokenizer)
+    return build_snapshot([part], out, database="bench", tokenizer=tokenizer, encoder=encoder)
 
 
 def measure_share(
@@ -105,16 +112,15 @@ def measure_share(
 
 
 def measure_sizes(
-    book: Book, sizes: Sequence[int], with_encoder: Sequence[int], adding_rounds: int, work: Path, say: Any
+    book: Book, sizes: Sequence[int], encoder: str, adding_rounds: int, work: Path, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """For each number of documents a build of its own process: with the random encoder, and for some with the real one."""
+    """For each number of documents a build in a process of its own, with `encoder` as `database_child` takes it."""
     found = []
-    for encoder, documents in [(RANDOM, each) for each in sizes] + [(book.model, each) for each in with_encoder]:
-        say(f"a build of {documents} documents, {'random vectors' if encoder == RANDOM else 'encoder'}")
-        part, out = book.part(documents, work / "size.jsonl"), work / f"size-{encoder == RANDOM}-{documents}"
+    for documents in sizes:
+        say(f"a build of {documents} documents, {'random vectors' if encoder == RANDOM else 'a random BERT'}")
+        part, out = book.part(documents, work / "size.jsonl"), work / f"size-{documents}"
         spec = {"source": str(part), "out": str(out), "tokenizer": book.tokenizer, "encoder": encoder}
-        child = run_child(spec | {"adding_rounds": adding_rounds if encoder == RANDOM else 0})
-        found.append({"encoder": RANDOM_VECTORS if encoder == RANDOM else encoder, **child})
+        found.append(run_child(spec | {"adding_rounds": adding_rounds}))
         part.unlink()
     return found
 
@@ -127,20 +133,38 @@ def measure_incremental(book: Book, documents: int, encoder: Encoder, work: Path
     changed = build_here(
         {**spec, **_changed(book, documents, work), "out": str(work / "incremental"), "base": str(base)}, loaded=encoder
     )
-    return {"encoder": book.model, "changed_documents": -(-documents // 100), "full": full, "incremental": changed}
+    return {"changed_documents": -(-documents // 100), "full": full, "incremental": changed}
 
 
 def measure_incremental_large(book: Book, sizes: Sequence[dict[str, Any]], work: Path) -> dict[str, Any]:
-    """The largest build with random vectors of `measure_sizes`, and one from it as base, in its own process."""
-    full = max((each for each in sizes if each["encoder"] == RANDOM_VECTORS), key=lambda each: each["documents"])
-    documents, base = full["documents"], work / f"size-True-{full['documents']}"
+    """The largest build of `measure_sizes`, and one from it as base, in its own process."""
+    full = max(sizes, key=lambda each: int(each["documents"]))
+    documents, base = full["documents"], work / f"size-{full['documents']}"
     spec = {"tokenizer": book.tokenizer, "encoder": RANDOM, "out": str(work / "incremental"), "base": str(base)}
     changed = run_child({**spec, **_changed(book, documents, work)})
-    return {"encoder": RANDOM_VECTORS, "changed_documents": -(-documents // 100), "full": full, "incremental": changed}
+    return {"changed_documents": -(-documents // 100), "full": full, "incremental": changed}
 
 
 def _changed(book: Book, documents: int, work: Path) -> dict[str, str]:
     return {"source": str(book.part(documents, work / "after.jsonl", changed_every=100))}
+
+
+def random_bert(folder: Path) -> Path:
+    """A BERT of two layers of width 128 with random weights and the tokenizer of the default encoder."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    source = resolve_model(DEFAULT_EMBEDDER)
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "sentence_bert_config.json", "modules.json"):
+        shutil.copy(source / name, folder / name)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    torch.manual_seed(0)
+    vocabulary = json.loads((source / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    shape = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    BertModel(BertConfig(vocab_size=vocabulary, **shape)).save_pretrained(folder)
+    return folder
 
 
 def settings_of_builds() -> dict[str, Any]:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+from database_child import add_in_turns
 from numpy.typing import NDArray
 
+from openbook_database.index.files import QUANTISER
+from openbook_database.index.quantiser import train_quantiser, write_quantiser
+from openbook_database.index.recipe import parse_recipe
+
 K = 10
+_TRAINED_ON = 32  # rows for each list
 
 
 def measure_parts(dimension: int, lists: int, rows: int, seed: int) -> dict[str, Any]:
@@ -46,6 +53,22 @@ def measure_parts(dimension: int, lists: int, rows: int, seed: int) -> dict[str,
         "graph_assign_per_s": rows / graph_s,
         "codes_per_s": rows / codes_s,
     }
+
+
+def measure_adding(
+    vectors_ND: NDArray[np.float32], lists: int, rounds: int, work: Path
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds of `database_child.add_in_turns` for each kind of index."""
+    found = {}
+    for factory in ("Flat", f"IVF{lists},Flat", f"IVF{lists},SQ8", f"IVF{lists},RaBitQ"):
+        trained = work / factory
+        trained.mkdir()
+        recipe = parse_recipe(factory)
+        if recipe.trained:
+            step = max(1, len(vectors_ND) // (_TRAINED_ON * lists))
+            write_quantiser(trained / QUANTISER, train_quantiser(recipe, vectors_ND[::step]))
+        found[factory] = add_in_turns(factory, trained, vectors_ND, rounds)
+    return found
 
 
 def measure_codecs(vectors_ND: NDArray[np.float32], queries: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import time
@@ -14,6 +15,7 @@ import numpy as np
 from database_build import Book
 from database_child import index_facts
 from embedder_sides import peer_environment, program
+from measure import in_turns
 from numpy.typing import NDArray
 
 from openbook_core.errors import OpenbookError
@@ -76,6 +78,21 @@ def ours_from_text(texts: Path, tokenizer: Tokenizer, encoder: Encoder, out: Pat
         },
         "neighbours_bytes": ids_NK.nbytes,
     }
+
+
+def measure_from_text(
+    book: Book, documents: int, tokenizer: Tokenizer, encoder: Encoder, work: Path, limits: dict[str, Any]
+) -> dict[str, Any]:
+    """The trials of both from the same folder of text to 2 neighbours of each chunk, in turns."""
+    texts = text_folder(book, documents, work / "texts")
+    outs = itertools.count()
+    sides = {
+        "ours": lambda: ours_from_text(texts, tokenizer, encoder, work / f"ours-{next(outs)}"),
+        "retro_pytorch": lambda: retro_pytorch(texts, book.model, work),
+    }
+    trials = in_turns(sides, **limits)
+    characters = sum(len(file.read_text(encoding="utf-8")) for file in texts.iterdir())
+    return {"documents": documents, "characters": characters, **trials}
 
 
 class GivenVectors(HashEncoder):

@@ -56,7 +56,19 @@ def build(
         typer.Option(help="Faiss factory string, such as IVF1024,SQ8, or auto; the base's, or auto, unless given."),
     ] = None,
     target_recall: Annotated[float, typer.Option(help="Recall@10 that the default search shall reach.")] = 0.95,
-    device: Annotated[str, typer.Option(help="Where the index is trained: auto, cpu or cuda.")] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Of a machine: holds a shard's index, by which auto chooses, and what is trained on; 16GiB."),
+    ] = None,
+    train_sample: Annotated[
+        int | None, typer.Option(help="Chunks to train the index on; by default 64 for each list, within --memory.")
+    ] = None,
+    keep_vectors: Annotated[
+        bool | None, typer.Option(help="Keep the vectors as float16; as the base, or kept, unless given.")
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where it is encoded, and the index trained: auto, cpu or cuda.")
+    ] = "auto",
     template: Annotated[
         str, typer.Option(help="What is embedded: {text} with {title}, {heading}.")
     ] = "{title}: {text}",
@@ -76,6 +88,9 @@ def build(
         list[Path] | None,
         typer.Option(help="Evaluation file (JSON Lines, JSON, text): documents that overlap are left out; repeatable."),
     ] = None,
+    overlap_threshold: Annotated[
+        float, typer.Option(help="Jaccard index of token 13-grams from which a document overlaps an evaluation text.")
+    ] = 0.8,
     longest_run: Annotated[
         int, typer.Option(help="Run of tokens shared with an evaluation text that is an overlap; 0: none is.")
     ] = 50,
@@ -101,6 +116,8 @@ def build(
     from openbook_database.build.engine import LocalEngine
     from openbook_database.build.run import build_snapshot
     from openbook_database.build.settings import BuildSettings
+    from openbook_database.index.recipe import DEFAULT_MEMORY
+    from openbook_database.plan import parse_bytes
     from openbook_database.sources.listing import expand_sources, read_source_list, require_files
 
     fields: dict[str, Any] = {"text": text_field, "id": id_field, "metadata": tuple(metadata or ())}
@@ -112,6 +129,9 @@ def build(
             "shards": shards or _recorded(base, "shards", 1),
             "index": index or _recorded(base, "index", "auto"),
             "target_recall": target_recall,
+            "memory": DEFAULT_MEMORY if memory is None else int(parse_bytes(memory, "memory")),
+            "train_sample": train_sample,
+            "keep_vectors": _recorded(base, "keep_vectors", True) if keep_vectors is None else keep_vectors,
             "passage_template": template,
             "fields": fields,
             "skip_bad_lines": skip_bad_lines,
@@ -120,6 +140,7 @@ def build(
                 "dedup": dedup,
                 "near_threshold": near_threshold,
                 "evaluation": tuple(decontaminate or ()),
+                "overlap_threshold": overlap_threshold,
                 "longest_run": longest_run or None,
             },
         },
@@ -129,14 +150,18 @@ def build(
         raise ConfigError(f"engine: given {engine!r}; known: local, ray", field="engine")
     sources = expand_sources([*(inputs or ()), *(more or ()), *(read_source_list(source_list) if source_list else ())])
     require_files(sources)
-    load = partial(load_encoder, embedder_address, embedder, dtype, given, (out, base), security)
+    load = partial(load_encoder, embedder_address, embedder, dtype, device, given, (out, base), security)
     encoder = load()
     chosen: Engine
     if engine == "ray":
         from openbook_database.build.ray_engine import RayEngine
 
         # Timing the types again, a node might choose another one.
-        again = load if embedder_address else partial(load_encoder, None, embedder, encoder.dtype, given, (), security)
+        again = (
+            load
+            if embedder_address
+            else partial(load_encoder, None, embedder, encoder.dtype, device, given, (), security)
+        )
         chosen = RayEngine(again, address=ray_address, gpus=ray_gpus)
     else:
         chosen = LocalEngine(workers)
@@ -195,11 +220,13 @@ def load_encoder(
     address: str | None,
     embedder: str,
     dtype: str,
+    device: str,
     given: dict[str, Any],
     earlier: tuple[Path | None, ...],
     security: dict[str, Any],
 ) -> Encoder:
-    """The service at `address`, or an encoder in this process that stays with the compute type of the builds `earlier`."""
+    """The service at `address`, or an encoder in this process, on `device`; it stays with the compute type of the builds
+    `earlier`."""
     if address is None:
         from openbook_database.build.run import recorded_dtype
         from openbook_embedder.config import EncoderOptions
@@ -208,7 +235,8 @@ def load_encoder(
         recorded = (recorded_dtype(path) for path in earlier if path is not None)
         chosen = next(filter(None, recorded), dtype) if dtype == "auto" else dtype
         options = EncoderOptions.parse(given, source="openbook db build")
-        return EncoderEngine.load(embedder, dtype=chosen, options=options)  # type: ignore[arg-type]
+        kinds: dict[str, Any] = {"dtype": chosen, "device": device}
+        return EncoderEngine.load(embedder, **kinds, options=options)
     if embedder != DEFAULT_EMBEDDER or dtype != "auto" or given:
         raise ConfigError(
             f"embedder_address: the embedder at {address} chooses model, compute type and pooling; leave out the "

@@ -19,13 +19,16 @@ def gc(
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete what is found; without it nothing is changed.")
     ] = False,
+    older_than: Annotated[
+        float, typer.Option(help="Hours; what is younger stays: it may be about to be registered.", min=0)
+    ] = 24.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for what was found, as JSON.")] = None,
 ) -> None:
     """Find snapshots that no registry names and work of builds that are dead, and delete them if asked."""
     from openbook_database.gc import collect
     from openbook_database.registry import open_registry
 
-    found = collect([open_registry(url) for url in registry], under, delete=delete)
+    found = collect([open_registry(url) for url in registry], under, delete=delete, older_than=3600 * older_than)
     for each in found.garbage:
         what = f"snapshot {each.snapshot[:12]}" if each.snapshot is not None else f"{each.kind} of a build"
         state = "deleted" if each.path in found.deleted else "can go" if not delete else "stays"

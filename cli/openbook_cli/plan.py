@@ -21,7 +21,7 @@ def plan(
     chunks: Annotated[str, typer.Option(help="How many, for example 1e9.")],
     recall: Annotated[float, typer.Option(help="Recall@10 that is wanted.")] = 0.95,
     dimension: Annotated[int, typer.Option(help="Elements of a vector.")] = 384,
-    memory_per_shard: Annotated[str, typer.Option(help="Memory of the machine that serves a shard.")] = "64GB",
+    memory: Annotated[str, typer.Option(help="Memory of a machine that serves a shard, or that builds.")] = "64GB",
     gpu: Annotated[bool, typer.Option("--gpu", help="Also with a GPU, from published figures.")] = False,
     rates: Annotated[
         Path | None, typer.Option(help="Rates of your machine: the result of benchmarks/database.py --json FILE.")
@@ -40,7 +40,7 @@ def plan(
         recall,
         Rates.read(rates),
         dimension=dimension,
-        memory_per_shard=parse_bytes(memory_per_shard, "memory_per_shard"),
+        memory=parse_bytes(memory, "memory"),
         gpu=gpu,
     )
     print(json.dumps(plan_record(made), indent=1) if as_json else "\n".join(_lines(made)))

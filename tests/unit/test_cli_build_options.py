@@ -30,6 +30,32 @@ def run(*arguments: object) -> tuple[str, Any]:
     return result.output, result.exception
 
 
+def test_the_device_is_the_encoders_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "openbook_embedder.engine.EncoderEngine.load", lambda name, **given: asked.update(given) or HashEncoder()
+    )
+    verb.load_encoder(None, "model", "float32", "cpu", {}, (), {})
+    assert (asked["device"], asked["dtype"]) == ("cpu", "float32")
+
+
+def test_memory_sample_and_vectors_from_the_command_line(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", tiny_rows(12))
+    given = ("--memory", "2MiB", "--train-sample", 40, "--no-keep-vectors", "--overlap-threshold", 0.5)
+    output, error = run(source, "--out", tmp_path / "one", "--index", "IVF2,SQ8", "--chunk-length", 16, *given)
+    assert error is None, output
+    manifest = Snapshot.open(tmp_path / "one").manifest
+    settings = manifest.recipe["settings"]
+    assert (settings["memory"], settings["train_sample"], settings["keep_vectors"]) == (2 << 20, 40, False)
+    assert settings["cleaning"]["overlap_threshold"] == 0.5 and manifest.index.trained_on == 40
+    output, error = run(
+        source, "--out", tmp_path / "two", "--base", tmp_path / "one", "--index", "IVF2,SQ8", "--chunk-length", 16
+    )
+    assert error is None, output
+    assert not Snapshot.open(tmp_path / "two").manifest.recipe["settings"]["keep_vectors"]
+
+
 def test_sources_and_cleaning_from_the_command_line(tmp_path: Path) -> None:
     rows = tiny_rows(12)
     write_rows(tmp_path / "a.jsonl", rows[:6])

@@ -63,10 +63,11 @@ class Doing:
     folder: Path
     what: str = ""
 
-    def __call__(self) -> Callable[[int], None]:
+    def __call__(self) -> Callable[[int, Callable[[int], None]], None]:
         (self.folder / f"{os.getpid()}.pid").touch()
 
-        def do(item: int) -> None:
+        def do(item: int, tell: Callable[[int], None]) -> None:
+            tell(7)
             if item == 2 and self.what == "raise":
                 raise ValueError("no such thing")
             if item == 2 and self.what == "refuse":

@@ -169,6 +169,13 @@ def test_a_deleted_document_is_gone_from_every_file(old: Path, tmp_path: Path, h
     assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".jsonl") == ["new"]
 
 
+def test_codes_without_vectors_cannot_be_erased_from(tmp_path: Path) -> None:
+    old = build(tmp_path / "old", rows=ROWS[:14], keep_vectors=False, index="IVF2,SQ8")
+    with pytest.raises(InputError, match="keeps no vectors.*build without the documents from the sources") as raised:
+        erase_documents(old, [SECRET["id"]], tmp_path / "new")
+    assert raised.value.field == "snapshot" and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("shards", [1, 3])
 def test_what_is_left_is_what_a_build_without_the_documents_gives(tmp_path: Path, shards: int) -> None:
     old = build(tmp_path / "old", shards=shards)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,17 @@ def test_a_snapshot_that_any_registry_names_stays(registry: DirectoryRegistry, u
     assert names(collect([registry, other], under), under) == {"dead.building"}
     assert names(collect([registry], under), under) == GONE
     assert names(collect([other], under), under) == {"old", "live", "next", "dead.building"}
+
+
+def test_what_is_young_stays_as_it_may_be_registered_yet(registry: DirectoryRegistry, under: Path) -> None:
+    day = 86_400.0
+    found = collect([registry], under, delete=True, older_than=day)
+    assert not found.garbage and {path.name for path, why in found.kept if "younger than 24 hours" in why} == {
+        "unknown",
+        "dead.building",
+    }
+    later = collect([registry], under, delete=True, older_than=day, clock=lambda: time.time() + day + 1)
+    assert names(later, under) == GONE and len(later.deleted) == 2
 
 
 def test_a_copy_of_a_known_snapshot_and_what_replicas_hold_stay(registry: DirectoryRegistry, under: Path) -> None:
@@ -279,6 +291,12 @@ def test_without_an_answer_of_every_registry_nothing_goes(
 
 def test_the_command(registry: DirectoryRegistry, under: Path, tmp_path: Path) -> None:
     arguments = ["db", "gc", "--registry", str(tmp_path / "registry"), "--under", str(under)]
+    fresh = CliRunner().invoke(app, [*arguments, "--delete"])
+    assert (
+        "0 folders deleted" in fresh.stdout
+        and f"{under / 'dead.building'}: it is younger than 24 hours" in fresh.stderr
+    )
+    arguments += ["--older-than", "0"]
     dry = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "gc.json")])
     assert dry.exit_code == 0, dry.output
     freed = json.loads((tmp_path / "gc.json").read_text())["freed"]

@@ -86,6 +86,23 @@ def edited(rows: Sequence[Row], changes: dict[int, str], added: Sequence[Row] = 
     return [*found, *added]
 
 
+def test_recall_is_measured_again_once_two_in_a_hundred_rows_have_changed(tmp_path: Path) -> None:
+    rows = [{"id": f"{number:03d}", "text": f"word{number} and"} for number in range(200)]
+    before = build_tiny_snapshot(tmp_path / "0", rows=rows, index="IVF4,SQ8", chunk_length=64).path
+    measured = Manifest.read(before).index
+    for step, changed in enumerate((2, 4, None)):  # a row that is another is one that went and one that came, of 200
+        rows[10 + step] = {"id": f"{10 + step:03d}", "text": f"other{step} words"}
+        name = str(step + 1)
+        after = build_tiny_snapshot(tmp_path / name, rows=rows, index="IVF4,SQ8", chunk_length=64, base=before).path
+        verify(after)
+        index = Manifest.read(after).index
+        assert index.recall.get("changed") == changed
+        if changed is not None:
+            assert index == replace(measured, recall={**measured.recall, "changed": changed})
+        before = after
+    assert Manifest.read(before).index.trained_on == measured.trained_on
+
+
 @pytest.mark.parametrize("shards", [1, 3])
 @settings(
     max_examples=6, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, CorruptError
 from openbook_database.build.train_stage import sample_rows
+from openbook_database.index.base import one_thread
 from openbook_database.index.files import index_writers, open_index, write_index, write_list_sizes
 from openbook_database.index.flat import FlatReader
 from openbook_database.index.hnsw import HNSWReader
@@ -352,7 +354,7 @@ def test_recipes_that_do_not_fit_are_refused(factory: str, rows: int, dimension:
         (170_000, 384, "Flat"),
         (1_250_000, 384, "IVF2048,SQ8"),
         (100_000_000, 384, "OPQ64_128,IVF131072_HNSW32,PQ64"),
-        (5_000_000_000, 1024, "OPQ64_128,IVF4194304_HNSW32,PQ64"),
+        (5_000_000_000, 1024, "OPQ64_128,IVF262144_HNSW32,PQ64"),
         (10**9, 100, "OPQ50_100,IVF1048576_HNSW32,PQ50"),
     ],
 )
@@ -363,6 +365,59 @@ def test_recipes_are_chosen_by_size_and_can_be_built(chunks: int, dimension: int
     assert recipe.bytes_per_row(dimension) * chunks < 1 << 40
     if recipe.lists < 1 << 18:
         faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+
+
+@pytest.mark.parametrize(
+    ("memory", "shards", "factory"),
+    [
+        (1 << 30, 1, "OPQ64_128,IVF65536_HNSW32,PQ64"),
+        (10**9, 40, "IVF65536_HNSW32,SQ8"),
+        (40 * 10**9, 1, "IVF131072_HNSW32,SQ8"),
+        (1 << 38, 1, "IVF131072_HNSW32,SQ8"),
+    ],
+)
+def test_recipes_are_chosen_by_memory(memory: int, shards: int, factory: str) -> None:
+    recipe = choose_recipe(10**8, 384, memory, shards)
+    assert recipe.factory == factory
+    rows = recipe.sample_size(10**8, None, 384, memory)
+    assert 8 * recipe.lists <= rows <= 64 * recipe.lists
+    assert rows * recipe.sample_row_bytes(384) <= memory
+    assert choose_recipe(5 * 10**9, 1024, 1 << 40).factory == "OPQ64_128,IVF4194304_HNSW32,PQ64"
+
+
+def test_a_sample_that_memory_does_not_hold_is_refused() -> None:
+    recipe = parse_recipe("OPQ4_8,IVF1000,PQ4")
+    assert recipe.sample_row_bytes(16) == 4 * (16 + 8)
+    assert recipe.sample_size(10**6, None, 16, 200_000) == 200_000 // 96
+    assert recipe.sample_size(10**6, 5000, 16, 200_000) == 5000
+    message = "memory: .* do not hold the 1,000 vectors .*give 9.6e-05 GB, or fewer lists"
+    with pytest.raises(ArgumentError, match=message) as raised:
+        resolve_recipe("OPQ4_8,IVF1000,PQ4", 10**6, 16, 90_000)
+    assert raised.value.field == "memory"
+
+
+@pytest.mark.parametrize("factory", RECIPES)
+def test_training_step_by_step_gives_the_bytes_of_faiss_own(factory: str) -> None:
+    shares: list[float] = []
+    recipe = parse_recipe(factory)
+    index = train_quantiser(recipe, VECTORS[:300], progress=shares.append)
+    assert len(shares) == 11 + bool(recipe.opq)
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == 1
+    own: Any = faiss.index_factory(DIMENSION, factory, faiss.METRIC_INNER_PRODUCT)
+    inner: Any = faiss.downcast_index(own.index) if recipe.opq else own
+    inner.cp.min_points_per_centroid, inner.cp.max_points_per_centroid = 1, 300
+    if recipe.codes:
+        inner.pq.cp.min_points_per_centroid = 1
+        inner.do_polysemous_training = False
+    parts = None
+    if recipe.opq:
+        rotation: Any = faiss.downcast_VectorTransform(own.chain.at(0))
+        parts = faiss.ProductQuantizer(recipe.inner_dimension(DIMENSION), recipe.opq, 8)
+        parts.cp.min_points_per_centroid = 1
+        rotation.pq = parts
+    with one_thread():
+        own.train(VECTORS[:300])
+    np.testing.assert_array_equal(faiss.serialize_index(index), faiss.serialize_index(own))
 
 
 def test_a_sample_is_drawn_from_all_rows() -> None:

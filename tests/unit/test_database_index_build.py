@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from openbook_database.build.run import BuildResult, build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.inspect import inspect
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, write_rows
+from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, tree, write_rows
 from openbook_database.verify import verify
 
 
@@ -138,6 +139,26 @@ def test_cuda_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         uses_gpu("tpu")
     monkeypatch.setattr("faiss.get_num_gpus", lambda: 2)
     assert uses_gpu("auto") and uses_gpu("cuda") and not uses_gpu("cpu")
+
+
+def test_what_runs_on_gpus_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that hands the index back, the lines for GPUs run: training, lists of rows, and nothing else."""
+    source = write_rows(tmp_path / "input.jsonl", tiny_rows(20))
+    expected = tree(build(source, tmp_path / "cpu", device="cpu").path)
+    moved: list[str] = []
+
+    def to_gpus(index: Any) -> Any:
+        moved.append(type(index).__name__)
+        return index
+
+    monkeypatch.setattr("faiss.get_num_gpus", lambda: 2)
+    monkeypatch.setattr("faiss.index_cpu_to_all_gpus", to_gpus, raising=False)
+    assert tree(build(source, tmp_path / "cuda", device="cuda").path) == expected
+    assert moved == ["IndexFlatIP"] * 3  # for training, and for each shard
+    events = [json.loads(line) for line in (tmp_path / "cuda.log.jsonl").read_text().splitlines()]
+    assert {"start": "cuda", "index": "cuda"}.items() <= {
+        event["event"]: event.get("device") for event in events
+    }.items()
 
 
 def build(source: Path, out: Path, **changes: Any) -> BuildResult:

@@ -21,7 +21,7 @@ import pytest
 
 from openbook_core.errors import InputError, OpenbookError
 from openbook_database import files
-from openbook_database.build.engine import Job, LocalEngine
+from openbook_database.build.engine import Job, LocalEngine, Tell
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.manifest import Manifest
@@ -268,13 +268,13 @@ class Dying:
 
     job: Job
 
-    def __call__(self) -> Callable[[int], None]:
+    def __call__(self) -> Callable[[int, Tell], None]:
         do = self.job()
 
-        def die(item: int) -> None:
+        def die(item: int, tell: Tell) -> None:
             if item == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            do(item)
+            do(item, tell)
 
         return die
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from openbook_cli.main import app
 from openbook_core.errors import ArgumentError, ConfigError
+from openbook_database.index.recipe import resolve_recipe
 from openbook_database.plan import Rates, choose, make_plan, parse_bytes, plan_record
 from openbook_database.testing import build_tiny_snapshot
 
@@ -50,6 +51,7 @@ def test_a_billion_chunks_by_hand() -> None:
     # 2 sqrt(N) = 63,246 and N / 1024 = 976,563 lists are wanted; 2^20 is the power of two nearest to the larger.
     assert made.recipe.factory == "IVF1048576_HNSW32,SQ8"
     assert "OPQ64_128,IVF1048576_HNSW32,PQ64" in made.recall_note and "0.750" in made.recall_note
+    assert made.recall_note.endswith("build with --memory 64GB --shards 7")
     sizes = {name: figure.value for name, figure in made.disk.items()}
     assert sizes == {
         "tokens.bin": 128e9,
@@ -67,8 +69,11 @@ def test_a_billion_chunks_by_hand() -> None:
     hours = {stage: figure.value for stage, figure in made.hours["a machine"].items()}
     assert hours["chunk"] == pytest.approx(1e6 / 3600)
     assert hours["embed"] == pytest.approx(1e9 / 50 / 3600)
-    # 64 rows for each list: 2 * 10 * 384 * 2^20 * 2^26 operations on one thread
-    assert hours["train-index"] == pytest.approx(2 * 10 * 384 * 2**46 / 2e10 / 3600)
+    # 64 GB hold 41,666,666 of the 2^26 rows that 64 for each list would be: 2 * 10 * 384 * 2^20 operations each, on one thread,
+    # and 2 * 384 for the ranges of 65,536.
+    assert made.memory["training sample"].value == 41_666_666 * 4 * 384
+    operations = 2 * 10 * 384 * 2**20 * 41_666_666 + 2 * 384 * 65_536
+    assert hours["train-index"] == pytest.approx(operations / 2e10 / 3600)
     # log 2^20 is twice log 2^10, so walks take twice as long
     assert hours["add"] == pytest.approx((made.disk_bytes / 1e8 + 1e9 / 5000) / 3600)
     assert hours["finish"] == pytest.approx((made.disk_bytes / 1e9 + 2 * 384 * 1e9 * 100 / 4e10) / 3600)
@@ -80,9 +85,23 @@ def test_codes_are_kept_where_they_reach_the_recall() -> None:
     assert made.disk["index"].value == (64 + 8 + 8) * 1e9
     assert made.disk["quantiser"].value == (1 << 20) * (4 * 128 + 8 + 272) + 4 * 384 * 128 + 4 * 256 * 128
     train = made.hours["a machine"]["train-index"]
-    kmeans, opq = 2 * 10 * 128 * 2**46, 2 * 50 * 65_536 * 128 * (2 * 384 + 256)
-    assert train.value == pytest.approx((kmeans + opq) / 2e10 / 3600)
+    sample = 64 * 10**9 // (4 * (384 + 128))
+    assert made.memory["training sample"].value == sample * 4 * (384 + 128)
+    kmeans, opq = 2 * 10 * 128 * 2**20 * sample, 2 * 50 * 65_536 * 128 * (2 * 384 + 256)
+    codewords = 2 * 25 * 65_536 * 128 * 256
+    assert train.value == pytest.approx((kmeans + opq + codewords) / 2e10 / 3600)
     assert train.source == "extrapolated"
+
+
+@pytest.mark.parametrize("recall", [0.7, 0.95])
+@pytest.mark.parametrize("memory", [4e9, 16e9, 64e9, 1e12])
+def test_auto_takes_what_the_plan_recommends(recall: float, memory: float) -> None:
+    for chunks in (1000, 10**6, 10**7, 10**8, 10**9, 10**10):
+        made = plan(chunks, recall, memory=memory)
+        built = resolve_recipe("auto", chunks, 384, int(memory), int(made.shards.value))
+        assert built == made.recipe
+        assert made.memory["training sample"].value <= memory
+        assert made.memory["index of a shard"].value + made.memory["quantiser"].value <= memory
 
 
 def test_small_books_are_exact_and_every_number_has_its_source() -> None:
@@ -101,7 +120,7 @@ def test_small_books_are_exact_and_every_number_has_its_source() -> None:
 def test_unmeasured_codes_are_said_to_be_so() -> None:
     recipe, note = choose(10**9, 64, 0.95, RATES)
     assert (recipe.codes == 64 and "0.750" in note) or recipe.codec == "SQ8"
-    _, note = choose(10**9, 48, 0.95, RATES)
+    _, note = choose(10**9, 48, 0.95, RATES, memory=16e9)
     assert "PQ48 codes keep was not measured" in note
 
 
@@ -117,7 +136,7 @@ def test_predicted_bytes_are_those_of_a_built_snapshot(tmp_path: Path, index: st
     from openbook_database import plan as planning
     from openbook_database.index.recipe import parse_recipe
 
-    monkeypatch.setattr(planning, "choose_recipe", lambda chunks, dimension: parse_recipe(index))
+    monkeypatch.setattr(planning, "choose_recipe", lambda *given: parse_recipe(index))
     made = make_plan(built.chunks, 0.5, rates, dimension=32, chunk_length=16, documents=built.documents)
     assert made.recipe.factory == index
     for name in ("tokens.bin", "lengths.bin", "documents.bin", "vectors.f16"):
@@ -153,7 +172,7 @@ def test_what_is_no_size(text: str) -> None:
         ({"chunks": 10, "recall": 0.0}, "recall"),
         ({"chunks": 10, "recall": 1.1}, "recall"),
         ({"chunks": 10, "dimension": 0}, "dimension"),
-        ({"chunks": 10**10, "memory_per_shard": 2e9}, "memory_per_shard"),
+        ({"chunks": 10**10, "memory": 1e8}, "memory"),
     ],
 )
 def test_what_cannot_be_planned(options: dict[str, Any], field: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from openbook_cli.progress_line import ProgressLine, duration
+from openbook_database.build.engine import LocalEngine
 from openbook_database.build.progress import BuildLog, Stage, Update
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
@@ -103,6 +104,27 @@ def test_the_chunk_stage_tells_the_share_that_is_read(tmp_path: Path, limit: int
     steps = np.diff([0, *shares])
     assert len(shares) > 3 and (steps >= 0).all() and steps.max() < 0.5
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_stage_tells_of_its_parts(tmp_path: Path, workers: int) -> None:
+    source, updates = write_rows(tmp_path / "rows.jsonl", tiny_rows(120)), list[Update]()
+    build_snapshot(
+        [source],
+        tmp_path / "out",
+        database="t",
+        tokenizer=tiny_tokenizer(),
+        encoder=HashEncoder(8),
+        settings=BuildSettings(chunk_length=16, embed_block=64, index="IVF8,SQ8", shards=2),
+        progress=updates.append,
+        engine=LocalEngine(workers),
+    )
+    for stage, least in (("train-index", 11), ("add", 16), ("finish", 12)):
+        told = [update for update in updates if update.stage == stage]
+        done = [update.done for update in told]
+        assert len(told) >= least and done == sorted(done) and done[-1] == told[-1].total
+        assert max(np.diff([0, *done])) < 0.6 * done[-1]
+        assert any(update.rate > 0 and update.seconds_left for update in told)
 
 
 def test_the_log_has_an_event_every_ten_seconds(log: BuildLog, clock: Clock) -> None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -26,6 +27,9 @@ def make_index(vectors_ND: NDArray[np.float32]) -> FlatReader:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "lists.faiss"
         write_flat(path, vectors_ND.shape[1], [vectors_ND[:3], vectors_ND[3:]])
+        own = faiss.IndexFlatIP(vectors_ND.shape[1])
+        own.add(vectors_ND)
+        assert path.read_bytes() == faiss.serialize_index(own).tobytes()
         norm = float(np.linalg.norm(vectors_ND.astype(np.float64), axis=1).max())
         return FlatReader.open(path, rows=len(vectors_ND), dimension=vectors_ND.shape[1], max_norm=norm * 1.000001)
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,11 +52,20 @@ class Collected:
     kept: tuple[tuple[Path, str], ...]
 
 
-def collect(registries: Sequence[Registry], under: str | Path, *, delete: bool = False) -> Collected:
+def collect(
+    registries: Sequence[Registry],
+    under: str | Path,
+    *,
+    delete: bool = False,
+    older_than: float = 0.0,
+    clock: Callable[[], float] = time.time,
+) -> Collected:
     """Find what can go under the folder `under`, and delete it if asked.
 
     A snapshot stays if any registry knows its id, in whatever place: as registered, live, previous, being prepared or
     reported by a replica. A work folder stays while its build holds the lock, and with it the base of that build.
+    So does what is younger than `older_than` seconds, as it may be registered yet: a snapshot by its manifest, the last file of a
+    build or a pull, a work folder by what was last written in it.
     Folders of other kinds are never touched, links are not followed. Raises PreconditionError for a registry
     without a database (a wrong address, or one that came back empty), and what the registry raises where it cannot be
     reached: then nothing was deleted.
@@ -74,6 +85,8 @@ def collect(registries: Sequence[Registry], under: str | Path, *, delete: bool =
             if kind == "leftover" and delete:
                 path = _give_back(path)
             kept.append((path, "a registry or a running build names it"))
+        elif kind != "leftover" and clock() - _written(path, kind) < older_than:
+            kept.append((path, f"it is younger than {older_than / 3600:g} hours"))
         else:
             garbage.append(Garbage(path, kind, snapshot, _freed([path])))
     freed = _freed([each.path for each in garbage])
@@ -130,6 +143,16 @@ def _wanted(registries: Sequence[Registry]) -> set[str]:
             wanted |= {held.snapshot for replica in state.replicas for held in replica.snapshots}
             wanted |= {each for each in (control.live, control.previous, control.candidate) if each is not None}
     return wanted
+
+
+def _written(path: Path, kind: str) -> float:
+    """When a folder got what it has, by the clock of the file system; a copy is as old as the copying."""
+    files = [path / MANIFEST_NAME] if kind == "snapshot" else [path, *path.rglob("*")]
+    times = []
+    for file in files:
+        with suppress(FileNotFoundError):
+            times.append(file.lstat().st_ctime)
+    return max(times, default=0.0)
 
 
 def _base_of(work: Path) -> str | None:

@@ -10,14 +10,16 @@ d elements, L inverted lists, e elements after the rotation, t bytes of a token,
 
 A replica wants the index of its shard and the shared quantiser in memory; text and tokens stay mapped, read for what is found:
 
-    shards = ceil(index bytes / (memory per shard - quantiser - a replica without a book))
+    shards = ceil(index bytes / (memory - quantiser - a replica without a book))
 
 Hours follow from measured rates:
 
     chunk        N / rate of the stage
     embed        N / (rate of the bare encoder x its share of the stage)
     train-index  10 iterations of k-means over S sampled rows, 2 e L S operations each, on one thread as builds train (the same
-                 bytes on every machine); OPQ: 50 iterations over at most 65,536 rows of 2 (2 d e + 256 e) operations
+                 bytes on every machine); S: 64 for each list, as far as the memory holds 4 d S bytes, with a rotation
+                 4 (d + e) S; OPQ: 50 iterations over at most 65,536 rows of 2 (2 d e + 256 e) operations; codewords: 25 of
+                 512 e
     add          to lists: N / rate of walks through a graph of L lists, which grows with log L, or 2 e L N operations; codes
                  N / rate; bytes / rate of writing
     finish       bytes / rate of checksums; recall: 2 d N operations for each of 100 to 1,000 queries
@@ -39,13 +41,13 @@ from pydantic import Field
 
 from openbook_core.config import FrozenConfig
 from openbook_core.errors import ArgumentError, ConfigError
-from openbook_database.index.recipe import Recipe, choose_recipe, parse_recipe
+from openbook_database.index.recipe import LIST_ITERATIONS, Recipe, choose_recipe
 
 FORMAT, MEASURED, EXTRAPOLATED, PUBLISHED = "format", "measured", "extrapolated", "published"
 _RATES = Path(__file__).parent / "build" / "rates.json"
 _GRAPH_ROW_BYTES = 16  # links above the lowest level, their number and their place
 _GRAPH_BYTES = 2 * 32 * 4 + _GRAPH_ROW_BYTES  # of a list in a graph of 32 links
-_KMEANS_ITERATIONS, _OPQ_ITERATIONS, _OPQ_ROWS, _CODEWORDS = 10, 50, 65_536, 256
+_CODEWORDS = 256
 _REPLICA_BYTES = 141e6
 _EF_ASSIGN, _EF_CONSTRUCTION = 64, 100
 # InstructRetro (arXiv 2310.07713): 6.22 M chunks an hour of one A100 with BERT-large. Smaller encoders are quicker.
@@ -132,20 +134,24 @@ def make_plan(
     rates: Rates,
     *,
     dimension: int = 384,
-    memory_per_shard: float = 64e9,
+    memory: float = 64e9,
     gpu: bool = False,
     chunk_length: int = 64,
     token_bytes: int = 2,
     documents: int | None = None,
 ) -> Plan:
-    """The plan; ArgumentError naming the field for what cannot be. `documents`: by default from the rates' corpus."""
+    """The plan; ArgumentError naming the field for what cannot be.
+
+    `memory`: bytes of the machine that serves a shard, and of the one that builds, which `openbook db build --memory` is to be
+    told. `documents`: by default from the rates' corpus.
+    """
     if chunks < 1:
         raise ArgumentError(f"chunks: must be at least 1, given {chunks}", field="chunks")
     if not 0 < recall <= 1:
         raise ArgumentError(f"recall: must be above 0 and at most 1, given {recall}", field="recall")
     if dimension < 1:
         raise ArgumentError(f"dimension: must be at least 1, given {dimension}", field="dimension")
-    recipe, note = choose(chunks, dimension, recall, rates)
+    recipe, note = choose(chunks, dimension, recall, rates, memory)
     count = chunks / rates.chunks_per_document if documents is None else documents
     disk = {
         "tokens.bin": Figure(
@@ -169,17 +175,21 @@ def make_plan(
         "chunks": Figure((chunk_length * token_bytes + 10) * chunks, FORMAT, "tokens, lengths, headings' offsets"),
         "documents": Figure(disk["documents.arrow"].value, MEASURED, "as documents.arrow"),
     }
-    shards, memory = _shards(disk, memory_per_shard, rates)
+    sample = recipe.sample_size(chunks, None, dimension, int(memory))
+    shards, needed = _shards(disk, memory, sample * recipe.sample_row_bytes(dimension), rates)
+    if not recipe.exact:
+        note += f"; build with --memory {memory / 1e9:g}GB --shards {shards.value:.0f}"
     size = sum(figure.value for figure in disk.values())
-    hours = {rates.machine: _hours(chunks, dimension, recipe, size, rates, gpu=False)}
+    hours = {rates.machine: _hours(chunks, dimension, recipe, sample, size, rates, gpu=False)}
     if gpu:
-        hours["the same with one GPU"] = _hours(chunks, dimension, recipe, size, rates, gpu=True)
-    return Plan(chunks, dimension, recall, recipe, note, disk, work, memory, shards, hours, rates)
+        hours["the same with one GPU"] = _hours(chunks, dimension, recipe, sample, size, rates, gpu=True)
+    return Plan(chunks, dimension, recall, recipe, note, disk, work, needed, shards, hours, rates)
 
 
-def choose(chunks: int, dimension: int, recall: float, rates: Rates) -> tuple[Recipe, str]:
-    """What a build chooses by itself, with finer codes where its own cannot reach the recall; and why."""
-    recipe = choose_recipe(chunks, dimension)
+def choose(chunks: int, dimension: int, recall: float, rates: Rates, memory: float = 64e9) -> tuple[Recipe, str]:
+    """What a build with `--memory` chooses by itself: for one shard, or where its codes cannot reach the recall for as many
+    shards as hold finer ones; and why."""
+    recipe = choose_recipe(chunks, dimension, int(memory))
     if recipe.exact:
         return recipe, "exact: recall is 1 by definition"
     code = f"PQ{recipe.codes}" if recipe.codes else recipe.codec
@@ -191,11 +201,10 @@ def choose(chunks: int, dimension: int, recall: float, rates: Rates) -> tuple[Re
             recipe,
             f"{code} codes keep {best:.3f} at best (measured, {rates.code_recall_vectors}); a build chooses nprobe",
         )
-    graph = f"_HNSW{recipe.coarse_links}" if recipe.coarse_links else ""
-    finer = parse_recipe(f"IVF{recipe.lists}{graph},SQ8")
+    finer = choose_recipe(chunks, dimension, int(memory), chunks)
     return finer, (
-        f"auto would take {recipe.factory}, whose codes keep {best:.3f} at best (measured, {rates.code_recall_vectors}); "
-        f"SQ8 keeps {rates.code_recall.get('SQ8', 1.0):.3f}: build with --index {finer.factory}"
+        f"for one shard auto takes {recipe.factory}: its codes keep {best:.3f} at best (measured, {rates.code_recall_vectors}); "
+        f"SQ8 keeps {rates.code_recall.get('SQ8', 1.0):.3f}, which auto takes for enough shards"
     )
 
 
@@ -225,29 +234,34 @@ def parse_bytes(text: str, field: str) -> float:
         raise ArgumentError(f"{field}: {text!r} is no size; give for example 64GB", field=field) from error
 
 
-def _shards(disk: dict[str, Figure], memory_per_shard: float, rates: Rates) -> tuple[Figure, dict[str, Figure]]:
+def _shards(
+    disk: dict[str, Figure], memory: float, sample_bytes: float, rates: Rates
+) -> tuple[Figure, dict[str, Figure]]:
     index, quantiser = disk["index"].value, disk["quantiser"].value
-    room = memory_per_shard - quantiser - _REPLICA_BYTES
+    room = memory - quantiser - _REPLICA_BYTES
     if room <= 0:
         raise ArgumentError(
-            f"memory_per_shard: {memory_per_shard / 1e9:.1f} GB do not hold the quantiser that all shards share "
+            f"memory: {memory / 1e9:.1f} GB do not hold the quantiser that all shards share "
             f"({quantiser / 1e9:.1f} GB) and a replica's own {_REPLICA_BYTES / 1e9:.2f} GB",
-            field="memory_per_shard",
+            field="memory",
         )
     count = max(1, math.ceil(index / room))
-    memory = {
+    needed = {
         "index of a shard": Figure(index / count, FORMAT, f"1/{count} of the index"),
         "quantiser": Figure(quantiser, FORMAT, "whole in each shard"),
         "replica": Figure(_REPLICA_BYTES, MEASURED, "without a book: docs/results/first_path.json"),
         "while building": Figure(
             rates.build_peak_mb * 1e6, MEASURED, "what is no file's, without the index of the shard that is written"
         ),
+        "training sample": Figure(sample_bytes, FORMAT, "vectors, and beside them the rotated ones"),
     }
-    return Figure(count, FORMAT, f"index over what {memory_per_shard / 1e9:g} GB leave for it"), memory
+    return Figure(count, FORMAT, f"index over what {memory / 1e9:g} GB leave for it"), needed
 
 
-def _hours(chunks: int, dimension: int, recipe: Recipe, size: float, rates: Rates, *, gpu: bool) -> dict[str, Figure]:
-    inner, sample = recipe.inner_dimension(dimension), recipe.sample_size(chunks, None)
+def _hours(
+    chunks: int, dimension: int, recipe: Recipe, sample: int, size: float, rates: Rates, *, gpu: bool
+) -> dict[str, Figure]:
+    inner = recipe.inner_dimension(dimension)
     flops, kind = (_GPU_FLOPS, EXTRAPOLATED) if gpu else (rates.assign_flops, EXTRAPOLATED)
     stages = {"chunk": _figure(chunks / rates.chunk_per_s, MEASURED, f"{rates.chunk_per_s:,.0f} chunks/s")}
     if gpu:
@@ -263,10 +277,10 @@ def _hours(chunks: int, dimension: int, recipe: Recipe, size: float, rates: Rate
         )
     if recipe.trained:
         training = _GPU_FLOPS if gpu else rates.assign_flops_one_thread
-        work = 2.0 * _KMEANS_ITERATIONS * inner * recipe.lists * sample
-        if recipe.opq:
-            work += 2.0 * _OPQ_ITERATIONS * min(sample, _OPQ_ROWS) * inner * (2 * dimension + _CODEWORDS)
-        how = f"{work:.1e} operations at {training / 1e9:,.0f} G/s" + ("" if gpu else " on one thread")
+        rotation, iteration, codes = recipe.training_work(dimension, sample)
+        work = rotation + LIST_ITERATIONS * iteration + codes
+        how = f"{sample:,} rows, {sample / recipe.lists:.0f} for each list; "
+        how += f"{work:.1e} operations at {training / 1e9:,.0f} G/s" + ("" if gpu else " on one thread")
         stages["train-index"] = _figure(work / training, kind, how)
     stages["add"] = _add(chunks, recipe, inner, size, rates, flops, kind)
     queries = min(1000, max(100, 2_000_000_000 // chunks))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import read_vectors
-from openbook_database.build.engine import Engine
+from openbook_database.build.engine import Engine, Tell
 from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace
@@ -60,9 +60,16 @@ def run_add_stage(
     missing = [number for number, range_ in enumerate(ranges) if job.files(corpus, number, *range_)]
     stage.advance(sum(rows) - sum(rows[number] for number in missing), reused=True)
     item_bytes = recipe.bytes_per_row(dimension) * max(rows)
-    with closing(engine.map(job, missing, name="shard", item_bytes=item_bytes)) as done:
-        for number in done:
-            stage.advance(rows[number])
+    left = dict(enumerate(rows))
+
+    def told(number: int, done: int) -> None:
+        done = min(done, left[number])
+        left[number] -= done
+        stage.advance(done)
+
+    with closing(engine.map(job, missing, name="shard", item_bytes=item_bytes, told=told)) as finished:
+        for number in finished:
+            told(number, left[number])
 
 
 @dataclass(frozen=True)
@@ -76,20 +83,25 @@ class AddJob:
     index: Recipe
     gpu: bool = False
 
-    def __call__(self) -> Callable[[int], None]:
+    def __call__(self) -> Callable[[int, Tell], None]:
         corpus = Corpus(self.work, self.settings.chunk_length)
 
-        def write(number: int) -> None:
+        def write(number: int, tell: Tell) -> None:
             folder = self.work.snapshot / shard_folder(number)
-            for name, write in self.files(corpus, number, *self.ranges[number]).items():
+            for name, write in self.files(corpus, number, *self.ranges[number], tell).items():
                 write_atomically(folder / name, write)
 
         return write
 
     def files(
-        self, corpus: Corpus, number: int, first_document: int, end_document: int
+        self,
+        corpus: Corpus,
+        number: int,
+        first_document: int,
+        end_document: int,
+        tell: Tell = lambda rows: None,
     ) -> dict[str, Callable[[Path], None]]:
-        """What writes the files of a shard that are not there yet."""
+        """What writes the files of a shard that are not there yet; `tell` hears of the rows that go into the index."""
         work, settings, dimension = self.work, self.settings, self.dimension
         folder = work.snapshot / shard_folder(number)
         first = int(corpus.first_rows[first_document])
@@ -97,6 +109,11 @@ class AddJob:
 
         def vectors(first: int = first, end: int = first + rows) -> Iterable[Block]:
             return read_vectors(work, corpus, dimension, settings.embed_block, first, end)
+
+        def indexed() -> Iterable[Block]:
+            for block in vectors():
+                yield block
+                tell(len(block))
 
         files: dict[str, Callable[[Path], None]] = {
             "tokens.bin": _bytes(
@@ -114,7 +131,7 @@ class AddJob:
                 ).tobytes()
                 for start, end in _steps(first_document, end_document)
             ),
-            **index_writers(self.index, work.snapshot, folder, dimension, vectors, gpu=self.gpu),
+            **index_writers(self.index, work.snapshot, folder, dimension, indexed, gpu=self.gpu),
         }
         if settings.keep_vectors:
             files["vectors.f16"] = _bytes(block.astype("<f2").tobytes() for block in vectors())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from openbook_core.errors import InputError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.corpus import Corpus
-from openbook_database.build.engine import Engine
+from openbook_database.build.engine import Engine, Tell
 from openbook_database.build.progress import Stage
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace, require_arithmetic
@@ -62,12 +62,12 @@ class EmbedJob:
     arithmetic: Mapping[str, str | int]
     load_encoder: Callable[[], Encoder]
 
-    def __call__(self) -> Callable[[int], None]:
+    def __call__(self) -> Callable[[int, Tell], None]:
         corpus = Corpus(self.work, self.settings.chunk_length)
         tokenizer, encoder = Tokenizer.load(self.work.tokenizer), self.load_encoder()
         require_arithmetic(self.arithmetic, encoder.arithmetic, "a process of the engine computes otherwise")
 
-        def encode(block: int) -> None:
+        def encode(block: int, tell: Tell) -> None:
             for _ in _encode_here(corpus, tokenizer, encoder, self.settings, self.work, [block]):
                 pass
 

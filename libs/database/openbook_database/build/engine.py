@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -21,11 +22,21 @@ import faiss
 from openbook_core.errors import OpenbookError
 from openbook_database.encoder import Encoder
 
+# Tells how many rows of an item have been done since it was last told.
+Tell = Callable[[int], None]
 # Called once in each process that takes part; what it returns does one item. Must be picklable.
-Job = Callable[[], Callable[[int], None]]
+Job = Callable[[], Callable[[int, Tell], None]]
 
 # In-memory bytes of the items together from which processes are worth starting (about a second).
 _WORTHWHILE_BYTES = 256 << 20
+
+
+# The number of an item, and what it tells.
+Told = Callable[[int, int], None]
+
+
+def _nobody(item: int, rows: int) -> None:
+    """Nobody is told."""
 
 
 class Engine(Protocol):
@@ -35,8 +46,11 @@ class Engine(Protocol):
     def load_encoder(self) -> Callable[[], Encoder] | None:
         """Makes an encoder in each process of the embed stage; None: the build's own encodes, in its process."""
 
-    def map(self, job: Job, items: Sequence[int], *, name: str, item_bytes: int) -> Generator[int]:
-        """Do all items, each of which may take `item_bytes` of memory; yields each when it is done, in any order.
+    def map(
+        self, job: Job, items: Sequence[int], *, name: str, item_bytes: int, told: Told = _nobody
+    ) -> Generator[int]:
+        """Do all items, each of which may take `item_bytes` of memory; yields each when it is done, in any order. `told` gets
+        what an item tells before, with its number, where the engine can pass it on.
 
         Raises OpenbookError naming the item, as "`name` 7", where the job raises what is no OpenbookError, or where a
         process is lost. When the iterator is closed early or raises, no process of it is left.
@@ -55,9 +69,11 @@ class LocalEngine:
     def __init__(self, workers: int | None = 1) -> None:
         self._workers = workers
 
-    def map(self, job: Job, items: Sequence[int], *, name: str, item_bytes: int) -> Generator[int]:
+    def map(
+        self, job: Job, items: Sequence[int], *, name: str, item_bytes: int, told: Told = _nobody
+    ) -> Generator[int]:
         workers = min(len(items), self._workers or _useful_workers(len(items), item_bytes))
-        return _here(job, items, name) if workers <= 1 else _in_processes(job, items, name, workers)
+        return _here(job, items, name, told) if workers <= 1 else _in_processes(job, items, name, told, workers)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -81,10 +97,10 @@ def _free_bytes() -> int:
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
 
 
-def _here(job: Job, items: Sequence[int], name: str) -> Generator[int]:
+def _here(job: Job, items: Sequence[int], name: str, told: Told) -> Generator[int]:
     worker = Worker(job, name)
     for item in items:
-        if error := worker.do(item):
+        if error := worker.do(item, partial(told, item)):
             raise error
         yield item
 
@@ -94,13 +110,13 @@ class Worker:
 
     def __init__(self, job: Job, name: str) -> None:
         self._job, self._name = job, name
-        self._do: Callable[[int], None] | None = None
+        self._do: Callable[[int, Tell], None] | None = None
 
-    def do(self, item: int) -> OpenbookError | None:
+    def do(self, item: int, tell: Tell = lambda rows: None) -> OpenbookError | None:
         """What to raise where the items are handed out, if anything: the error itself where it is for people."""
         try:
             self._do = self._do or self._job()
-            self._do(item)
+            self._do(item, tell)
         except OpenbookError as error:
             return error
         except Exception as error:  # noqa: BLE001  it is raised elsewhere
@@ -110,7 +126,7 @@ class Worker:
         return None
 
 
-def _in_processes(job: Job, items: Sequence[int], name: str, workers: int) -> Generator[int]:
+def _in_processes(job: Job, items: Sequence[int], name: str, told: Told, workers: int) -> Generator[int]:
     context = get_context("spawn")
     threads = max(1, _cores() // workers)
     left = list(reversed(items))
@@ -130,7 +146,7 @@ def _in_processes(job: Job, items: Sequence[int], name: str, workers: int) -> Ge
                 assert isinstance(each, Connection)
                 item = busy.pop(each)
                 try:
-                    error = each.recv()
+                    answer = each.recv()
                 except (EOFError, ConnectionError):
                     processes[each].join()
                     raise OpenbookError(
@@ -138,8 +154,12 @@ def _in_processes(job: Job, items: Sequence[int], name: str, workers: int) -> Ge
                         "-9 is the system's way where memory is short. Run the same command again, perhaps with fewer workers: "
                         "it goes on where it stopped"
                     ) from None
-                if error is not None:
-                    raise error
+                if isinstance(answer, int):
+                    busy[each] = item
+                    told(item, answer)
+                    continue
+                if answer is not None:
+                    raise answer
                 if left:
                     busy[each] = left.pop()
                     with suppress(BrokenPipeError):  # it has ended since, as the next look at it will tell
@@ -162,7 +182,7 @@ def _work(connection: Connection, job: Job, name: str, threads: int) -> None:
             item = connection.recv()
         except EOFError:
             return
-        connection.send(worker.do(item))
+        connection.send(worker.do(item, connection.send))
 
 
 def _end_with_the_build() -> None:

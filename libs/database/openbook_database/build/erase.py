@@ -24,7 +24,7 @@ from openbook_database.build.finish_stage import run_finish_stage
 from openbook_database.build.progress import Progress, Stage
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.shares import share_shards
-from openbook_database.build.train_stage import run_train_stage
+from openbook_database.build.train_stage import run_train_stage, training_rows
 from openbook_database.build.workspace import Workspace
 from openbook_database.documents import DocumentTable
 from openbook_database.manifest import Manifest
@@ -161,7 +161,7 @@ def _run_stages(
             field="snapshot",
         )
     if base.index.trained:
-        size = base.index.sample_size(corpus.chunks, settings.train_sample)
+        size = training_rows(base.index, corpus.chunks, encoder.dimension, settings)
         with Stage("train-index", size, progress, work.log) as stage:
             run_train_stage(corpus, base.index, encoder.dimension, settings, work, stage)
     with Stage("add", corpus.chunks, progress, work.log) as stage:
@@ -170,9 +170,18 @@ def _run_stages(
         evaluation = base.manifest.cleaning["evaluation"]
         chunked = Position(len(base.manifest.sources), 0, tuple(_counts(base, kept)), done=True, evaluation=evaluation)
         manifest = run_finish_stage(
-            corpus, ranges, chunked, recipe, base.index, tokenizer, encoder, settings, work, links
+            corpus,
+            ranges,
+            chunked,
+            recipe,
+            base.index,
+            tokenizer,
+            encoder,
+            settings,
+            work,
+            links,
+            stage.reach(corpus.chunks),
         )
-        stage.advance(corpus.chunks)
     return manifest
 
 

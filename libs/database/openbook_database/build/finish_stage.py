@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,9 @@ from openbook_database.scoring import merge
 from openbook_database.shard import Shard, shard_folder
 
 _GOLDEN_K = 10
+_CHANGED = 0.02
+# How far the stage is after each of its parts, as a share: about what they take of the time.
+_DOCUMENTS, _SHARDS, _RECALL, _FILES = 0.05, 0.2, 0.7, 0.95
 
 
 def run_finish_stage(
@@ -57,18 +60,23 @@ def run_finish_stage(
     settings: BuildSettings,
     work: Workspace,
     links: Links | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Manifest:
-    """Complete the snapshot in the work folder, with its manifest as the last file."""
+    """Complete the snapshot in the work folder, with its manifest as the last file; `progress` is told the share that is
+    done, 0 to 1."""
     work.sweep()
     write_document_file(work.snapshot / "documents.arrow", corpus, settings.fields.metadata, work.columns)
     _write_tokenizer(work.snapshot / "tokenizer", tokenizer)
     manifest_path = work.snapshot / MANIFEST_NAME
     manifest_path.unlink(missing_ok=True)
     folders = [work.snapshot / shard_folder(number) for number in range(len(ranges))]
-    shards = tuple(
-        _shard_entry(corpus, *ends, encoder.dimension, settings, work, index, folder, (links or {}).get(number))
-        for number, (ends, folder) in enumerate(zip(ranges, folders, strict=True))
-    )
+    progress(_DOCUMENTS)
+    entries = []
+    for number, (ends, folder) in enumerate(zip(ranges, folders, strict=True)):
+        link = (links or {}).get(number)
+        entries.append(_shard_entry(corpus, *ends, encoder.dimension, settings, work, index, folder, link))
+        progress(_DOCUMENTS + (_SHARDS - _DOCUMENTS) * (number + 1) / len(ranges))
+    shards = tuple(entries)
     if index.trained:
         write_atomically(work.snapshot / LIST_SIZES, lambda path: write_list_sizes(path, folders))
     probes_ND = encode_checked(encoder, list(PROBE_TEXTS), "the probe texts")
@@ -76,6 +84,10 @@ def run_finish_stage(
         {**recipe["sources"][str(place)], **asdict(count), "licences": list(count.licences)}
         for place, count in enumerate(chunked.counts)
     )
+    entry = _index_entry(
+        index, shards, folders, corpus, encoder.dimension, settings, work, _within(progress, _SHARDS, _RECALL)
+    )
+    shared = shared_entries(corpus.base, links or {})
     manifest = Manifest(
         database=recipe["database"],
         contract=Contract(
@@ -94,15 +106,21 @@ def run_finish_stage(
         sources=sources,
         cleaning={"removed": totals(sources, "removed"), "evaluation": dict(chunked.evaluation)},
         recipe=dict(recipe),
-        index=_index_entry(index, shards, folders, corpus, encoder.dimension, settings, work),
+        index=entry,
         shards=shards,
-        files=_file_entries(work.snapshot, shared_entries(corpus.base, links or {})),
+        files=_file_entries(work.snapshot, shared, _within(progress, _RECALL, _FILES)),
         golden=_no_golden(encoder.dimension),
         probes=Probes(PROBE_TEXTS, probes_ND),
     )
     manifest = replace(manifest, golden=_golden(manifest, work, corpus, tokenizer, settings, probes_ND))
     write_bytes_atomically(manifest_path, manifest.to_bytes())
+    progress(1.0)
     return manifest
+
+
+def _within(progress: Callable[[float], None], first: float, end: float) -> Callable[[float], None]:
+    """Of a part of the stage, what share of the whole it has reached."""
+    return lambda share: progress(first + (end - first) * share)
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -121,7 +139,10 @@ def _index_entry(
     dimension: int,
     settings: BuildSettings,
     work: Workspace,
+    progress: Callable[[float], None],
 ) -> IndexEntry:
+    if (kept := _kept_entry(index, corpus, settings, work)) is not None:
+        return kept
     if corpus.base is not None and not corpus.has_vectors and not index.exact:
         return corpus.base.manifest.index  # there is nothing exact left to compare with
     parts = [
@@ -140,9 +161,26 @@ def _index_entry(
         )
         for shard, folder in zip(shards, folders, strict=True)
     ]
-    measured = measure(index, parts, corpus, dimension, settings, work)
-    kept = corpus.base is not None and shares_quantiser(corpus.base, work.snapshot)
-    return replace(measured, trained_on=corpus.base.manifest.index.trained_on) if kept and corpus.base else measured
+    measured = measure(index, parts, corpus, dimension, settings, work, progress)
+    if corpus.base is None or not shares_quantiser(corpus.base, work.snapshot):
+        return measured
+    return replace(measured, trained_on=corpus.base.manifest.index.trained_on)
+
+
+def _kept_entry(index: Recipe, corpus: Corpus, settings: BuildSettings, work: Workspace) -> IndexEntry | None:
+    """The base's entry, where few rows came or went since its recall was measured (docs/adr/0004); None: measure it.
+
+    `changed` says how many, over all builds since.
+    """
+    if corpus.base is None or not index.trained or not shares_quantiser(corpus.base, work.snapshot):
+        return None
+    base = corpus.base.manifest
+    kept = int(corpus.document_rows[corpus.base_documents >= 0].sum())
+    changed = base.index.recall.get("changed", 0) + corpus.chunks + base.chunks - 2 * kept
+    if changed > _CHANGED * corpus.chunks or base.index.recall["target"] != settings.target_recall:
+        return None
+    work.log.write("recall kept", changed=changed, chunks=corpus.chunks)
+    return replace(base.index, recall={**base.index.recall, "changed": changed})
 
 
 def _shard_entry(
@@ -180,10 +218,16 @@ def _shard_entry(
     )
 
 
-def _file_entries(folder: Path, known: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+def _file_entries(
+    folder: Path, known: Mapping[str, FileEntry], progress: Callable[[float], None]
+) -> dict[str, FileEntry]:
     """Sizes and digests of all files; those `known` from the base are not read again."""
     entries = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    total, read = sum(path.stat().st_size for path in paths), 0
+    for path in paths:
+        progress(read / total)
+        read += path.stat().st_size
         name = path.relative_to(folder).as_posix()
         if name in known:
             entries[name] = known[name]

@@ -14,7 +14,7 @@ from typing import Any
 
 from openbook_core.errors import ConfigError, UnavailableError
 from openbook_database.build.embed_stage import EmbedJob
-from openbook_database.build.engine import Job, Worker
+from openbook_database.build.engine import Job, Told, Worker
 from openbook_database.encoder import Encoder
 
 _MOST_BLOCKS = 1000
@@ -48,8 +48,10 @@ class RayEngine:
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
 
-    def map(self, job: Job, items: Sequence[int], *, name: str, item_bytes: int) -> Generator[int]:
-        """See `engine.Engine`."""
+    def map(
+        self, job: Job, items: Sequence[int], *, name: str, item_bytes: int, told: Told = lambda item, rows: None
+    ) -> Generator[int]:
+        """See `engine.Engine`; nothing is told before an item is done."""
         if not items:
             return
         self._connect()

@@ -6,7 +6,7 @@ Axes: Q queries, K neighbours, D dimension.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from openbook_database.build.corpus import Corpus
 from openbook_database.build.embed_stage import read_rows, read_vectors
 from openbook_database.build.settings import BuildSettings
-from openbook_database.build.train_stage import sample_rows
+from openbook_database.build.train_stage import sample_rows, training_rows
 from openbook_database.build.workspace import Workspace
 from openbook_database.index.base import IndexReader
 from openbook_database.index.files import regular_blocks
@@ -52,17 +52,19 @@ def measure(
     dimension: int,
     settings: BuildSettings,
     work: Workspace,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> IndexEntry:
-    """What the manifest says of the index. Latency goes to the log."""
-    trained_on = recipe.sample_size(corpus.chunks, settings.train_sample)
+    """What the manifest says of the index. Latency goes to the log; `progress` is told of each block and each effort the share
+    that is done, at most: fewer efforts may do."""
+    trained_on = training_rows(recipe, corpus.chunks, dimension, settings)
     if recipe.exact:
         return IndexEntry(recipe.factory, True, trained_on, {}, {"by_definition": 1.0})
     count = min(corpus.chunks, _QUERIES, max(_QUERIES_LEAST, _COMPARISONS // corpus.chunks))
     rows_Q = sample_rows(corpus.chunks, count, _SEED)
     queries_QD = read_rows(work, corpus, dimension, settings.embed_block, rows_Q)
-    truth = _nearest(rows_Q, queries_QD, corpus, dimension, settings, work)
+    truth = _nearest(rows_Q, queries_QD, corpus, dimension, settings, work, lambda share: progress(share / 2))
     name = "nprobe" if recipe.trained else "efSearch"
-    effort, most = (1, recipe.lists) if recipe.trained else (_FIRST_EF, _MOST_EF)
+    effort, most = _first(recipe), recipe.lists if recipe.trained else _MOST_EF
     table: list[dict[str, Any]] = []
     while True:
         began = time.perf_counter()
@@ -70,6 +72,7 @@ def measure(
         seconds = time.perf_counter() - began
         recall = _recall(found, truth, queries_QD, corpus, dimension, settings, work)
         table.append({name: effort, "recall": recall, "distances": distances})
+        progress(0.5 + 0.5 * len(table) / (1 + (most // _first(recipe)).bit_length()))
         work.log.write("recall", **table[-1], milliseconds_per_query=1000 * seconds / count, queries=count)
         flat = len(table) > 4 and recall - table[-3]["recall"] < _GAIN
         if recall >= settings.target_recall or effort >= most or flat:
@@ -84,6 +87,11 @@ def measure(
         search={name: chosen[name]},
         recall={**sample, "measured": table, "chosen": chosen["recall"]},
     )
+
+
+def _first(recipe: Recipe) -> int:
+    """The least effort that is tried."""
+    return 1 if recipe.trained else _FIRST_EF
 
 
 def recall_note(index: IndexEntry) -> str | None:
@@ -105,6 +113,7 @@ def _nearest(
     dimension: int,
     settings: BuildSettings,
     work: Workspace,
+    progress: Callable[[float], None],
 ) -> Hits:
     """The true neighbours of rows, themselves left out, by one pass over all vectors."""
     truth = Hits(np.full((len(rows_Q), K), MISSING, np.int64), np.zeros((len(rows_Q), K), np.float32))
@@ -116,6 +125,7 @@ def _nearest(
         part = Part(FlatReader(index, float(norms(block_ND).max()) * (1 + 1e-6)), start)
         truth = merge([truth, _search_part(part, rows_Q, queries_QD, None)], K)
         start += len(block_ND)
+        progress(start / corpus.chunks)
     return truth
 
 

@@ -26,11 +26,11 @@ from openbook_database.build.recall import recall_note
 from openbook_database.build.recipe import make_recipe
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.shares import Links, Ranges, outgrown, share_shards, skewed
-from openbook_database.build.train_stage import run_train_stage
+from openbook_database.build.train_stage import run_train_stage, training_rows
 from openbook_database.build.workspace import Workspace
 from openbook_database.cleaning.evaluation import digest_evaluation
 from openbook_database.encoder import Encoder
-from openbook_database.index.recipe import AUTO, parse_recipe, resolve_recipe
+from openbook_database.index.recipe import AUTO, Recipe, parse_recipe, resolve_recipe
 from openbook_database.manifest import Manifest, totals
 from openbook_database.reader import Source
 from openbook_database.registry.base import check_database_name
@@ -76,14 +76,16 @@ def build_snapshot(
     """Build the snapshot of `sources` in the folder `out`, or go on with a build that was interrupted.
 
     A source is a file or folder of any format of `sources.formats`, or a glob, which stands for its files in order.
-    The chunk and the finish stage run in this process, the others where `engine` has them done (default: here too). A
+    The stages chunk, train-index and finish run in this process,
+    embed and add where `engine` has them done (default: here too). A
     finished snapshot of the same input and settings is left alone. Work in progress lies in OUT.building/, the log in
     OUT.log.jsonl, and where documents are cleaned OUT.report.jsonl names each one that was left out and why: `id`,
     `source`, `kind`, and `of` (the document that it equals) or `item`, `rule`, `jaccard` and `run` (see
     `cleaning.decontaminate`). `notes` of the result say what was done otherwise than asked (fewer shards, less recall).
     base: the folder of an earlier snapshot of the same contract and compute type. Only documents that are new or have
     another text or title are encoded; shards keep the base's borders, and files of unchanged ones are shared.
-    device: "cpu", "cuda" or "auto", where Faiss trains and assigns; a quantiser trained on a GPU has other bytes.
+    device: "cpu", "cuda" or "auto", where Faiss trains and assigns (not the
+    encoder, which has a device of its own); a quantiser trained on a GPU has other bytes.
     Raises InputError (input that cannot be used, a broken encoder, a disk that cannot be written), ArgumentError (an index
     recipe that does not fit the encoder's dimension or the number of chunks, or no such device), ConfigError (work or
     a snapshot that was begun with other settings or input, each difference named) and ConflictError (another build
@@ -114,7 +116,8 @@ def build_snapshot(
             work.discard()
             return _result(work, manifest, settings, reused=True)
         resumed = work.begin(recipe, encoder.arithmetic)
-        work.log.write("resume" if resumed else "start", out=str(work.out), database=database)
+        begun = {"out": str(work.out), "database": database, "device": device, "dtype": encoder.dtype}
+        work.log.write("resume" if resumed else "start", **begun, encoder=dict(encoder.arithmetic))
         run = _Run(resolved, recipe, tokenizer, encoder, settings, begun_from, work, progress, engine, gpu)
         manifest = run.stages()
         work.publish()
@@ -156,22 +159,35 @@ class _Run:
             chunked = run_chunk_stage(self.sources, source_bytes, self.tokenizer, settings, work, stage, base)
             _require_unchanged(self.sources, settings, self.recipe)
             corpus = Corpus(work, settings.chunk_length)
-            index = base.index if base is not None else resolve_recipe(settings.index, corpus.chunks, encoder.dimension)
+            index = base.index if base is not None else self._index(corpus.chunks)
         work.log.write("index", factory=index.factory, given=settings.index, device="cuda" if self.gpu else "cpu")
         ranges, links = self._shards(corpus)
         with self._stage("embed", corpus.encoded_chunks) as stage:
             run_embed_stage(corpus, self.tokenizer, encoder, settings, work, stage, self.engine)
         if index.trained:
-            with self._stage("train-index", index.sample_size(corpus.chunks, settings.train_sample)) as stage:
+            with self._stage("train-index", training_rows(index, corpus.chunks, encoder.dimension, settings)) as stage:
                 run_train_stage(corpus, index, encoder.dimension, settings, work, stage, gpu=self.gpu)
         with self._stage("add", corpus.chunks) as stage:
             run_add_stage(corpus, ranges, index, encoder.dimension, settings, work, stage, self.engine, gpu=self.gpu)
         with self._stage("finish", corpus.chunks) as stage:
             manifest = run_finish_stage(
-                corpus, ranges, chunked, self.recipe, index, self.tokenizer, encoder, settings, work, links
+                corpus,
+                ranges,
+                chunked,
+                self.recipe,
+                index,
+                self.tokenizer,
+                encoder,
+                settings,
+                work,
+                links,
+                stage.reach(corpus.chunks),
             )
-            stage.advance(corpus.chunks)
         return manifest
+
+    def _index(self, chunks: int) -> Recipe:
+        settings = self.settings
+        return resolve_recipe(settings.index, chunks, self.encoder.dimension, settings.memory, settings.shards)
 
     def _shards(self, corpus: Corpus) -> tuple[Ranges, Links]:
         """Document ranges of the shards, and the files that some of them have from the base."""
@@ -199,7 +215,7 @@ def _input_may_be_corrected(work: Workspace) -> Iterator[None]:
     try:
         yield
     except (InputError, ArgumentError) as error:
-        if error.field in ("input", "decontaminate", "index"):
+        if error.field in ("input", "decontaminate", "index", "memory"):
             work.discard()
         raise
 

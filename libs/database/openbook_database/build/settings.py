@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from openbook_core.config import FrozenConfig
 from openbook_database.chunking import PassageTemplate
 from openbook_database.cleaning.config import CleaningConfig
-from openbook_database.index.recipe import AUTO, check_recipe
+from openbook_database.index.recipe import AUTO, DEFAULT_MEMORY, check_recipe
 from openbook_database.reader import FieldNames
 
 DEFAULT_TEMPLATE = "{title}: {text}"
@@ -23,9 +23,14 @@ class BuildSettings(FrozenConfig):
         default=DEFAULT_TEMPLATE, description="what is embedded for a chunk: {text} with {title} and {heading}"
     )
     index: str = Field(default=AUTO, description="index recipe as a Faiss factory string, or auto: by size and memory")
+    memory: int = Field(
+        default=DEFAULT_MEMORY,
+        ge=1 << 20,
+        description="bytes of a machine that hold a shard's index, by which auto chooses, and the vectors to train on",
+    )
     target_recall: float = Field(default=0.95, gt=0, le=1, description="recall@10 that the default search shall reach")
     train_sample: int | None = Field(
-        default=None, ge=1, description="most chunks to train on; by default from the lists"
+        default=None, ge=1, description="chunks to train on; by default 64 for each list, as far as memory holds them"
     )
     shards: int = Field(default=1, ge=1, le=99_999, description="most shards; each holds at least one document")
     keep_vectors: bool = Field(default=True, description="keep the embeddings as float16 beside the index")

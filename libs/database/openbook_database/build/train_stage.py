@@ -23,6 +23,11 @@ def sample_rows(rows: int, size: int, seed: int = _SEED) -> NDArray[np.int64]:
     return np.sort(np.random.Generator(np.random.PCG64(seed)).choice(rows, size, replace=False, shuffle=False))
 
 
+def training_rows(recipe: Recipe, chunks: int, dimension: int, settings: BuildSettings) -> int:
+    """How many chunks of a corpus a build trains on."""
+    return recipe.sample_size(chunks, settings.train_sample, dimension, settings.memory)
+
+
 def run_train_stage(
     corpus: Corpus,
     recipe: Recipe,
@@ -35,11 +40,11 @@ def run_train_stage(
 ) -> None:
     """Train what is not there yet; a quantiser that is (of an interrupted run, or of a base snapshot) is checked alone."""
     path = work.snapshot / QUANTISER
-    size = recipe.sample_size(corpus.chunks, settings.train_sample)
+    size = training_rows(recipe, corpus.chunks, dimension, settings)
     reused = path.exists()
     if not reused:
         sample_ND = read_rows(work, corpus, dimension, settings.embed_block, sample_rows(corpus.chunks, size))
-        index = train_quantiser(recipe, sample_ND, gpu=gpu)
+        index = train_quantiser(recipe, sample_ND, gpu=gpu, progress=stage.reach(size))
         write_atomically(path, lambda temporary: write_quantiser(temporary, index))
     Quantiser(path, dimension=dimension).require(recipe)
-    stage.advance(size, reused=reused)
+    stage.reach(size, reused=reused)(1.0)

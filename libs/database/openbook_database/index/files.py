@@ -52,10 +52,11 @@ def write_index(
 
     The bytes follow from the rows and the quantiser, not from the blocks.
     """
-    regular = regular_blocks(blocks, _ADD_BLOCK)
     if recipe.kind == "flat":
-        write_flat(path, dimension, regular)
-    elif recipe.kind == "hnsw":
+        write_flat(path, dimension, blocks)
+        return
+    regular = regular_blocks(blocks, _ADD_BLOCK)
+    if recipe.kind == "hnsw":
         write_hnsw(path, dimension, recipe.links, regular)
     else:
         assert quantiser is not None

@@ -5,6 +5,7 @@ Axes: Q queries, F fetched, C candidates, D dimension, N rows.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError
-from openbook_database.index.base import faiss_write_errors, read_mapped, selector_of
+from openbook_database.index.base import read_mapped, selector_of
 from openbook_database.scoring import exact_scores, float32_error
+
+_ROWS_AT = 8  # after the four letters of the kind and the dimension (i32)
 
 
 def norms(vectors_ND: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -24,12 +27,22 @@ def norms(vectors_ND: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def write_flat(path: Path, dimension: int, blocks: Iterable[NDArray[np.float32]]) -> None:
-    """Write the index over float32 vectors that come as blocks [n, d], row after row; OSError where it cannot."""
-    index = faiss.IndexFlatIP(dimension)
-    for vectors_ND in blocks:
-        index.add(np.ascontiguousarray(vectors_ND, dtype=np.float32))
-    with faiss_write_errors():
-        faiss.write_index(index, str(path))
+    """Write the index over float32 vectors that come as blocks [n, d], row after row; OSError where it cannot.
+
+    The file is Faiss' own: the head of an empty index with the number of rows (i64) and at its end that of elements (u64)
+    put in, then the vectors. So they are copied once, from a block to the file, and no index is held in memory.
+    """
+    head = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dimension)).tobytes())
+    rows = 0
+    with path.open("wb") as stream:
+        stream.write(head)
+        for vectors_ND in blocks:
+            stream.write(np.ascontiguousarray(vectors_ND, dtype="<f4").data)
+            rows += len(vectors_ND)
+        struct.pack_into("<q", head, _ROWS_AT, rows)
+        struct.pack_into("<Q", head, len(head) - 8, rows * dimension)
+        stream.seek(0)
+        stream.write(head)
 
 
 class FlatReader:

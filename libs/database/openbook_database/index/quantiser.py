@@ -5,6 +5,7 @@ Axes: N rows, Q queries, D dimension, E dimension of the index, P probed lists.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from openbook_database.index.base import faiss_write_errors, one_thread, read_ma
 from openbook_database.index.codec import codec_of
 from openbook_database.index.flat import FlatReader, norms
 from openbook_database.index.hnsw import HNSWReader
-from openbook_database.index.recipe import Recipe
+from openbook_database.index.recipe import LIST_ITERATIONS, Recipe
 from openbook_database.index.rotation import Rotation
 from openbook_database.scoring import MISSING
 from openbook_database.search import search_rows
@@ -27,9 +28,19 @@ _EF_PER_PROBE = 2
 _STEP = 1 << 16
 
 
-def train_quantiser(recipe: Recipe, sample_ND: NDArray[np.float32], *, gpu: bool = False) -> Any:
+def train_quantiser(
+    recipe: Recipe,
+    sample_ND: NDArray[np.float32],
+    *,
+    gpu: bool = False,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Any:
     """A trained Faiss index without rows. On one thread, or on the GPUs for the lists: either way the same bytes on the
-    same machine with the same device."""
+    same machine with the same device.
+
+    The bytes are those of Faiss' own `train`; the rotation, each iteration for the lists, and the codes are called one by one,
+    and `progress` is told the share of the operations that is done, 0 to 1.
+    """
     dimension = sample_ND.shape[1]
     index: Any = faiss.index_factory(dimension, recipe.factory, faiss.METRIC_INNER_PRODUCT)
     lists = _lists_of(index)
@@ -47,13 +58,39 @@ def train_quantiser(recipe: Recipe, sample_ND: NDArray[np.float32], *, gpu: bool
         rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
         rotation.pq = parts
         kept.append(parts)
+    assigner = faiss.IndexFlatIP(lists.d)
     if gpu:
-        lists.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(lists.d))
+        assigner = faiss.index_cpu_to_all_gpus(assigner)
+    rotation_work, list_work, code_work = recipe.training_work(dimension, len(sample_ND))
+    total = rotation_work + LIST_ITERATIONS * list_work + code_work
+    sample_NE = np.ascontiguousarray(sample_ND, dtype=np.float32)
     with one_thread():
-        index.train(np.ascontiguousarray(sample_ND, dtype=np.float32))
-    if recipe.opq:
-        rotation.pq = None
+        if recipe.opq:
+            rotation.train(sample_NE)
+            rotation.pq = None
+            sample_NE = rotation.apply(sample_NE)
+            progress(rotation_work / total)
+        for number in _iterations(lists, assigner, sample_NE):
+            progress((rotation_work + number * list_work) / total)
+        lists.train(sample_NE)  # finds its lists trained
+    index.is_trained = True
+    progress(1.0)
     return index
+
+
+def _iterations(lists: Any, assigner: Any, sample_NE: NDArray[np.float32]) -> Iterator[int]:
+    """Train the centroids of an IVF index; yields the number of the iteration that is done."""
+    parameters = lists.cp
+    wanted, parameters.niter = parameters.niter, 1
+    clustering = faiss.Clustering(lists.d, lists.nlist, parameters)
+    parameters.niter = wanted
+    assert wanted == LIST_ITERATIONS
+    for number in range(1, wanted + 1):
+        clustering.train(sample_NE, assigner)  # from the centroids that it has
+        yield number
+    lists.quantizer.reset()
+    lists.quantizer.add(faiss.vector_to_array(clustering.centroids).reshape(lists.nlist, lists.d))
+    lists.quantizer.is_trained = True
 
 
 def write_quantiser(path: Path, index: Any) -> None:

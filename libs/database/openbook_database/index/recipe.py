@@ -11,12 +11,15 @@ from openbook_core.errors import ArgumentError
 
 AUTO = "auto"
 FLAT = "Flat"
+DEFAULT_MEMORY = 16 << 30
 _CODEWORDS = 256  # of a product quantiser: 8 bits each
 _FLAT_BYTES = 256 << 20
-_SQ8_BYTES = 16 << 30
 _GRAPH_LISTS = 1 << 16
 _MOST_LISTS = 1 << 22
 _SAMPLE_PER_LIST, _SAMPLE_LEAST = 64, 1 << 16
+_SAMPLE_PER_LIST_LEAST = 8
+LIST_ITERATIONS, OPQ_ITERATIONS, PQ_ITERATIONS = 10, 50, 25  # Faiss' own
+_CODE_ROWS = 1 << 16  # of a sample, for rotation and codes
 
 _GRAMMAR = re.compile(
     r"(?:OPQ(?P<opq>\d+)(?:_(?P<rotated>\d+))?,)?"
@@ -92,12 +95,36 @@ class Recipe:
         code = {"Flat": 4 * inner, "SQ8": inner, "RaBitQ": -(-inner // 8) + 8, "PQ": self.codes}[self.codec]
         return code + 16  # its row, and its place by row
 
-    def sample_size(self, rows: int, given: int | None) -> int:
-        """Rows of a random sample for training, of `rows`."""
+    def sample_row_bytes(self, dimension: int) -> int:
+        """Memory that training takes for a row of its sample: the vector, and beside it the rotated one."""
+        return 4 * (dimension + (self.inner_dimension(dimension) if self.opq else 0))
+
+    def sample_size(self, rows: int, given: int | None, dimension: int, memory: int = DEFAULT_MEMORY) -> int:
+        """Rows of a random sample for training, of `rows`: the number that is `given`, else 64 for each list as far as `memory`
+        bytes hold them."""
         if not self.trained:
             return 0
-        wanted = max(_SAMPLE_PER_LIST * self.lists, _SAMPLE_LEAST) if given is None else given
+        wanted = given or max(_SAMPLE_PER_LIST * self.lists, _SAMPLE_LEAST)
+        if given is None:
+            wanted = min(wanted, memory // self.sample_row_bytes(dimension))
         return min(rows, max(wanted, self.least_rows))
+
+    def training_work(self, dimension: int, rows: int) -> tuple[float, float, float]:
+        """Operations to train on a sample of `rows`: the rotation, one of the 10 iterations for the lists, the codes."""
+        inner, few = self.inner_dimension(dimension), min(rows, _CODE_ROWS)
+        rotation = 2.0 * OPQ_ITERATIONS * few * inner * (2 * dimension + _CODEWORDS) if self.opq else 0.0
+        codes = 2.0 * PQ_ITERATIONS * few * inner * _CODEWORDS if self.codes else 2.0 * few * inner
+        return rotation, 2.0 * inner * self.lists * rows, codes
+
+    def require_memory(self, dimension: int, memory: int) -> None:
+        """ArgumentError naming `memory` where it does not hold the least sample."""
+        needed = self.least_rows * self.sample_row_bytes(dimension) if self.trained else 0
+        if needed > memory:
+            raise ArgumentError(
+                f"memory: {memory / 1e9:.3g} GB do not hold the {self.least_rows:,} vectors that {self.factory} is trained on at "
+                f"least: give {needed / 1e9:.3g} GB, or fewer lists",
+                field="memory",
+            )
 
     def _error(self, reason: str) -> ArgumentError:
         return ArgumentError(f"index recipe {self.factory!r}: {reason}", field="index")
@@ -127,24 +154,38 @@ def check_recipe(factory: str) -> str:
     return factory
 
 
-def choose_recipe(chunks: int, dimension: int) -> Recipe:
-    """Exact while the vectors take up to 256 MiB, one byte for each element up to 16 GiB, product codes above."""
+def choose_recipe(chunks: int, dimension: int, memory: int = DEFAULT_MEMORY, shards: int = 1) -> Recipe:
+    """What "auto" is for `shards` machines of `memory` bytes: exact while the vectors take up to 256 MiB, one byte for each
+    element while a shard's index fits into the memory, product codes above.
+
+    As many lists as the corpus wants, at most one for 8 vectors of the sample that the memory holds.
+    """
     if 4 * dimension * chunks <= _FLAT_BYTES:
         return parse_recipe(FLAT)
-    if dimension * chunks <= _SQ8_BYTES:
-        return parse_recipe(f"IVF{_power_of_two(2 * math.sqrt(chunks))},SQ8")
-    lists = min(_MOST_LISTS, _power_of_two(max(2 * math.sqrt(chunks), chunks / 1024)))
-    graph = "_HNSW32" if lists >= _GRAPH_LISTS else ""
+    lists = _power_of_two(max(2 * math.sqrt(chunks), chunks / 1024))
+    if parse_recipe(f"IVF{lists},SQ8").bytes_per_row(dimension) * chunks <= memory * shards:
+        return parse_recipe(_ivf(min(lists, _lists_in(memory, 4 * dimension)), "SQ8"))
     rotated = min(128, dimension)
     codes = max(part for part in range(1, 65) if rotated % part == 0)
-    return parse_recipe(f"OPQ{codes}_{rotated},IVF{lists}{graph},PQ{codes}")
+    lists = min(lists, _lists_in(memory, 4 * (dimension + rotated)))
+    return parse_recipe(f"OPQ{codes}_{rotated},{_ivf(lists, f'PQ{codes}')}")
 
 
-def resolve_recipe(factory: str, chunks: int, dimension: int) -> Recipe:
+def _ivf(lists: int, codec: str) -> str:
+    return f"IVF{lists}{'_HNSW32' if lists >= _GRAPH_LISTS else ''},{codec}"
+
+
+def _lists_in(memory: int, row_bytes: int) -> int:
+    """The most lists, a power of two, that a sample in so much memory can train."""
+    return min(_MOST_LISTS, 1 << max(0, int(math.log2(max(1, memory // row_bytes // _SAMPLE_PER_LIST_LEAST)))))
+
+
+def resolve_recipe(factory: str, chunks: int, dimension: int, memory: int = DEFAULT_MEMORY, shards: int = 1) -> Recipe:
     """The recipe of a corpus; ArgumentError naming the setting where it does not fit."""
-    recipe = choose_recipe(chunks, dimension) if factory == AUTO else parse_recipe(factory)
+    recipe = choose_recipe(chunks, dimension, memory, shards) if factory == AUTO else parse_recipe(factory)
     recipe.require_dimension(dimension)
     recipe.require_rows(chunks)
+    recipe.require_memory(dimension, memory)
     return recipe
 
 
