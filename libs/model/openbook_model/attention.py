@@ -22,9 +22,10 @@ def attend(
 ) -> Tensor:
     """Attention [B, T, H*P], scaled by 1/sqrt(P); `mask` is boolean (True = seen), broadcast to [B, H, T, S].
 
-    On a CPU the arithmetic is in float32 also for bfloat16 inputs, and under autocast: its bfloat16 kernel is several
-    times slower on some processors and no faster on others. On a GPU keys and values are repeated for grouped queries under a mask: no
-    fused kernel there takes both, so all scores would be in memory at once (huggingface/transformers#39412).
+    On a CPU the arithmetic is in float32 also for bfloat16 inputs and under autocast: its bfloat16 kernel, above all its
+    backward pass, is several times slower on some processors and no faster on others. On a GPU keys and values are
+    repeated for grouped queries under a mask: no fused kernel there takes both, so all scores would be in memory at once
+    (huggingface/transformers#39412).
     """
     dtype = query_BTHP.dtype
     groups = query_BTHP.shape[2] // key_BSGP.shape[2]
