@@ -48,13 +48,13 @@ def reading(model: RetroModel, tokenizer: Any, prompts: list[list[int]], find: F
 
 
 def test_answers_move_with_the_book_and_weights_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    worlds = Worlds.make(WorldsSettings(sample=300), 0)
+    worlds = Worlds.make(WorldsSettings(), 0)
     books = worlds.books(Random(0), 40)
     snapshots = []
     for name, rows in zip("ab", books.documents, strict=True):
         source = tmp_path / f"{name}.jsonl"
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        settings = BuildSettings(chunk_length=32, golden_queries=2)
+        settings = BuildSettings(golden_queries=2)
         snapshots.append(
             build_snapshot(
                 [source],
@@ -65,7 +65,7 @@ def test_answers_move_with_the_book_and_weights_stay(tmp_path: Path, monkeypatch
                 settings=settings,
             )
         )
-    model = RetroModel(RetroConfig.parse({**MODEL, "chunk_length": 32}))
+    model = RetroModel(RetroConfig.parse(MODEL))
     initialise(model, 0)
     embedder = start_server(
         lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(TinyEncoder()), server),

@@ -8,6 +8,7 @@ Axes: B batch (or chunk rows), T queries, S keys, D width, H heads, G key/value 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -21,25 +22,28 @@ def attend(
 ) -> Tensor:
     """Attention [B, T, H*P], scaled by 1/sqrt(P); `mask` is boolean (True = seen), broadcast to [B, H, T, S].
 
-    On a CPU the arithmetic is in float32 also for bfloat16 inputs: its bfloat16 kernel is several times slower on
-    some processors and no faster on others. On a GPU keys and values are repeated for grouped queries under a mask: no
-    fused kernel there takes both, so all scores would be in memory at once (huggingface/transformers#39412).
+    On a CPU the arithmetic is in float32 also for bfloat16 inputs and under autocast: its bfloat16 kernel, above all its
+    backward pass, is several times slower on some processors and no faster on others. On a GPU keys and values are
+    repeated for grouped queries under a mask: no fused kernel there takes both, so all scores would be in memory at once
+    (huggingface/transformers#39412).
     """
     dtype = query_BTHP.dtype
     groups = query_BTHP.shape[2] // key_BSGP.shape[2]
     if groups > 1 and mask is not None and query_BTHP.device.type == "cuda":
         key_BSGP, value_BSGP = (each.repeat_interleave(groups, dim=2) for each in (key_BSGP, value_BSGP))
         groups = 1
-    if query_BTHP.device.type == "cpu" and dtype == torch.bfloat16:
+    on_cpu = query_BTHP.device.type == "cpu"
+    if on_cpu and torch.bfloat16 in (dtype, key_BSGP.dtype, value_BSGP.dtype):
         query_BTHP, key_BSGP, value_BSGP = query_BTHP.float(), key_BSGP.float(), value_BSGP.float()
-    out_BHTP = F.scaled_dot_product_attention(
-        query_BTHP.transpose(1, 2),
-        key_BSGP.transpose(1, 2),
-        value_BSGP.transpose(1, 2),
-        attn_mask=mask,
-        is_causal=causal,
-        enable_gqa=groups > 1,
-    )
+    with torch.autocast("cpu", enabled=False) if on_cpu and torch.is_autocast_enabled("cpu") else nullcontext():
+        out_BHTP = F.scaled_dot_product_attention(
+            query_BTHP.transpose(1, 2),
+            key_BSGP.transpose(1, 2),
+            value_BSGP.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=causal,
+            enable_gqa=groups > 1,
+        )
     return out_BHTP.transpose(1, 2).flatten(2).to(dtype)
 
 

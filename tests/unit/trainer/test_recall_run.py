@@ -20,12 +20,12 @@ from openbook_trainer.finder import FindNeighbors
 from openbook_trainer.muon import Muon, orthogonal
 from openbook_trainer.recall import answers as answers_module
 from openbook_trainer.recall import run as run_module
-from openbook_trainer.recall.answers import grade
+from openbook_trainer.recall.answers import grade, grade_seen
 from openbook_trainer.recall.batches import IGNORED, to_batch
 from openbook_trainer.recall.config import RecallConfig
 from openbook_trainer.recall.run import answer_loss, run_recall
 from openbook_trainer.recall.source import Question
-from openbook_trainer.recall.worlds import Worlds, WorldsSettings
+from openbook_trainer.recall.worlds import BESIDE, Worlds, WorldsSettings
 from openbook_trainer.tasks import run_in_one_process
 
 ASKED_FOR = (r"[A-Z]\w+(?= have|\?)", r"\b[a-z]+(?= of| does)")
@@ -36,9 +36,9 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
     return {
         "task": "recall",
         "out": str(out),
-        "source": {"kind": "worlds", "facts": [1, 2], "sample": 200, "vocab_size": 512},
+        "source": {"kind": "worlds", "facts": [1, 2]},
         "model": {
-            "vocab_size": 512,
+            "vocab_size": 640,
             "hidden_size": 32,
             "num_layers": 2,
             "num_heads": 2,
@@ -141,7 +141,7 @@ def copied(prompt: str, passages: Sequence[str]) -> str:
 
 
 def test_grading_tells_readers_from_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    worlds = Worlds.make(WorldsSettings(sample=200), 0)
+    worlds = Worlds.make(WorldsSettings(), 0)
     pairs = worlds.held_out(Random(0), 60, 2, 64)
 
     def graded(says: Callable[[str, list[str]], str]) -> dict[str, float]:
@@ -149,14 +149,19 @@ def test_grading_tells_readers_from_each_other(monkeypatch: pytest.MonkeyPatch) 
         return grade(None, worlds.tokenizer, pairs, 8)  # type: ignore[arg-type]
 
     perfect = {"matching": 1, "one": 1, "distractor": 0, "other": 1, "old": 0, "none": 0, "shuffled": 0}
+    perfect |= {f"matching beside {kind}": 1 for kind in BESIDE}
     assert graded(copied) == perfect
     known = {worlds.tokenizer.decode(first.prompt): worlds.tokenizer.decode(first.answer).strip() for first, _ in pairs}
     remembering = graded(lambda prompt, passages: known[prompt])
     assert remembering == {**dict.fromkeys(perfect, 1), "distractor": 0, "other": 0}
     attribute_only = graded(by_attribute)
     assert attribute_only["one"] == 1
-    assert 0.2 < attribute_only["distractor"] < 0.7
+    assert attribute_only["distractor"] > 0.7
     assert attribute_only["matching"] == pytest.approx(1 - attribute_only["distractor"])
+    assert attribute_only["matching beside alike"] == attribute_only["matching beside same attribute"] == 0
+    assert attribute_only["matching beside other"] > 0.3
+    monkeypatch.setattr(answers_module, "answer", reader(worlds.tokenizer, copied))
+    assert grade_seen(None, worlds.tokenizer, worlds.questions(Random(1), 40, 2, 64), 8) == 1  # type: ignore[arg-type]
 
 
 def by_attribute(prompt: str, passages: Sequence[str]) -> str:
@@ -214,7 +219,7 @@ def test_what_a_checkpoint_was_made_with_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="batch: now 5, then 4"):
         run_recall(config(tmp_path, batch=5))
     with pytest.raises(ConfigError, match="source_digest"):
-        run_recall(config(tmp_path, source={"kind": "worlds", "facts": [1, 2], "sample": 210, "vocab_size": 512}))
+        run_recall(config(tmp_path, source={"kind": "worlds", "facts": [1, 3]}))
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04")
     with pytest.raises(CorruptError, match="cannot be read"):
         run_recall(config(tmp_path))
@@ -240,7 +245,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_checkpoint(tmp_path: Path, monke
         ({"curriculum": {"levels": [{"neighbors": 3, "tokens": 8}]}}, "neighbors"),
         ({"curriculum": {"levels": [{"neighbors": 1, "tokens": 33}]}}, "neighbor_length"),
         ({"sourc": {}}, "source"),
-        ({"source": {"kind": "worlds", "vocab_size": 600}}, "model.vocab_size"),
+        ({"model": {**settings(Path())["model"], "vocab_size": 512}}, "model.vocab_size"),
     ],
 )
 def test_impossible_settings_are_named(tmp_path: Path, changes: dict[str, Any], field: str) -> None:

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from openbook_trainer.recall.worlds import SYLLABLES, Worlds, WorldsSettings, is_held_out, training_word
+from openbook_trainer.recall.worlds import BESIDE, SYLLABLES, Worlds, WorldsSettings, is_held_out, training_word
 
 SENTENCES = (
     r"The (?P<attribute>\w+) of (?P<name>\w+) is (?P<value>\w+)\.",
@@ -33,7 +33,7 @@ def asked_in(text: str) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def worlds() -> Worlds:
-    return Worlds.make(WorldsSettings(sample=300), seed=0)
+    return Worlds.make(WorldsSettings(), seed=0)
 
 
 @pytest.mark.parametrize(("k", "r"), LEVELS)
@@ -53,15 +53,36 @@ def test_the_gold_passage_and_no_other_answers_the_question(worlds: Worlds, k: i
     assert places == set(range(k))
 
 
-def test_a_wrong_passage_often_has_the_attribute_of_another_entity_and_may_be_of_the_same(worlds: Worlds) -> None:
-    questions = worlds.questions(Random(2), 400, 2, 64)
-    assert sum(bool(each.wrong) for each in questions) / len(questions) == pytest.approx(0.5, abs=0.1)
-    own = 0
+def test_passages_are_whole_sentences_that_all_name_their_entity(worlds: Worlds) -> None:
+    """As the databases' documents are: each fits into one chunk, so a neighbour is one of them."""
+    decode, lengths = worlds.tokenizer.decode, []
+    for each in worlds.questions(Random(2), 300, 2, 64):
+        for text in map(decode, each.passages):
+            facts = facts_in(text)
+            assert len({name for name, _ in facts}) == 1
+            assert len(facts) == text.count(".") and text.endswith(".")
+            lengths.append(len(facts))
+    books = worlds.books(Random(3), 60)
+    rows = [row["text"] for document in books.documents for row in document]
+    assert max(len(worlds.tokenizer.encode(text)) for text in rows) <= worlds.settings.passage_tokens
+    counts = [len(facts_in(text)) for text in rows]
+    assert set(counts) == {3, 4, 5}
+    assert sum(counts) / len(counts) == pytest.approx(sum(lengths) / len(lengths), abs=0.3)
+
+
+def test_what_stands_beside_the_right_passage(worlds: Worlds) -> None:
+    questions = worlds.questions(Random(4), 600, 2, 64)
+    kinds = [each.beside[0] for each in questions]
+    for kind, share in BESIDE.items():
+        assert kinds.count(kind) / len(kinds) == pytest.approx(share, abs=0.07)
     for each in questions:
+        (kind,) = each.beside
+        (wrong,) = {name for name, _ in facts_in(worlds.tokenizer.decode(each.passages[1 - each.gold]))}
         name, _ = asked_in(worlds.tokenizer.decode(each.prompt))
-        beside = facts_in(worlds.tokenizer.decode(each.passages[1 - each.gold]))
-        own += any(other == name for other, _ in beside)
-    assert own / len(questions) == pytest.approx(0.3, abs=0.1)
+        assert wrong != name
+        assert kind == "other" or each.wrong
+        half = len(name) // 2
+        assert kind != "alike" or wrong[:half].lower() == name[:half].lower() or wrong.endswith(name[half:])
 
 
 def test_tokens_are_those_that_the_tokenizer_gives_whole_texts(worlds: Worlds) -> None:
@@ -101,8 +122,8 @@ def test_two_books_answer_one_prompt_differently(worlds: Worlds) -> None:
 
 
 def test_what_is_drawn_is_a_function_of_the_generator(worlds: Worlds) -> None:
-    again = Worlds.make(WorldsSettings(sample=300), seed=0)
+    again = Worlds.make(WorldsSettings(), seed=0)
     assert again.digest == worlds.digest
     assert again.questions(Random(8), 20, 2, 64) == worlds.questions(Random(8), 20, 2, 64)
     assert again.questions(Random(9), 20, 2, 64) != worlds.questions(Random(8), 20, 2, 64)
-    assert Worlds.make(WorldsSettings(sample=300, facts=(1, 2)), seed=0).digest != worlds.digest
+    assert Worlds.make(WorldsSettings(facts=(1, 2)), seed=0).digest != worlds.digest

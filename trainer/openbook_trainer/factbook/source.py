@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -22,7 +22,7 @@ from openbook_trainer.factbook.passages import Line, edition_lines, join
 from openbook_trainer.factbook.questions import Asked, asked, code_of, database_rows
 from openbook_trainer.recall.source import Asked as AskedOfBooks
 from openbook_trainer.recall.source import Books, Question
-from openbook_trainer.recall.tokens import end_of, train_tokenizer
+from openbook_trainer.recall.tokens import Words, end_of, train_tokenizer
 
 LAST = "2026-02-19"
 EDITIONS = ("2015-11-18", "2021-02-15")
@@ -70,7 +70,7 @@ class Factbook:
     def __init__(self, settings: FactbookSettings, tokenizer: Tokenizer, editions: Editions | None = None) -> None:
         self.settings, self.tokenizer, self.end = settings, tokenizer, end_of(tokenizer)
         self._editions = editions or Editions(settings.path)
-        self._count = lru_cache(1 << 16)(lambda text: len(tokenizer.encode(text)))
+        self._ids = Words(tokenizer)
         rows = [row for edition in EDITIONS for row in self._editions.asked(edition, "train")]
         self._examples = Examples(rows, list(self._editions.documents("train")), self._count)
 
@@ -140,11 +140,13 @@ class Factbook:
     def _question(
         self, question: str, answer: str, passages: Sequence[str], gold: int, wrong: Sequence[str]
     ) -> Question:
-        encode = self.tokenizer.encode
         return Question(
-            prompt=encode(question).tolist(),
-            answer=encode(f" {answer}").tolist(),
-            passages=[encode(passage).tolist() for passage in passages],
+            prompt=self._ids(question),
+            answer=self._ids(f" {answer}"),
+            passages=[self._ids(passage) for passage in passages],
             gold=gold,
-            wrong=tuple(tuple(encode(f" {other}").tolist()) for other in wrong),
+            wrong=tuple(tuple(self._ids(f" {other}")) for other in wrong),
         )
+
+    def _count(self, text: str) -> int:
+        return len(self._ids(text))

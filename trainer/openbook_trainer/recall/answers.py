@@ -56,7 +56,8 @@ def grade(
 
     `matching` and `other`: answered as the book says that is read; `old`: as the first book says, reading the other.
     `one`: with the right passage alone (copying); `distractor`: as a wrong passage says, reading both (selection).
-    `none`: without retrieval; `shuffled`: with the passages of another question.
+    `none`: without retrieval; `shuffled`: with the passages of another question. `matching beside X`: of the questions
+    whose right passage is beside one of kind X.
     """
     firsts, others = [first for first, _ in pairs], [other for _, other in pairs]
     prompts = [first.prompt for first in firsts]
@@ -70,6 +71,11 @@ def grade(
     old, new = [[text(each.answer)] for each in firsts], [[text(each.answer)] for each in others]
     matching, other = ask([each.passages for each in firsts]), ask([each.passages for each in others])
     shuffled = [each.passages for each in firsts[1:] + firsts[:1]]
+    kinds = sorted({kind for each in firsts for kind in each.beside})
+    beside = {
+        kind: [(given, right) for given, right, each in zip(matching, old, firsts, strict=True) if kind in each.beside]
+        for kind in kinds
+    }
     return {
         "matching": share(matching, old),
         "one": share(ask([[each.passages[each.gold]] for each in firsts]), old),
@@ -78,4 +84,17 @@ def grade(
         "old": share(other, old),
         "none": share(ask(None), old),
         "shuffled": share(ask(shuffled), old),
+        **{f"matching beside {kind}": share(*zip(*pairs, strict=True)) for kind, pairs in beside.items()},
     }
+
+
+def grade_seen(model: RetroModel, tokenizer: Tokenizer, questions: Sequence[Question], max_tokens: int) -> float:
+    """The share of questions of the training's kind that are answered as their passages say."""
+    given = answer(
+        model,
+        tokenizer,
+        [each.prompt for each in questions],
+        Given([each.passages for each in questions]),
+        max_tokens,
+    )
+    return share(given, [[tokenizer.decode(each.answer).strip()] for each in questions])

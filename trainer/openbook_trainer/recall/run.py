@@ -20,7 +20,7 @@ from openbook_trainer.curriculum import Curriculum
 from openbook_trainer.metrics import Metrics
 from openbook_trainer.one_file import load_state, save_state
 from openbook_trainer.optimiser import begin_step, learning_rate, make_optimisers
-from openbook_trainer.recall.answers import grade
+from openbook_trainer.recall.answers import grade, grade_seen
 from openbook_trainer.recall.batches import IGNORED, RecallBatch, to_batch
 from openbook_trainer.recall.config import RecallConfig
 from openbook_trainer.recall.source import RecallSource
@@ -87,14 +87,14 @@ class _Run:
             if step % config.log_every == 0 or record["advanced"]:
                 metrics.write({"step": step, **record})
             if config.evaluation.every and step % config.evaluation.every == 0 and step < config.steps:
-                metrics.write({"step": step, **self._evaluate(config.evaluation.questions)})
+                metrics.write({"step": step, **self._evaluate("validation", config.evaluation.questions)})
             if config.checkpoint_every and step % config.checkpoint_every == 0:
                 self._save(step)
             if config.max_seconds and step < end and time.perf_counter() - begun >= config.max_seconds:
                 stopped_by = "max_seconds"
                 break
         self._save(step)
-        held_out = self._evaluate(config.evaluation.final)
+        held_out = self._evaluate("held out", config.evaluation.final)
         metrics.write({"step": step, **held_out})
         summary = {
             "steps": step,
@@ -148,13 +148,14 @@ class _Run:
         advanced = self.curriculum.observe(number, value)
         return {"loss": value, "level": number, "gradient_norm": norm, "learning_rate": rate, "advanced": advanced}
 
-    def _evaluate(self, count: int) -> dict[str, Any]:
-        """Of the same held-out questions at every step."""
+    def _evaluate(self, which: str, count: int) -> dict[str, Any]:
+        """Of the same questions at every step, other ones for each of `which`; `seen`: on what is trained on."""
         settings, model = self.config.evaluation, self.config.model
-        rng = Random(f"{self.config.seed} held out")
-        pairs = self.source.held_out(rng, count, model.num_neighbors, model.neighbor_length)
+        rng, shape = Random(f"{self.config.seed} {which}"), (count, model.num_neighbors, model.neighbor_length)
+        pairs, seen = self.source.held_out(rng, *shape), self.source.questions(rng, *shape)
         self.model.eval()
         graded = grade(self.model, self.source.tokenizer, pairs, settings.max_tokens)
+        graded["seen"] = grade_seen(self.model, self.source.tokenizer, seen, settings.max_tokens)
         self.model.train()
         return {"held_out": {"questions": count, **{name: round(value, 4) for name, value in graded.items()}}}
 

@@ -13,7 +13,8 @@ from openbook_core.tokenizer import Tokenizer
 class Question:
     """Token ids of a prompt, its answer (without an end), and its k neighbours, at most r tokens each.
 
-    `passages[gold]` answers it; `wrong` are the answers that other passages would give to the same words.
+    `passages[gold]` answers it; `wrong` are the answers that other passages would give to the same words. `beside` says
+    of what kind the others are, in any order; a source may have no kinds.
     """
 
     prompt: list[int]
@@ -21,6 +22,7 @@ class Question:
     passages: list[list[int]]
     gold: int
     wrong: tuple[tuple[int, ...], ...] = ()
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -31,6 +32,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     raw.train_from_iterator(texts, trainer)
     return Tokenizer(raw, eos_token=END)
+
+
+class Words:
+    """Encodes as a tokenizer of `train_tokenizer` does, whose tokens reach across no blank, and remembers the words."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._word = lru_cache(1 << 16)(lambda word: tuple(tokenizer.encode(word).tolist()))
+
+    def __call__(self, text: str) -> list[int]:
+        first, *rest = text.split(" ")
+        ids = list(self._word(first))
+        for word in rest:
+            ids += self._word(f" {word}")
+        return ids
 
 
 def end_of(tokenizer: Tokenizer) -> int:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
+from itertools import product
 from random import Random
 from typing import Literal
 
@@ -19,7 +20,7 @@ from openbook_core.config import FrozenConfig
 from openbook_core.fingerprint import canonical_json
 from openbook_core.tokenizer import Tokenizer
 from openbook_trainer.recall.source import Asked, Books, Question
-from openbook_trainer.recall.tokens import end_of, train_tokenizer
+from openbook_trainer.recall.tokens import Words, end_of, train_tokenizer
 
 NAMED = ("capital", "river", "founder", "currency", "language", "dish", "harbour", "patron", "festival")
 NUMBERED = ("height", "area", "census")
@@ -34,20 +35,20 @@ ASKED = ("What is the {attribute} of {name}?", "Which {attribute} does {name} ha
 _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
 _RHYMES = ("a", "el", "in", "o", "us")
 SYLLABLES = tuple(onset + rhyme for onset in _ONSETS for rhyme in _RHYMES)
+_SYLLABLE_COUNT = 200  # more than any pair of letters that the sentences' own words have
 _HELD_OUT = 10  # one pair of syllables in so many
-_SIMILAR = 0.3  # of the other entities have a name that is alike
-# What the passages beside the right one are: another entity's same attribute, another's others, the asked one's others.
-_OTHERS = ("same attribute", "other", "own")
-_OTHER_WEIGHTS = (0.5, 0.2, 0.3)
+# What the passages beside the right one are, and how often: the asked attribute of another entity, whose name is alike or
+# not, or whatever there is about another one.
+BESIDE = {"alike": 0.3, "same attribute": 0.5, "other": 0.2}
 
 
 class WorldsSettings(FrozenConfig):
-    """`facts` is how many each entity has, from least to most."""
+    """`facts` is how many each entity has, from least to most. One passage says them all: the longest are drawn again."""
 
     kind: Literal["worlds"] = "worlds"
-    facts: tuple[PositiveInt, PositiveInt] = (2, 4)
+    facts: tuple[PositiveInt, PositiveInt] = (3, 5)
+    passage_tokens: PositiveInt = Field(default=64, description="of the databases' passages: the model's chunk length")
     vocab_size: PositiveInt = Field(default=1024, description="tokens of the tokenizer, at most")
-    sample: PositiveInt = Field(default=4000, description="documents and questions that the tokenizer is trained on")
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,8 @@ class Entity:
             for wording, (attribute, value) in zip(self.wording, self.facts.items(), strict=True)
         ]
 
-    def document(self) -> dict[str, str]:
-        """A row of a JSON Lines file for `openbook db build`."""
-        return {"id": self.name, "title": self.name, "text": " ".join(self.sentences())}
+    def text(self) -> str:
+        return " ".join(self.sentences())
 
 
 @cache
@@ -99,19 +99,15 @@ test_word.__test__ = False  # type: ignore[attr-defined]
 Word = Callable[[Random, int], str]
 
 
-def draw_value(rng: Random, attribute: str, word: Word) -> str:
-    return word(rng, 2) if attribute in NAMED else str(rng.randrange(1000, 10_000))
+def draw_value(rng: Random, attribute: str) -> str:
+    return training_word(rng, 2) if attribute in NAMED else str(rng.randrange(1000, 10_000))
 
 
-def draw_facts(rng: Random, attributes: Sequence[str], word: Word) -> dict[str, str]:
-    return {attribute: draw_value(rng, attribute, word) for attribute in attributes}
-
-
-def draw_entity(rng: Random, name: str, attributes: Sequence[str], word: Word) -> Entity:
+def draw_entity(rng: Random, name: str, attributes: Sequence[str]) -> Entity:
     """With other facts and another order at each call."""
     shuffled = rng.sample(attributes, len(attributes))
     wording = tuple(rng.randrange(len(FACTS)) for _ in shuffled)
-    return Entity(name, draw_facts(rng, shuffled, word), wording)
+    return Entity(name, {attribute: draw_value(rng, attribute) for attribute in shuffled}, wording)
 
 
 def similar_name(rng: Random, name: str, word: Word) -> str:
@@ -128,23 +124,23 @@ class Worlds:
 
     def __init__(self, settings: WorldsSettings, tokenizer: Tokenizer) -> None:
         self.settings, self.tokenizer, self.end = settings, tokenizer, end_of(tokenizer)
-        self._word = lru_cache(1 << 16)(lambda word: tuple(tokenizer.encode(word).tolist()))
+        self._ids = Words(tokenizer)
 
     @classmethod
     def make(cls, settings: WorldsSettings, seed: int) -> Worlds:
-        """With a tokenizer of its own, trained on texts of training names."""
-        return cls(settings, train_tokenizer(_texts(settings, Random(f"{seed} tokenizer")), settings.vocab_size))
+        """With a tokenizer of its own, in which each syllable is a token; no seed changes it."""
+        return cls(settings, train_tokenizer(_texts(), settings.vocab_size))
 
     @cached_property
     def digest(self) -> str:
-        words = [ATTRIBUTES, FACTS, ASKED, SYLLABLES, self.settings.model_dump(mode="json")]
+        words = [ATTRIBUTES, FACTS, ASKED, SYLLABLES, BESIDE, self.settings.model_dump(mode="json")]
         return hashlib.sha256(canonical_json([words, self.tokenizer.fingerprint.digest]).encode()).hexdigest()
 
     def questions(self, rng: Random, count: int, k: int, r: int) -> list[Question]:
         """The entities of a batch have equally many facts, so that its passages are about equally long."""
         drawn, facts = [], rng.randint(*self.settings.facts)
         for _ in range(count):
-            entity = draw_entity(rng, training_word(rng, 3), rng.sample(ATTRIBUTES, facts), training_word)
+            entity = draw_entity(rng, training_word(rng, 3), rng.sample(ATTRIBUTES, facts))
             attribute = rng.choice(list(entity.facts))
             drawn.append(self.question(rng, entity, attribute, rng.choice(ASKED), k, r, training_word))
         return drawn
@@ -152,60 +148,54 @@ class Worlds:
     def held_out(self, rng: Random, count: int, k: int, r: int) -> list[tuple[Question, Question]]:
         pairs = []
         for _ in range(count):
-            name = test_word(rng, 3)
             attributes = rng.sample(ATTRIBUTES, rng.randint(*self.settings.facts))
             attribute, wording = rng.choice(attributes), rng.choice(ASKED)
-            one, other = two_books(rng, name, attributes)
-            pairs.append(
-                (
-                    self.question(rng, one, attribute, wording, k, r, test_word),
-                    self.question(rng, other, attribute, wording, k, r, test_word),
-                )
+            one, other = (
+                self.question(rng, each, attribute, wording, k, r, test_word)
+                for each in two_books(rng, test_word(rng, 3), attributes)
             )
+            pairs.append((one, other))
         return pairs
 
     def books(self, rng: Random, count: int) -> Books:
-        """Two worlds of `count` entities with the most facts that one has, two questions on each."""
-        names: dict[str, None] = {}
-        while len(names) < count:
-            names[test_word(rng, 3)] = None
-        pairs = [two_books(rng, name, rng.sample(ATTRIBUTES, self.settings.facts[1])) for name in names]
+        """Two worlds of `count` entities, a passage each, and two questions on every one."""
+        pairs: dict[str, tuple[Entity, Entity]] = {}
+        while len(pairs) < count:
+            name = test_word(rng, 3)
+            both = two_books(rng, name, rng.sample(ATTRIBUTES, rng.randint(*self.settings.facts)))
+            if all(len(self._ids(each.text())) <= self.settings.passage_tokens for each in both):
+                pairs[name] = both
+        first, second = ([{"id": name, "text": both[side].text()} for name, both in pairs.items()] for side in (0, 1))
         questions = [
             Asked(
-                rng.choice(ASKED).format(attribute=attribute, name=one.name),
+                rng.choice(ASKED).format(attribute=attribute, name=name),
                 ((one.facts[attribute],), (other.facts[attribute],)),
             )
-            for one, other in pairs
+            for name, (one, other) in pairs.items()
             for attribute in rng.sample(list(one.facts), min(2, len(one.facts)))
         ]
-        return Books(([one.document() for one, _ in pairs], [other.document() for _, other in pairs]), questions)
+        return Books((first, second), questions)
 
     def question(
         self, rng: Random, entity: Entity, attribute: str, wording: str, k: int, r: int, word: Word
     ) -> Question:
         """What `attribute` of `entity` is, its passage among k - 1 others."""
-        tokens, spans = self._document(entity)
-        asked = spans[list(entity.facts).index(attribute)]
-        passages, wrong = [_window(rng, tokens, asked, r)], []
+        passages, wrong, beside = [self._passage(rng, entity, attribute, r)[0]], [], []
         for _ in range(k - 1):
-            kind = rng.choices(_OTHERS, _OTHER_WEIGHTS)[0]
+            (kind,) = rng.choices(list(BESIDE), list(BESIDE.values()))
             name = entity.name
-            attributes = [each for each in ATTRIBUTES if each not in entity.facts]
-            if kind != "own":
-                name = similar_name(rng, name, word) if rng.random() < _SIMILAR else word(rng, 3)
-            if kind == "same attribute":
-                attributes.append(attribute)
-            chosen = rng.sample(attributes, min(len(attributes), len(entity.facts)))
-            if kind == "same attribute" and attribute not in chosen:
+            while name == entity.name:
+                name = similar_name(rng, name, word) if kind == "alike" else word(rng, 3)
+            chosen = rng.sample(ATTRIBUTES, len(entity.facts))
+            if kind != "other" and attribute not in chosen:
                 chosen[0] = attribute
-            other = draw_entity(rng, name, chosen, word)
-            tokens, spans = self._document(other)
-            if attribute in other.facts:
-                around = spans[list(other.facts).index(attribute)]
+            other = draw_entity(rng, name, chosen)
+            about = attribute if kind != "other" else rng.choice(chosen)
+            passage, said = self._passage(rng, other, about, r)
+            passages.append(passage)
+            beside.append(kind)
+            if attribute in said:
                 wrong.append(tuple(self._ids(" " + other.facts[attribute])))
-            else:
-                around = rng.choice(spans)
-            passages.append(_window(rng, tokens, around, r))
         order = rng.sample(range(k), k)
         return Question(
             prompt=self._ids(wording.format(attribute=attribute, name=entity.name)),
@@ -213,47 +203,40 @@ class Worlds:
             passages=[passages[place] for place in order],
             gold=order.index(0),
             wrong=tuple(wrong),
+            beside=tuple(beside),
         )
 
-    def _ids(self, text: str) -> list[int]:
-        """The tokenizer's ids, word by word: none of its rules joins words, and most words come back in every batch."""
-        first, *rest = text.split(" ")
-        ids = list(self._word(first))
-        for word in rest:
-            ids += self._word(f" {word}")
-        return ids
-
-    def _document(self, entity: Entity) -> tuple[list[int], list[tuple[int, int]]]:
-        """The document's tokens, and where each of its sentences begins and ends."""
-        sentences = entity.sentences()
-        tokens: list[int] = []
-        spans = []
-        for text in (sentences[0], *(f" {sentence}" for sentence in sentences[1:])):
-            ids = self._ids(text)
-            spans.append((len(tokens), len(tokens) + len(ids)))
-            tokens += ids
-        return tokens, spans
+    def _passage(self, rng: Random, entity: Entity, about: str, r: int) -> tuple[list[int], list[str]]:
+        """The sentence on `about` and others, as many as fit into r tokens, in the entity's order; and what they are on."""
+        sentences = dict(zip(entity.facts, entity.sentences(), strict=True))
+        sizes = {each: len(self._ids(f" {sentence}")) for each, sentence in sentences.items()}
+        chosen, used = {about}, sizes[about]
+        for each in rng.sample(list(sizes), len(sizes)):
+            if each != about and used + sizes[each] <= r:
+                chosen.add(each)
+                used += sizes[each]
+        said = [each for each in sentences if each in chosen]
+        # A first word has no blank before it, and may have a token more for that.
+        while len(ids := self._ids(" ".join(sentences[each] for each in said))) > r and len(said) > 1:
+            said.remove(next(each for each in said if each != about))
+        return ids[:r], said
 
 
 def two_books(rng: Random, name: str, attributes: Sequence[str]) -> tuple[Entity, Entity]:
     """One name in two worlds, the same attributes, and no value of one in the other."""
-    one = draw_entity(rng, name, attributes, test_word)
+    one = draw_entity(rng, name, attributes)
     while True:
-        other = draw_entity(rng, name, attributes, test_word)
+        other = draw_entity(rng, name, attributes)
         if not set(one.facts.values()) & set(other.facts.values()):
             return one, other
 
 
-def _window(rng: Random, tokens: list[int], around: tuple[int, int], r: int) -> list[int]:
-    """At most r tokens of the document that hold the sentence `around` (or its first r): the document's beginning half
-    of the time, else from somewhere before the sentence, also in the middle of another one."""
-    least, most = max(0, min(around[1] - r, around[0])), around[0]
-    start = 0 if least == 0 and rng.random() < 0.5 else rng.randint(least, most)
-    return tokens[start : start + r]
-
-
-def _texts(settings: WorldsSettings, rng: Random) -> Iterator[str]:
-    for _ in range(settings.sample):
-        entity = draw_entity(rng, training_word(rng, 3), ATTRIBUTES, training_word)
-        yield entity.document()["text"]
-        yield rng.choice(ASKED).format(attribute=rng.choice(ATTRIBUTES), name=entity.name)
+def _texts() -> Iterator[str]:
+    """Syllables, and every sentence. A tokenizer that saw whole names would join the end of a syllable with the next,
+    otherwise in each name, and tell held-out pairs by their not being joined."""
+    for syllable in SYLLABLES:
+        word = syllable.capitalize()
+        yield from (syllable, word, f" {word}") * _SYLLABLE_COUNT
+    for sentence, attribute in product((*FACTS, *ASKED), ATTRIBUTES):
+        text = sentence.format(attribute=attribute, name="Ba", value="Ba")
+        yield from (text, f" {text}")
