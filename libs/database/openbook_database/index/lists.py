@@ -15,6 +15,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError
@@ -67,7 +68,7 @@ class Lists:
     def codes(self, lists_N: NDArray[np.int64], positions_N: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The codes [n, b] at places."""
         starts_N = self._starts[lists_N] + positions_N * self.code_size
-        codes_NB: NDArray[np.uint8] = self._bytes[starts_N[:, None] + np.arange(self.code_size)]
+        codes_NB: NDArray[np.uint8] = sliding_window_view(self._bytes, self.code_size)[starts_N]
         return codes_NB
 
     def list_codes(self, number: int) -> NDArray[np.uint8]:
