@@ -103,7 +103,7 @@ def test_another_shard_or_k_makes_another_batch_and_the_oldest_goes_first() -> N
         shard.gate.set()
         for each in tickets:
             each.result()
-        assert shard.batches == [[0], [1] * 5, [2], [3, 4], [5, 5]]
+        assert shard.batches == [[0], [1] * 3, [2], [3, 4], [5, 5], [1] * 2], "five queries in two slices"
         assert other.batches == [[9]]
 
 
