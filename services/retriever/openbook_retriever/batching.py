@@ -150,6 +150,7 @@ class SearchBatcher:
         self._queries = 0
         self._closing = False
         self._busy = False
+        self._sliced: Ticket | None = None
         self._changed = threading.Condition()
         self._worker = threading.Thread(target=self._run, name="retriever-batches", daemon=True)
         self._worker.start()
@@ -277,17 +278,18 @@ class SearchBatcher:
                     return []
                 self._changed.wait()
             self._busy = True
+            # One that had a slice in the last batch lets those go first that came meanwhile.
+            self._waiting.sort(key=lambda ticket: ticket is self._sliced)
             oldest, room = self._waiting[0], self._batch_queries
-            batch, left, unfinished = [], [], []
+            self._sliced = oldest if oldest.left > room else None
+            batch, left = [], []
             for ticket in self._waiting:
                 if ticket is oldest or (ticket.joins(oldest) and ticket.left <= room):
                     batch.append(ticket.take(room))
                     room -= len(batch[-1])
-                    if ticket.left:
-                        unfinished.append(ticket)
-                else:
+                if ticket.left:
                     left.append(ticket)
-            self._keep(left + unfinished)
+            self._keep(left)
             return batch
 
 
