@@ -431,3 +431,23 @@ def test_a_sample_is_drawn_from_all_rows() -> None:
     np.testing.assert_array_equal(sample_rows(50, 10), sample_rows(50, 10))
     assert sample_rows(3, 3).tolist() == [0, 1, 2]
     assert len(sample_rows(10**9, 1000)) == 1000
+
+
+def test_lists_that_tie_at_the_border_are_those_with_exact_scores(tmp_path: Path) -> None:
+    """All centroids three times over, and copies that differ by a last bit: Faiss' products cannot order them."""
+    random = np.random.default_rng(12)
+    centres_ND = random.normal(size=(8, DIMENSION)).astype(np.float32)
+    near_ND = np.nextafter(centres_ND, np.float32(9))
+    flat = faiss.IndexFlatIP(DIMENSION)
+    flat.add(np.concatenate([centres_ND, near_ND, centres_ND]))
+    index = faiss.IndexIVFFlat(flat, DIMENSION, flat.ntotal, faiss.METRIC_INNER_PRODUCT)
+    write_quantiser(tmp_path / "quantiser", index)
+    quantiser = Quantiser(tmp_path / "quantiser", dimension=DIMENSION)
+    queries_QD = np.concatenate([random.normal(size=(30, DIMENSION)), 1e20 * centres_ND]).astype(np.float32)
+    for count in (1, 2, 3, 5, 12, 24, 90):
+        lists_QP, scores_QP = quantiser.nearest(queries_QD, count)
+        for query_D, lists, scores in zip(queries_QD, lists_QP, scores_QP, strict=True):
+            exact = [product(query_D, centre_D) for centre_D in quantiser.centroids_LE]
+            expected = sorted(range(24), key=lambda number: (-exact[number], number))[:count]
+            assert sorted(lists.tolist()) == sorted(expected)
+            np.testing.assert_allclose(scores, np.asarray(exact, np.float32)[lists], rtol=1e-4, atol=1e-4)

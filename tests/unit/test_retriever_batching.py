@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from numpy.typing import NDArray
 
 from openbook_core.admission import Admission
 from openbook_core.errors import ArgumentError, DeadlineError, OpenbookError, OverloadedError, UnavailableError
+from openbook_core.vectors import encode_vectors
 from openbook_database.scoring import Hits
 from openbook_database.snapshot import Snapshot
 from openbook_database.testing import build_tiny_snapshot
+from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_retriever.batching import SearchBatcher, Ticket
+from openbook_retriever.holdings import Holdings
+from openbook_retriever.shard_engine import ShardEngine
 
 
 class GatedShard:
@@ -103,7 +108,7 @@ def test_another_shard_or_k_makes_another_batch_and_the_oldest_goes_first() -> N
         shard.gate.set()
         for each in tickets:
             each.result()
-        assert shard.batches == [[0], [1] * 5, [2], [3, 4], [5, 5]]
+        assert shard.batches == [[0], [1] * 3, [2], [3, 4], [5, 5], [1] * 2], "five queries in two slices"
         assert other.batches == [[9]]
 
 
@@ -216,3 +221,96 @@ def test_an_answer_does_not_depend_on_its_mates(tmp_path: Path, index: str) -> N
     for hits, alone in zip(found, expected, strict=True):
         np.testing.assert_array_equal(hits.ids_QK, alone.ids_QK)
         np.testing.assert_array_equal(hits.scores_QK, alone.scores_QK)
+
+
+def test_a_single_query_that_finds_nothing_under_way_is_searched_on_its_callers_thread() -> None:
+    shard = GatedShard()
+    shard.gate.set()
+    with batching(shard) as batcher:
+        (hits,) = batcher.search([ticket(shard, 5)])
+        assert hits.ids_QK.tolist() == [[5, 5]]
+        assert shard.threads == {threading.get_ident()}
+        (hits,) = batcher.search([ticket(shard, 5, 6)])
+        assert hits.ids_QK.tolist() == [[5, 5], [6, 6]]
+        assert len(shard.threads) == 2, "several queries are the worker's, whose threads are counted"
+        with pytest.raises(DeadlineError):
+            batcher.search([ticket(shard, 5, deadline=time.monotonic() - 1)])
+
+
+def test_there_is_one_search_at_a_time() -> None:
+    shard, other = GatedShard(), GatedShard()
+    with batching(shard) as batcher, ThreadPoolExecutor(3) as pool:
+        alone = pool.submit(batcher.search, [ticket(shard, 1)])
+        assert shard.entered.acquire(timeout=10)
+        later = [pool.submit(batcher.search, [ticket(other, number)]) for number in (2, 3)]
+        time.sleep(0.05)
+        assert other.batches == []
+        shard.gate.set()
+        other.gate.set()
+        assert alone.result()[0].ids_QK.tolist() == [[1, 1]]
+        assert [each.result()[0].ids_QK.tolist() for each in later] == [[[2, 2]], [[3, 3]]]
+        assert shard.threads.isdisjoint(other.threads)
+
+
+def test_a_large_call_ends_between_two_slices_and_others_have_their_turn_there() -> None:
+    shard = GatedShard()
+    with batching(shard, batch_queries=2) as batcher:
+        large = batcher.submit(ticket(shard, *range(8)))
+        assert shard.entered.acquire(timeout=10)
+        small = batcher.submit(ticket(shard, 9, k=3))
+        late = batcher.submit(ticket(shard, *range(10, 16), deadline=time.monotonic() + 0.05))
+        time.sleep(0.1)
+        shard.gate.set()
+        assert small.result().ids_QK.tolist() == [[9] * 3]
+        assert large.result().ids_QK[:, 0].tolist() == [*range(8)]
+        with pytest.raises(DeadlineError):
+            late.result()
+        gone = batcher.submit(ticket(shard, *range(20, 26)))
+        gone.cancel()
+        batcher.submit(ticket(shard, 30)).result()
+    assert shard.batches[:2] == [[0, 1], [9]]
+    assert sum(len(batch) for batch in shard.batches if batch[0] >= 20) <= 3, "at most one slice of a call that is gone"
+
+
+def test_a_call_that_fails_does_so_once_for_all_its_shards() -> None:
+    good, bad = GatedShard(), GatedShard(bad=7)
+    good.gate.set()
+    bad.gate.set()
+    with batching(good) as batcher:
+        for numbers in ((7,), (7, 8)):
+            with pytest.raises(OpenbookError, match="ZeroDivisionError"):
+                batcher.search([ticket(good, *numbers), ticket(bad, *numbers)])
+        first, second = batcher.search([ticket(good, 1, 2), ticket(bad, 1, 2)])
+    np.testing.assert_array_equal(first.ids_QK, second.ids_QK)
+
+
+def test_several_shards_of_one_process_answer_as_the_snapshot_does(tmp_path: Path) -> None:
+    snapshot = Snapshot.open(build_tiny_snapshot(tmp_path / "snapshot", documents=40, shards=3, index="IVF4,SQ8").path)
+    holdings = Holdings()
+    holdings.begin("tiny", snapshot.id, (0, 1, 2))
+    holdings.loaded("tiny", snapshot)
+    engine = ShardEngine(holdings)
+    many_QD = np.random.default_rng(3).normal(size=(5, 16)).astype(np.float32)
+    fields = pb.Fields(tokens=True, text=True, document=True)
+    for queries_QD in (many_QD[:1], many_QD):
+        queries = len(queries_QD)
+        request = pb.SearchRequest(
+            database="tiny",
+            snapshot=snapshot.id,
+            queries=encode_vectors(queries_QD),
+            k=4,
+            fields=fields,
+            shards=[2, 0, 1],
+        )
+        reply = engine.search(request)
+        expected = snapshot.search(queries_QD, 4)
+        ids_QK = np.frombuffer(reply.ids, "<i8").reshape(queries, 4)
+        np.testing.assert_array_equal(ids_QK, expected.ids_QK)
+        np.testing.assert_array_equal(np.frombuffer(reply.scores, "<f4").reshape(queries, 4), expected.scores_QK)
+        one_by_one = [snapshot.shard_of(chunk).text(np.asarray([chunk]))[0] for chunk in ids_QK.ravel().tolist()]
+        assert list(reply.chunks.texts) == one_by_one
+    for wrong in ({"shards": [0, 0]}, {"shards": [0], "shard": 1}):
+        del request.shards[:]
+        request.MergeFrom(pb.SearchRequest(**wrong))  # type: ignore[arg-type]
+        with pytest.raises(ArgumentError, match="shards"):
+            engine.search(request)

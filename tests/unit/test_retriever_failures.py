@@ -27,11 +27,13 @@ from openbook_database.snapshot import Snapshot
 from openbook_database.testing import build_tiny_snapshot
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_proto.v1 import retriever_pb2_grpc
+from openbook_retriever import fan_out
 from openbook_retriever.attach import EmbedderGate
 from openbook_retriever.config import RetrieverConfig
-from openbook_retriever.fan_out import Answers, Replicas
+from openbook_retriever.fan_out import Answers, Question
 from openbook_retriever.holdings import Holdings
 from openbook_retriever.metrics import REGISTRY_ERRORS
+from openbook_retriever.replicas import Replicas
 from openbook_retriever.router_engine import RouterEngine
 from openbook_retriever.router_watch import RouterWatch, View
 from openbook_retriever.shard_watch import ShardWatch
@@ -152,7 +154,7 @@ class FakeShard(retriever_pb2_grpc.RetrieverServicer):
         self.error = error
 
     def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
-        self.calls.append(request.shard)
+        self.calls.extend(request.shards or [request.shard])
         if self.error is not None:
             raise self.error
         return pb.SearchReply(snapshot=request.snapshot)
@@ -177,15 +179,18 @@ def shards(*servicers: FakeShard) -> Iterator[list[str]]:
 
 
 def ask(replicas: Replicas, addresses: list[str], number: int) -> Answers[Any]:
-    requests = {shard: pb.SearchRequest(database="book", snapshot=OLD, shard=shard) for shard in range(number)}
-    return replicas.ask("Search", requests, lambda shard: addresses, lambda: lambda shard: addresses, 10.0)
+    def bytes_for(shards: tuple[int, ...]) -> bytes:
+        return pb.SearchRequest(database="book", snapshot=OLD, shards=shards).SerializeToString()
+
+    question = Question("Search", range(number), bytes_for, 1)
+    return fan_out.ask(replicas, question, lambda shard: addresses, lambda: lambda shard: addresses, 10.0)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_every_replica_of_a_shard_gets_its_turn(number: int) -> None:
     servicers = FakeShard(), FakeShard()
     with shards(*servicers) as addresses:
-        replicas = Replicas()
+        replicas = Replicas(hedge_share=0)
         for _ in range(6):
             assert ask(replicas, addresses, number).missing == {}
     assert [sorted(servicer.calls) for servicer in servicers] == [sorted([*range(number)] * 3)] * 2

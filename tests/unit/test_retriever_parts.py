@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +20,10 @@ from openbook_database.contract import Contract
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, Lease, LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_proto.v1 import retriever_pb2 as pb
+from openbook_retriever import router_engine
 from openbook_retriever.__main__ import parse_args
 from openbook_retriever.config import RetrieverConfig
-from openbook_retriever.fan_out import Answers
+from openbook_retriever.fan_out import Answers, Question
 from openbook_retriever.holdings import Holdings
 from openbook_retriever.merging import merge_replies
 from openbook_retriever.metrics import SNAPSHOT_MIX
@@ -119,45 +121,54 @@ class FakeReplicas:
     def __init__(self, *held: str | None, loaded: tuple[str, ...] = ()) -> None:
         self.held, self.loaded = held, loaded
 
-    def ask(self, method: str, requests: Any, serving: Any, again: Any, timeout_s: float) -> Answers[Any]:
+    def ask(self, _: Any, question: Question, serving: Any, again: Any, timeout_s: float) -> Answers[Any]:
         answers: Answers[Any] = Answers()
-        for shard, request in requests.items():
-            snapshot = self.held[shard] or request.snapshot
+        for shard in question.shards:
+            snapshot = self.held[shard] or pb.SearchRequest.FromString(question.bytes_for((shard,))).snapshot
             if snapshot not in self.loaded:
                 again()
                 answers.missing[shard] = "not loaded"
                 continue
-            answers.parts[shard] = pb.SearchReply(
+            answers.parts[shard,] = pb.SearchReply(
                 snapshot=snapshot,
+                queries=1,
+                k=1,
                 ids=np.asarray([[10 * shard]], "<i8").tobytes(),
                 scores=np.asarray([[1 + shard]], "<f4").tobytes(),
             )
         return answers
 
 
-def engine(watch: FakeWatch, replicas: FakeReplicas, **options: Any) -> RouterEngine:
-    return RouterEngine(watch, replicas, None, **options)  # type: ignore[arg-type]
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RouterEngine]:
+    def make(watch: FakeWatch, replicas: FakeReplicas, **options: Any) -> RouterEngine:
+        monkeypatch.setattr(router_engine, "ask", replicas.ask)
+        return RouterEngine(watch, replicas, None, **options)  # type: ignore[arg-type]
+
+    return make
 
 
 def request(**fields: Any) -> pb.SearchRequest:
     return pb.SearchRequest(database="book", k=1, queries=encode_vectors(np.ones((1, 2), np.float32)), **fields)
 
 
-def test_an_unpinned_request_begins_again_as_a_whole_when_its_snapshot_was_retired() -> None:
+def test_an_unpinned_request_begins_again_as_a_whole_when_its_snapshot_was_retired(
+    engine: Callable[..., RouterEngine],
+) -> None:
     watch = FakeWatch(Control("book", 4, 4, live=OLD), Control("book", 5, 5, live=NEW))
     reply = engine(watch, FakeReplicas(None, None, loaded=(NEW,))).search(request(), 1.0)
     assert (reply.snapshot, reply.epoch, reply.restarts) == (NEW, 5, 1)
     assert np.frombuffer(reply.ids, "<i8").tolist() == [10]
 
 
-def test_a_pinned_request_is_refused_with_the_reason() -> None:
+def test_a_pinned_request_is_refused_with_the_reason(engine: Callable[..., RouterEngine]) -> None:
     watch = FakeWatch(Control("book", 4, 4, live=OLD), Control("book", 5, 5, live=NEW))
     with pytest.raises(PreconditionError) as caught:
         engine(watch, FakeReplicas(None, None, loaded=(NEW,))).search(request(snapshot=OLD), 1.0)
     assert caught.value.reason is Reason.SNAPSHOT_RETIRED
 
 
-def test_parts_of_two_snapshots_are_an_internal_error_and_counted() -> None:
+def test_parts_of_two_snapshots_are_an_internal_error_and_counted(engine: Callable[..., RouterEngine]) -> None:
     watch = FakeWatch(Control("book", 5, 5, live=NEW, previous=OLD))
     before = SNAPSHOT_MIX.collect()[0].samples[0].value
     with pytest.raises(OpenbookError) as caught:

@@ -6,6 +6,11 @@ measured; it is no promise, as others may come first.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
 from openbook_core.errors import OverloadedError
 
 _SHORTEST_DELAY_S = 0.05
@@ -42,3 +47,28 @@ class Admission:
     def measured(self, done: int, seconds: float) -> None:
         """`done` units took `seconds`; the rate is a running average of such."""
         self.per_s += _WEIGHT * (done / max(1e-6, seconds) - self.per_s)
+
+
+class Gate:
+    """What is under way by one admission rule, for work that has no queue of its own; safe to use from several threads."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._lock = Lock()
+        self._under_way = 0
+
+    @contextmanager
+    def admit(self, units: int) -> Iterator[None]:
+        """Count `units` meanwhile. Raises OverloadedError where they do not fit beside what is under way."""
+        with self._lock:
+            if self._under_way and not self._admission.has_room(self._under_way, units):
+                raise self._admission.refusal(self._under_way, units)
+            self._under_way += units
+            together = self._under_way
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= units
+                self._admission.measured(together, time.monotonic() - begun)

@@ -73,6 +73,15 @@ def decode_vectors(message: common_pb2.Vectors, field: str, *, dimension: int | 
 
     Raises ArgumentError naming `field` for a wrong type, size or dimension and for values that are not finite.
     """
+    check_vectors(message, field, dimension=dimension)
+    vectors = _elements(message).reshape(message.rows, message.dimension).astype("f4", copy=False)
+    if not np.isfinite(vectors).all():
+        raise ArgumentError(f"{field}.data: holds values that are not finite", field=f"{field}.data")
+    return vectors
+
+
+def check_vectors(message: common_pb2.Vectors, field: str, *, dimension: int | None = None) -> None:
+    """As `decode_vectors`, without a look at the values."""
     if message.type not in _WIDTHS:
         raise ArgumentError(
             f"{field}.type: vectors are FLOAT32, FLOAT16, BFLOAT16 or INT8, given element type {message.type}",
@@ -85,18 +94,15 @@ def decode_vectors(message: common_pb2.Vectors, field: str, *, dimension: int | 
             f"{field}.dimension: the database holds vectors of {dimension} elements, given {message.dimension}",
             field=f"{field}.dimension",
         )
-    vectors = _elements(message, field).reshape(message.rows, message.dimension).astype("f4", copy=False)
-    if not np.isfinite(vectors).all():
-        raise ArgumentError(f"{field}.data: holds values that are not finite", field=f"{field}.data")
-    return vectors
+    if message.type == common_pb2.ELEMENT_TYPE_INT8:
+        _require_bytes(message.scales, 4 * message.rows, f"scales of {message.rows} rows", f"{field}.scales")
 
 
-def _elements(message: common_pb2.Vectors, field: str) -> NDArray[Any]:
+def _elements(message: common_pb2.Vectors) -> NDArray[Any]:
     if message.type == common_pb2.ELEMENT_TYPE_BFLOAT16:
         halves = np.frombuffer(message.data, "<u2").astype("<u4")
         return np.asarray(np.left_shift(halves, np.uint32(16)).view("<f4"))
     if message.type == common_pb2.ELEMENT_TYPE_INT8:
-        _require_bytes(message.scales, 4 * message.rows, f"scales of {message.rows} rows", f"{field}.scales")
         whole_ND = np.frombuffer(message.data, "i1").reshape(message.rows, message.dimension)
         return np.asarray(whole_ND.astype("f4") * np.frombuffer(message.scales, "<f4")[:, None])
     return np.frombuffer(message.data, dtype_of(message.type))

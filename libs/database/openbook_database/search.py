@@ -17,7 +17,8 @@ from openbook_database.index.base import Candidates, IndexReader
 from openbook_database.scoring import MISSING, Hits, merge
 
 MAX_K = 4096
-_SLACK = 16
+_SLACK = 6
+_GROWTH = 8
 _FEW, _OVERFETCH_LIMIT = 256, 1024
 _GATHER_ELEMENTS = 1 << 23
 _RESULT_ELEMENTS = 1 << 24
@@ -155,8 +156,8 @@ def _search_group(
     least_Q: NDArray[np.float32],
     hits: Hits,
 ) -> None:
-    """Fill the group's rows of `hits`: fetch twice as many until what was left out scores strictly less than the
-    k-th, by more than the rounding of the rough scores."""
+    """Fill the group's rows of `hits`: fetch more and more until what was left out scores strictly less than the k-th,
+    by more than the rounding of the rough scores."""
     margin_Q = candidates.margin_Q[group.queries]
     pending = np.arange(len(group.queries))
     count = k + group.largest + _SLACK
@@ -172,8 +173,8 @@ def _search_group(
             if group.dropped is not None:
                 kept = count if count == rows else count - group.largest
                 rows_QF[group.dropped.holds(some, rows_QF)] = MISSING
-                rows_QF, last_Q = _keep(rows_QF, rough_QF, last_Q, kept)
-            found = _rescore(candidates, queries, rows_QF, k)
+                rows_QF, rough_QF, last_Q = _keep(rows_QF, rough_QF, last_Q, kept)
+            found = _rescore(candidates, queries, _contenders(rows_QF, rough_QF, k, margin_Q[some]), k)
             kth_Q = np.where(found.ids_QK[:, -1] == MISSING, -np.inf, found.scores_QK[:, -1].astype(np.float64))
             kth_Q = np.maximum(kth_Q, least_Q[queries])
             settled_Q = (last_Q + margin_Q[some] < kth_Q) | (count == rows) | np.isneginf(last_Q)
@@ -181,18 +182,31 @@ def _search_group(
             hits.scores_QK[queries[settled_Q]] = found.scores_QK[settled_Q]
             unsettled.append(some[~settled_Q])
         pending = np.concatenate(unsettled)
-        count *= 2
+        count *= _GROWTH
 
 
 def _keep(
     rows_QF: NDArray[np.int64], rough_QF: NDArray[np.float32], last_Q: NDArray[np.float64], kept: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The first `kept` fetched rows of each query that were not dropped (-1), and the new bound on what was left out."""
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float64]]:
+    """The first `kept` fetched rows of each query that were not dropped (-1) with their rough scores, and the new bound on
+    what was left out."""
     dropped_QF = rows_QF == MISSING
     order_QF = np.argsort(dropped_QF, axis=1, kind="stable")[:, :kept]
     left_over_Q = (~dropped_QF).sum(axis=1) > kept
-    kept_last_Q = np.take_along_axis(rough_QF, order_QF[:, -1:], axis=1)[:, 0].astype(np.float64)
-    return np.take_along_axis(rows_QF, order_QF, axis=1), np.where(left_over_Q, kept_last_Q, last_Q)
+    rough_QF = np.take_along_axis(rough_QF, order_QF, axis=1)
+    last_Q = np.where(left_over_Q, rough_QF[:, -1].astype(np.float64), last_Q)
+    return np.take_along_axis(rows_QF, order_QF, axis=1), rough_QF, last_Q
+
+
+def _contenders(
+    rows_QF: NDArray[np.int64], rough_QF: NDArray[np.float32], k: int, margin_Q: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """The first columns of `rows_QF`, best first: as many as hold each row that can still be among the k of its query."""
+    if rows_QF.shape[1] <= k:
+        return rows_QF
+    bound_Q = rough_QF[:, k - 1].astype(np.float64) - 2 * margin_Q
+    out_QF = (rough_QF[:, k:] < bound_Q[:, None]) | (rows_QF[:, k:] == MISSING)
+    return rows_QF[:, : k + int((~out_QF).any(axis=0).sum())]
 
 
 def _rescore(candidates: Candidates, queries: NDArray[np.intp], rows_QF: NDArray[np.int64], k: int) -> Hits:

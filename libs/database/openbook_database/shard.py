@@ -98,20 +98,25 @@ class Shard:
                 f"allowed: give one filter for each of {len(queries_QD)} queries, given {len(allowed)}", field="filters"
             )
         excluded = None if exclude is None else [self._row_ranges(numbers) for numbers in exclude]
-        wanted_Q = k + np.asarray([self._chunks_of(n) for n in exclude or [()] * len(queries_QD)], dtype=np.int64)
-        rows_of, filtered_of = self._filtered(allowed or ())
+        wanted_Q = np.full(len(queries_QD), k, dtype=np.int64)
+        if exclude is not None:
+            wanted_Q += np.asarray([self._chunks_of(numbers) for numbers in exclude], dtype=np.int64)
+        allowed_rows = None
         if allowed is not None:
-            wanted_Q = wanted_Q + np.asarray([filtered_of[id(mask)] for mask in allowed], dtype=np.int64)
+            rows_of, filtered_of = self._filtered(allowed)
+            allowed_rows = [rows_of[id(mask)] for mask in allowed]
+            wanted_Q += np.asarray([filtered_of[id(mask)] for mask in allowed], dtype=np.int64)
         hits = search_rows(
             self._index,
             queries_QD,
             k,
             excluded=excluded,
-            allowed=None if allowed is None else [rows_of[id(mask)] for mask in allowed],
+            allowed=allowed_rows,
             min_score=min_score,
             wanted_Q=wanted_Q,
         )
-        return Hits(np.where(hits.ids_QK == MISSING, MISSING, hits.ids_QK + self.entry.first_row), hits.scores_QK)
+        hits.ids_QK[hits.ids_QK != MISSING] += self.entry.first_row
+        return hits
 
     def holds(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which chunk ids are in this shard."""

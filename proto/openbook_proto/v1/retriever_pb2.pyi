@@ -106,7 +106,7 @@ class Filter(_message.Message):
     def __init__(self, all_of: _Optional[_Iterable[_Union[FilterCondition, _Mapping]]] = ...) -> None: ...
 
 class SearchRequest(_message.Message):
-    __slots__ = ("database", "snapshot", "min_epoch", "queries", "k", "exclusions", "min_score", "fields", "allow_partial", "shard", "filters")
+    __slots__ = ("database", "snapshot", "min_epoch", "queries", "k", "exclusions", "min_score", "fields", "allow_partial", "shard", "filters", "shards")
     DATABASE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     MIN_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -118,6 +118,7 @@ class SearchRequest(_message.Message):
     ALLOW_PARTIAL_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     FILTERS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
     database: str
     snapshot: str
     min_epoch: int
@@ -129,7 +130,8 @@ class SearchRequest(_message.Message):
     allow_partial: bool
     shard: int
     filters: _containers.RepeatedCompositeFieldContainer[Filter]
-    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ..., min_epoch: _Optional[int] = ..., queries: _Optional[_Union[_common_pb2.Vectors, _Mapping]] = ..., k: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., min_score: _Optional[float] = ..., fields: _Optional[_Union[Fields, _Mapping]] = ..., allow_partial: _Optional[bool] = ..., shard: _Optional[int] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ...) -> None: ...
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ..., min_epoch: _Optional[int] = ..., queries: _Optional[_Union[_common_pb2.Vectors, _Mapping]] = ..., k: _Optional[int] = ..., exclusions: _Optional[_Iterable[_Union[Exclusion, _Mapping]]] = ..., min_score: _Optional[float] = ..., fields: _Optional[_Union[Fields, _Mapping]] = ..., allow_partial: _Optional[bool] = ..., shard: _Optional[int] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., shards: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MissingShard(_message.Message):
     __slots__ = ("shard", "chunks", "why")

@@ -21,8 +21,8 @@ from openbook_retriever.admin_service import AdminService
 from openbook_retriever.attach import EmbedderGate
 from openbook_retriever.batching import SearchBatcher
 from openbook_retriever.config import RetrieverConfig
-from openbook_retriever.fan_out import Replicas
 from openbook_retriever.holdings import Holdings
+from openbook_retriever.replicas import Replicas
 from openbook_retriever.router_engine import RouterEngine
 from openbook_retriever.router_service import RouterService
 from openbook_retriever.router_watch import RouterWatch
@@ -79,7 +79,11 @@ def _serve_router(config: RetrieverConfig, registry: Registry, protection: Prote
     watch = RouterWatch(config, registry)
     dial = config.dial()
     gate = EmbedderGate(config.embedder, dial) if config.embedder else None
-    service = RouterService(RouterEngine(watch, Replicas(dial), gate, snapshot_guard=config.snapshot_guard))
+    replicas = Replicas(dial)
+    engine = RouterEngine(
+        watch, replicas, gate, snapshot_guard=config.snapshot_guard, max_queries=config.max_queue_queries
+    )
+    service = RouterService(engine)
     admin = AdminService(AdminEngine(registry, watch))
 
     def register(server: grpc.Server) -> None:
@@ -92,6 +96,7 @@ def _serve_router(config: RetrieverConfig, registry: Registry, protection: Prote
         _run(config, running, watch.stop)
     finally:
         watch.stop()
+        replicas.close()
         if gate is not None:
             gate.close()
 
@@ -105,6 +110,7 @@ def _start(
         port=config.port,
         services=services,
         max_workers=config.max_workers,
+        max_calls=config.max_calls,
         protection=protection,
     )
 

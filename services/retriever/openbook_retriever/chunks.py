@@ -35,6 +35,17 @@ def encode_chunks(shard: Shard, ids: NDArray[np.int64], fields: pb.Fields) -> pb
     return message
 
 
+def encode_found(shards: Sequence[Shard], ids: NDArray[np.int64], fields: pb.Fields) -> pb.Chunks:
+    """As `encode_chunks`, for chunks of several shards, each id in one of them."""
+    if len(shards) == 1:
+        return encode_chunks(shards[0], ids, fields)
+    places = [np.flatnonzero(shard.holds(ids)) for shard in shards]
+    parts = [encode_chunks(shard, ids[some], fields) for shard, some in zip(shards, places, strict=True)]
+    rows = np.empty(len(ids), dtype=np.int64)
+    rows[np.concatenate(places)] = np.arange(len(ids))
+    return gather_chunks(parts, rows, fields)
+
+
 def gather_chunks(parts: Sequence[pb.Chunks], rows: NDArray[np.int64], fields: pb.Fields) -> pb.Chunks:
     """One message of the chunks `rows` [n], which count through all `parts` one after another."""
     message = pb.Chunks(chunk_length=parts[0].chunk_length)

@@ -32,13 +32,20 @@ class RetrieverConfig(DialingServerOptions):
         default=60.0, ge=0, description="shard role: a snapshot that is no longer wanted still answers for so long"
     )
     metrics_port: int | None = Field(default=None, ge=1, le=65_535, description="Prometheus over HTTP; off by default")
-    max_workers: int = Field(default=64, ge=1, le=256, description="requests that are worked on or wait at once")
+    max_workers: int = Field(
+        default=64, ge=1, le=256, description="calls that are worked on or wait for a search at once"
+    )
+    max_calls: int = Field(
+        default=512, ge=1, description="calls that are taken in at once; more are refused with a delay"
+    )
     search_threads: int | None = Field(
         default=None, ge=1, description="shard role: threads of a search; by default one per core"
     )
     batch_queries: int = Field(default=512, ge=1, description="shard role: most queries of several calls in one search")
     max_queue_queries: int = Field(
-        default=16_384, ge=1, description="shard role: most queries that wait; more calls are refused"
+        default=16_384,
+        ge=1,
+        description="most queries that wait (shard) or are under way (router); more calls are refused",
     )
     snapshot_guard: bool = Field(
         default=True, description="false only in the test that shows what happens without the snapshot in each request"

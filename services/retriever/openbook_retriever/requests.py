@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError
-from openbook_core.vectors import decode_vectors
+from openbook_core.vectors import check_vectors, decode_vectors
 from openbook_database.registry.base import check_database_name
 from openbook_proto.v1 import retriever_pb2 as pb
-from openbook_retriever.filters import read_filters
 
 MAX_K = 1000
 MAX_QUERIES = 16_384
@@ -51,9 +50,13 @@ def check_search(request: pb.SearchRequest, queries: int) -> None:
             f"exclusions: give none or one for each of {queries} queries, given {len(request.exclusions)}",
             field="exclusions",
         )
-    read_filters(request.filters, queries)
     if request.HasField("min_score") and not math.isfinite(request.min_score):
         raise ArgumentError(f"min_score: must be finite, given {request.min_score}", field="min_score")
+
+
+def check_shape(request: pb.SearchRequest, dimension: int) -> None:
+    """Type, size and dimension of the queries; their values are for the shard to judge, which alone decodes them."""
+    check_vectors(request.queries, "queries", dimension=dimension)
 
 
 def read_queries(request: pb.SearchRequest, dimension: int) -> NDArray[np.float32]:
@@ -74,7 +77,9 @@ def read_ids(data: bytes, chunks: int) -> NDArray[np.int64]:
     return ids
 
 
-def refuse_shard(asked: bool) -> None:
+def refuse_shard(request: pb.SearchRequest | pb.GetChunksRequest) -> None:
     """A router's clients never name a shard."""
-    if asked:
+    if request.HasField("shard"):
         raise ArgumentError("shard: is set by a router only; leave it out", field="shard")
+    if isinstance(request, pb.SearchRequest) and request.shards:
+        raise ArgumentError("shards: are set by a router only; leave them out", field="shards")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from openbook_core.admission import Admission, Gate
 from openbook_core.errors import (
     ArgumentError,
     OpenbookError,
@@ -26,14 +27,18 @@ from openbook_database.manifest import Manifest
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_retriever.attach import EmbedderGate
 from openbook_retriever.chunks import gather_chunks
-from openbook_retriever.fan_out import Answers, Replicas
+from openbook_retriever.coalescing import Coalescer, key_of
+from openbook_retriever.fan_out import Answers, Question, ask
 from openbook_retriever.merging import merge_replies
 from openbook_retriever.metrics import RESTARTS, SNAPSHOT_MIX
-from openbook_retriever.requests import check_names, check_search, read_ids, read_queries, refuse_shard
+from openbook_retriever.replicas import Replicas
+from openbook_retriever.requests import check_names, check_search, check_shape, read_ids, refuse_shard
 from openbook_retriever.router_watch import RouterWatch, View
 from openbook_retriever.shard_engine import describe
 
 _MAX_RESTARTS = 3
+# Before the first call was timed; only the first retry delays rest on it.
+_ASSUMED_QUERIES_PER_S = 1000.0
 _log = get_logger("openbook_retriever.router")
 
 
@@ -45,8 +50,17 @@ class RouterEngine:
     """Search, SearchText, GetChunks and Describe over replicas; safe to use from several threads."""
 
     def __init__(
-        self, watch: RouterWatch, replicas: Replicas, embedder: EmbedderGate | None, *, snapshot_guard: bool = True
+        self,
+        watch: RouterWatch,
+        replicas: Replicas,
+        embedder: EmbedderGate | None,
+        *,
+        snapshot_guard: bool = True,
+        max_queries: int = 16_384,
     ) -> None:
+        """`max_queries`: most that are under way; calls with more are refused, but for one that finds none."""
+        self._gate = Gate(Admission("queries", max_queries, _ASSUMED_QUERIES_PER_S))
+        self._coalescer = Coalescer()
         self._watch = watch
         self._replicas = replicas
         self._embedder = embedder
@@ -55,14 +69,15 @@ class RouterEngine:
     def search(self, request: pb.SearchRequest, timeout_s: float) -> pb.SearchReply:
         """k neighbours for each query vector, all from one snapshot."""
         started = time.perf_counter()
-        refuse_shard(request.HasField("shard"))
+        refuse_shard(request)
         check_search(request, request.queries.rows)
 
         def once(view: View, snapshot: str, left_s: float) -> pb.SearchReply:
-            read_queries(request, view.contract.dimension)
-            return self._search_once(request, view, snapshot, left_s)
+            check_shape(request, view.contract.dimension)
+            return self._search_together(request, view, snapshot, left_s)
 
-        reply = self._restarting(request, timeout_s, once)
+        with self._gate.admit(request.queries.rows):
+            reply = self._restarting(request, timeout_s, once)
         reply.timings.total_ms = (time.perf_counter() - started) * 1e3
         return reply
 
@@ -70,7 +85,7 @@ class RouterEngine:
         """As `search`, for texts, which are encoded as queries by the embedder of the database's contract."""
         started = time.perf_counter()
         search = request.search
-        refuse_shard(search.HasField("shard"))
+        refuse_shard(search)
         if search.HasField("queries"):
             raise ArgumentError("search.queries: must be unset, the texts are the queries", field="search.queries")
         check_search(search, len(request.texts))
@@ -92,18 +107,19 @@ class RouterEngine:
             whole = pb.SearchRequest()
             whole.CopyFrom(search)
             whole.queries.CopyFrom(encode_vectors(vectors_QD))
-            reply = self._search_once(whole, view, snapshot, left_s - embed_s)
+            reply = self._search_together(whole, view, snapshot, left_s - embed_s)
             reply.timings.embed_ms = embed_s * 1e3
             return reply
 
-        reply = self._restarting(search, timeout_s, once)
+        with self._gate.admit(len(request.texts)):
+            reply = self._restarting(search, timeout_s, once)
         reply.timings.total_ms = (time.perf_counter() - started) * 1e3
         return pb.SearchTextReply(result=reply)
 
     def get_chunks(self, request: pb.GetChunksRequest, timeout_s: float) -> pb.GetChunksReply:
         """Chunks by id, in the order of the request."""
         started = time.perf_counter()
-        refuse_shard(request.HasField("shard"))
+        refuse_shard(request)
         check_names(request.database, request.snapshot, snapshot_required=True)
         view = self._watch.view(request.database)
         manifest = self._watch.manifest(request.database, request.snapshot)
@@ -111,18 +127,20 @@ class RouterEngine:
         first_rows = np.asarray([entry.first_row for entry in manifest.shards])
         shards_N = np.searchsorted(first_rows, ids_N, side="right") - 1
         asked = sorted(set(shards_N.tolist()))
-        requests = {
-            shard: pb.GetChunksRequest(
+
+        def bytes_for(shards: tuple[int, ...]) -> bytes:
+            (shard,) = shards
+            return pb.GetChunksRequest(
                 database=request.database,
                 snapshot=request.snapshot,
                 ids=ids_N[shards_N == shard].astype("<i8").tobytes(),
                 fields=request.fields,
                 shard=shard,
-            )
-            for shard in asked
-        }
+            ).SerializeToString()
+
+        question = Question("GetChunks", asked, bytes_for, len(ids_N), together=False)
         try:
-            answers = self._ask("GetChunks", requests, view, request.snapshot, timeout_s)
+            answers = self._ask(question, view, request.snapshot, timeout_s)
         except SnapshotGoneError as error:
             raise _retired(request.database, request.snapshot, str(error)) from error
         if answers.missing:
@@ -133,7 +151,7 @@ class RouterEngine:
         rows_N[asked_order_N] = np.arange(len(ids_N))
         reply = pb.GetChunksReply(
             snapshot=request.snapshot,
-            chunks=gather_chunks([answers.parts[shard].chunks for shard in asked], rows_N, request.fields),
+            chunks=gather_chunks([answers.parts[shard,].chunks for shard in asked], rows_N, request.fields),
         )
         reply.timings.fetch_ms = max(part.timings.fetch_ms for part in answers.parts.values())
         reply.timings.total_ms = (time.perf_counter() - started) * 1e3
@@ -190,21 +208,38 @@ class RouterEngine:
             reply.restarts = restarts
             return reply
 
+    def _search_together(self, request: pb.SearchRequest, view: View, snapshot: str, left_s: float) -> pb.SearchReply:
+        """Small calls that ask for the same thing leave as one."""
+        key = key_of(request, snapshot)
+        if key is None:
+            return self._search_once(request, view, snapshot, left_s)
+        width = 2 * max(1, len(view.serving(snapshot, 0)))
+        return self._coalescer.search(
+            key, request, left_s, width, lambda whole, whole_s: self._search_once(whole, view, snapshot, whole_s)
+        )
+
     def _search_once(self, request: pb.SearchRequest, view: View, snapshot: str, left_s: float) -> pb.SearchReply:
+        """Ask all shards. The request is serialised once: a message's bytes with a second one's behind them are the
+        message with what the second sets."""
         manifest = self._watch.manifest(request.database, snapshot)
-        requests = {}
-        for shard in range(len(manifest.shards)):
-            part = pb.SearchRequest()
-            part.CopyFrom(request)
-            part.snapshot, part.shard, part.min_epoch, part.allow_partial = snapshot, shard, 0, False
-            requests[shard] = part
+        whole = request.SerializeToString()
+
+        def bytes_for(shards: tuple[int, ...]) -> bytes:
+            asked = pb.SearchRequest(snapshot=snapshot)
+            if len(shards) == 1:
+                asked.shard = shards[0]
+            else:
+                asked.shards.extend(shards)
+            return whole + asked.SerializeToString()
+
+        question = Question("Search", range(len(manifest.shards)), bytes_for, request.queries.rows)
         asked = time.perf_counter()
-        answers = self._ask("Search", requests, view, snapshot, left_s)
+        answers = self._ask(question, view, snapshot, left_s)
         answered = time.perf_counter()
         if answers.missing and not (request.allow_partial and answers.parts):
             raise _unanswered(request.database, snapshot, answers)
         self._require_one_snapshot(snapshot, answers.parts)
-        parts = [answers.parts[shard] for shard in sorted(answers.parts)]
+        parts = [answers.parts[shards] for shards in sorted(answers.parts)]
         reply = merge_replies(parts, request.queries.rows, request.k, request.fields)
         reply.snapshot = snapshot
         if answers.missing:
@@ -215,9 +250,7 @@ class RouterEngine:
         reply.timings.merge_ms = (time.perf_counter() - answered) * 1e3
         return reply
 
-    def _ask(
-        self, method: str, requests: Mapping[int, Any], view: View, snapshot: str, timeout_s: float
-    ) -> Answers[Any]:
+    def _ask(self, question: Question, view: View, snapshot: str, timeout_s: float) -> Answers[Any]:
         """Ask every shard; raises SnapshotGoneError where replicas have let go of a snapshot that nobody wants kept."""
         latest = view
 
@@ -226,13 +259,15 @@ class RouterEngine:
             latest = self._watch.refresh(view.control.database)
             return lambda shard: latest.serving(snapshot, shard)
 
-        answers = self._replicas.ask(method, requests, lambda shard: view.serving(snapshot, shard), again, timeout_s)
+        answers = ask(self._replicas, question, lambda shard: view.serving(snapshot, shard), again, timeout_s)
         if answers.missing.keys() - answers.overloaded.keys() and not latest.kept(snapshot):
             raise SnapshotGoneError(_reasons(answers.missing))
         return answers
 
-    def _require_one_snapshot(self, snapshot: str, parts: Mapping[int, Any]) -> None:
-        others = {shard: part.snapshot for shard, part in parts.items() if part.snapshot != snapshot}
+    def _require_one_snapshot(self, snapshot: str, parts: Mapping[tuple[int, ...], Any]) -> None:
+        others = {
+            shard: part.snapshot for shards, part in parts.items() if part.snapshot != snapshot for shard in shards
+        }
         if not others or not self._snapshot_guard:
             return
         SNAPSHOT_MIX.inc()

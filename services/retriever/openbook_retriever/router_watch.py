@@ -7,7 +7,7 @@ Replicas whose reports have expired are kept as a last resort. No error ends the
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 
@@ -34,6 +34,7 @@ class View:
     stale: tuple[ReplicaReport, ...] = ()
     forgotten: bool = False
     leased: frozenset[str] = frozenset()
+    _serving: dict[tuple[str, int], list[str]] = field(default_factory=dict, compare=False, repr=False)
 
     def kept(self, snapshot: str) -> bool:
         """Whether shards are to have `snapshot`: it is live, previous, being prepared or held by a lease."""
@@ -41,8 +42,12 @@ class View:
 
     def serving(self, snapshot: str, shard: int) -> list[str]:
         """Addresses of the replicas that report this shard ready, or reported it last where none does now."""
-        fresh = [replica.address for replica in self.replicas if shard in replica.serves(snapshot)]
-        return fresh or [replica.address for replica in self.stale if shard in replica.serves(snapshot)]
+        known = self._serving.get((snapshot, shard))
+        if known is None:
+            fresh = [replica.address for replica in self.replicas if shard in replica.serves(snapshot)]
+            known = fresh or [replica.address for replica in self.stale if shard in replica.serves(snapshot)]
+            self._serving[snapshot, shard] = known
+        return known
 
 
 class RouterWatch:
@@ -113,7 +118,7 @@ class RouterWatch:
             with self._lock:
                 cached = self._views.get(database)
                 if cached is not None and isinstance(error, NotFoundError):
-                    cached = self._views[database] = replace(cached, forgotten=True)
+                    cached = self._views[database] = replace(cached, forgotten=True, _serving={})
             if cached is not None:
                 self._followed.failed(database, error)
                 return cached

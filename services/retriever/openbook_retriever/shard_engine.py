@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from openbook_core.errors import ArgumentError
 from openbook_core.tracing import annotate
 from openbook_database.manifest import Manifest
-from openbook_database.scoring import MISSING
+from openbook_database.scoring import MISSING, merge
 from openbook_database.snapshot import Snapshot
 from openbook_proto.v1 import common_pb2
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_retriever.batching import SearchBatcher, Ticket
-from openbook_retriever.chunks import encode_chunks
+from openbook_retriever.chunks import encode_chunks, encode_found
 from openbook_retriever.filters import allowed_documents, read_filters
 from openbook_retriever.holdings import Holdings, find_shard
 from openbook_retriever.requests import check_names, check_search, read_ids, read_queries
@@ -36,7 +36,7 @@ class ShardEngine:
         deadline: float | None = None,
         watch: Callable[[Callable[[], None]], bool] = lambda leave: True,
     ) -> pb.SearchReply:
-        """The k nearest chunks of one shard.
+        """The k nearest chunks of one shard, or of all together of `request.shards`.
 
         `deadline` in seconds of time.monotonic(). `watch` is given what to call when the caller goes away, and is false
         where it has gone.
@@ -44,23 +44,22 @@ class ShardEngine:
         started = time.perf_counter()
         check_search(request, request.queries.rows)
         check_names(request.database, request.snapshot, snapshot_required=True)
-        _require_shard(request.HasField("shard"))
+        numbers = _asked_shards(request)
         with self._lease(request.database, request.snapshot) as opened:
-            shard = find_shard(opened, request.shard)
+            shards = [find_shard(opened, number) for number in numbers]
             queries_QD = read_queries(request, opened.manifest.contract.dimension)
             exclude, unknown = _excluded_numbers(opened, request)
             min_score = request.min_score if request.HasField("min_score") else None
             filters = read_filters(request.filters, len(queries_QD))
             allowed = allowed_documents(opened.filters, filters, len(queries_QD))
-            ticket = Ticket(shard, queries_QD, request.k, exclude, min_score, allowed, deadline)
-            self._batcher.submit(ticket)
-            if not watch(ticket.cancel):
-                ticket.cancel()
-            hits = ticket.result()
+            tickets = [Ticket(shard, queries_QD, request.k, exclude, min_score, allowed, deadline) for shard in shards]
+            parts = self._batcher.search(tickets, watch)
+            hits = parts[0] if len(parts) == 1 else merge(parts, request.k)
             searched = time.perf_counter()
-            chunks = encode_chunks(shard, hits.ids_QK[hits.ids_QK != MISSING], request.fields)
+            chunks = encode_found(shards, hits.ids_QK[hits.ids_QK != MISSING], request.fields)
             finished = time.perf_counter()
-            annotate(database=request.database, snapshot=opened.id, shard=request.shard)
+            annotate(database=request.database, snapshot=opened.id, shard=",".join(map(str, numbers)))
+            queued_s = max(ticket.queued_s for ticket in tickets)
             return pb.SearchReply(
                 snapshot=opened.id,
                 queries=len(queries_QD),
@@ -70,8 +69,8 @@ class ShardEngine:
                 chunks=chunks,
                 unknown_exclusions=unknown,
                 timings=common_pb2.Timings(
-                    queue_ms=ticket.queued_s * 1e3,
-                    search_ms=(searched - started - ticket.queued_s) * 1e3,
+                    queue_ms=queued_s * 1e3,
+                    search_ms=(searched - started - queued_s) * 1e3,
                     fetch_ms=(finished - searched) * 1e3,
                     total_ms=(finished - started) * 1e3,
                 ),
@@ -140,6 +139,16 @@ def _excluded_numbers(opened: Snapshot, request: pb.SearchRequest) -> tuple[list
         for exclusion in request.exclusions
     ]
     return exclude, len(asked) - len(known)
+
+
+def _asked_shards(request: pb.SearchRequest) -> list[int]:
+    """The shard that is asked, or the shards, each once."""
+    if not request.shards:
+        _require_shard(request.HasField("shard"))
+        return [request.shard]
+    if request.HasField("shard") or len(set(request.shards)) < len(request.shards):
+        raise ArgumentError("shards: give each once, and no shard beside them", field="shards")
+    return list(request.shards)
 
 
 def _require_shard(given: bool) -> None:

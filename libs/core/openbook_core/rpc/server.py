@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent import futures
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +19,7 @@ from openbook_core.errors import ArgumentError, OpenbookError, Reason, Unavailab
 from openbook_core.rpc.channel import KEEPALIVE_S, LIMITS, keepalive
 from openbook_core.rpc.status import status_from_error
 from openbook_core.rpc.undecodable import deserializer_of
+from openbook_core.rpc.workers import Workers
 from openbook_core.security.options import Protection
 from openbook_core.security.tokens import TokenFile, bind_caller, scope_of
 from openbook_core.telemetry import RPC_SECONDS, bind_request_id, get_logger
@@ -64,19 +64,22 @@ def start_server(
     port: int,
     services: Sequence[str],
     max_workers: int = 8,
+    max_calls: int = 4096,
     protection: Protection | None = None,
     keepalive_s: float = KEEPALIVE_S,
 ) -> RunningServer:
     """Start serving on `host`:`port` (0 picks a free port); not ready until `set_ready(True)`.
 
-    With tokens in `protection` every call needs one but health checks (`security.tokens.scope_of`). A client that
-    vanished without a word is given up after 1.5 times `keepalive_s`.
+    `max_workers` calls are served at once and `max_calls` taken in; more are refused with RESOURCE_EXHAUSTED and a retry
+    delay. With tokens in `protection` every call needs one. Neither holds for health checks (`security.tokens.scope_of`).
+    A client that vanished without a word is given up after 1.5 times `keepalive_s`.
     Raises UnavailableError with reason PORT_IN_USE when the address is taken.
     """
     protection = protection or Protection()
+    workers = Workers(max_workers, max_calls)
     server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers, thread_name_prefix="rpc"),
-        interceptors=[_Interceptor(protection.tokens)],
+        workers,
+        interceptors=[_Interceptor(protection.tokens, workers)],
         options=[*LIMITS, *keepalive(keepalive_s, idle=True), ("grpc.so_reuseport", 0)],
     )
     register(server)
@@ -124,8 +127,8 @@ class _Interceptor(grpc.ServerInterceptor):
     A stream's handler is a generator.
     """
 
-    def __init__(self, tokens: TokenFile | None) -> None:
-        self._tokens = tokens
+    def __init__(self, tokens: TokenFile | None, workers: Workers) -> None:
+        self._tokens, self._workers = tokens, workers
 
     def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Any], details: grpc.HandlerCallDetails
@@ -143,10 +146,14 @@ class _Interceptor(grpc.ServerInterceptor):
 
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             with _answering(details.method, headers, caller, context):
+                if scope is not None:
+                    self._workers.require_admitted()
                 return handler.unary_unary(_decoded(request), context)
 
         def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
+                if scope is not None:
+                    self._workers.require_admitted()
                 yield from handler.stream_stream(map(_decoded, requests), context)
 
         kind = grpc.unary_unary_rpc_method_handler if handler.unary_unary else grpc.stream_stream_rpc_method_handler

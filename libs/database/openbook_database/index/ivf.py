@@ -28,6 +28,8 @@ from openbook_database.scoring import exact_scores
 _globals: Any = faiss.cvar
 _UNIT = 2.0**-24
 _BLAS_PART = 16
+# Faiss shares the queries of a scan of given lists among threads in this mode alone.
+_BY_QUERY = 3
 
 
 def write_ivf(
@@ -94,6 +96,7 @@ class IVFReader:
         self._scanned = quantiser.lists
         self._scanned.replace_invlists(lists.faiss, False)
         self._scanned.ntotal = self.rows
+        self._scanned.parallel_mode = _BY_QUERY
 
     @classmethod
     def open(
@@ -208,6 +211,10 @@ class IVFCandidates:
     def fetch(
         self, members: NDArray[np.intp], count: int, excluded_N: NDArray[np.bool_] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        if len(self._levels) == 1:
+            lists_QP, scores_QP = self._levels[0]
+            if len(members) == len(lists_QP):
+                return self._reader.scan(self._queries_QE, count, lists_QP, scores_QP, excluded_N)
         rough_QF = np.empty((len(members), count), dtype=np.float32)
         rows_QF = np.empty((len(members), count), dtype=np.int64)
         for level, (lists_QP, scores_QP) in enumerate(self._levels):

@@ -15,6 +15,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError
@@ -54,6 +55,8 @@ class Lists:
         if len(self.sizes) != count or body + int(bytes_of.sum()) != len(mapping):
             raise CorruptError(f"{path}: {len(mapping)} bytes are not those of its {count} lists")
         self._starts = body + np.cumsum(bytes_of) - bytes_of
+        # One window for each byte: a code is copied whole, not byte by byte.
+        self._windows = sliding_window_view(self._bytes, self.code_size) if self.code_size <= len(mapping) else None
         self.faiss: Any = faiss.read_InvertedLists(faiss.FileIOReader(str(path)), faiss.IO_FLAG_MMAP)
         # Python does not own what Faiss reads: without this it would stay mapped for ever.
         kind: Any = faiss.OnDiskInvertedLists
@@ -67,7 +70,8 @@ class Lists:
     def codes(self, lists_N: NDArray[np.int64], positions_N: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The codes [n, b] at places."""
         starts_N = self._starts[lists_N] + positions_N * self.code_size
-        codes_NB: NDArray[np.uint8] = self._bytes[starts_N[:, None] + np.arange(self.code_size)]
+        assert self._windows is not None, "lists without rows hold no codes"
+        codes_NB: NDArray[np.uint8] = self._windows[starts_N]
         return codes_NB
 
     def list_codes(self, number: int) -> NDArray[np.uint8]:

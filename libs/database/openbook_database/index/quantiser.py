@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError
 from openbook_database.index.base import faiss_write_errors, one_thread, read_mapped
-from openbook_database.index.codec import codec_of
+from openbook_database.index.codec import BitCodec, codec_of
 from openbook_database.index.flat import FlatReader, norms
 from openbook_database.index.hnsw import HNSWReader
 from openbook_database.index.recipe import LIST_ITERATIONS, Recipe
@@ -169,16 +169,36 @@ class Quantiser:
         return lists_N
 
     def nearest(self, queries_QE: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `count` nearest lists [q, p] of rotated queries, with scores: exactly, or as the graph leads to them."""
+        """The `count` nearest lists [q, p] of rotated queries: exactly these, or those that the graph leads to.
+
+        Their order and their scores may be off by `FlatReader.margin`; for RaBitQ they are exact.
+        """
         count = min(count, self.nlist)
         if self._graph is None or 2 * count >= self.nlist:
-            hits = search_rows(self._flat, queries_QE, count)
-            return hits.ids_QK, hits.scores_QK
+            return self._nearest_of_all(queries_QE, count)
         scores_QP, lists_QP = self._graph.walk(queries_QE, count, max(_LEAST_EF, _EF_PER_PROBE * count))
         short = np.flatnonzero(lists_QP[:, -1] == MISSING)
         if len(short):
-            hits = search_rows(self._flat, queries_QE[short], count)
-            lists_QP[short], scores_QP[short] = hits.ids_QK, hits.scores_QK
+            lists_QP[short], scores_QP[short] = self._nearest_of_all(queries_QE[short], count)
+        return lists_QP, scores_QP
+
+    def _nearest_of_all(
+        self, queries_QE: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Faiss' products settle the set where the last list leads the next by more than their rounding; the others are
+        decided by exact scores."""
+        if isinstance(self.codec, BitCodec):
+            hits = search_rows(self._flat, queries_QE, count)
+            return hits.ids_QK, hits.scores_QK
+        fetched_QF, lists_QF = self._flat.fetch(queries_QE, count + 1)
+        lists_QP, scores_QP = lists_QF[:, :count], fetched_QF[:, :count]
+        if count < self.nlist:
+            lead_Q = scores_QP[:, -1].astype(np.float64) - fetched_QF[:, -1]
+            settled_Q = np.isfinite(lead_Q) & (lead_Q > 2 * self._flat.margin(queries_QE))
+            if not settled_Q.all():
+                open_ones = np.flatnonzero(~settled_Q)
+                hits = search_rows(self._flat, queries_QE[open_ones], count)
+                lists_QP[open_ones], scores_QP[open_ones] = hits.ids_QK, hits.scores_QK
         return lists_QP, scores_QP
 
 
