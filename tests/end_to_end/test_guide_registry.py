@@ -26,7 +26,7 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with guide.services(start):
             (listed,) = json.loads("[\n" + guide.run(move).partition("\n[\n")[2])
         snapshot = Snapshot.open(tmp_path / "build" / "notes-1").id
-        assert (listed["database"], listed["live"], listed["epoch"]) == ("notes", snapshot, 1)
+        assert (listed["database"], listed["live"], listed["epoch"]) == ("notes", snapshot, "1")
         assert len(listed["replicas"]) == len(listed["routers"]) == 1
         assert open_registry(address).control("notes").live == snapshot
     assert PASSWORD not in (tmp_path / "log").read_text()
