@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ENV := OMP_WAIT_POLICY=PASSIVE
 BENCH_ARGS ?= --quick
+TASKS_ARGS ?=
 TEST_ARGS ?= -n 2 --dist loadfile
 # Environments of the benchmarks' peers; benchmarks/embedder_sides.py looks in the same place.
 PEERS := $(or $(OPENBOOK_PEERS),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/openbook/peers)
@@ -22,7 +23,7 @@ EXTRAS_libs/database := [near,ray,redis,s3]
 EXTRAS_services/embedder := [all]
 EXTRAS_trainer := [tensorboard]
 
-.PHONY: help setup demo demo-small bench bench-peers results-synthetic results-language results-factbook results-lora test lint format types imports proto proto-check image-smoke manifests check clean
+.PHONY: help setup demo demo-small bench bench-peers results-synthetic results-language results-factbook results-lora results-tasks test lint format types imports proto proto-check image-smoke manifests check clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -52,6 +53,8 @@ results-language: setup ## a tiny RETRO against GPTs on held-out text, with the 
 	$(ENV) $(BIN)/python benchmarks/language.py --json docs/results/language.json --plot docs/results/language.png
 results-factbook: setup ## the World Factbook swapped under a model of cross attention alone (an hour on one core; needs OPENBOOK_DATA)
 	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/factbook_cross_attention.py
+results-tasks: setup ## Natural Questions, NQ-open and SQuAD, the bare model and the adapter (an hour of two cores; needs OPENBOOK_DATA; after results-lora)
+	$(ENV) OMP_NUM_THREADS=2 $(BIN)/python benchmarks/tasks.py $(TASKS_ARGS)
 results-lora: setup ## the factbook's adapter: books, tuning, and its answers beside the bare model's (an hour and a half of two cores; needs OPENBOOK_DATA)
 	$(ENV) OMP_NUM_THREADS=2 $(BIN)/python benchmarks/factbook_lora.py
 bench-peers: $(PEERS)/sentence-transformers/.installed $(PEERS)/infinity/.installed $(PEERS)/retro-pytorch/.installed ## whom embedder, builds and training are measured against (4 GB, outside the repository)

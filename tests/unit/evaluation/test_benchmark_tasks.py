@@ -34,7 +34,9 @@ def test_a_quick_run_is_merged_with_the_factbook_s(
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         kind = "tuned" if "--adapter" in options else "bare"
         tasks = dict.fromkeys(options["--tasks"].split(","), lora[kind]["tasks"]["factbook@2015-11-18"])
-        Path(options["--json"]).write_text(json.dumps({**lora[kind], "tasks": tasks}), encoding="utf-8")
+        Path(options["--json"]).write_text(
+            json.dumps({**lora[kind], "sides": ["closed-book", "off", "on"], "tasks": tasks}), encoding="utf-8"
+        )
         return []
 
     monkeypatch.setattr(module.Processes, "run", run)
