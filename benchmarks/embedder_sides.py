@@ -28,7 +28,7 @@ from openbook_core.errors import NotFoundError, OpenbookError, UnavailableError
 SENTENCE_TRANSFORMERS, INFINITY = "sentence-transformers", "infinity"
 PEERS = (SENTENCE_TRANSFORMERS, INFINITY)
 _SCRIPT = Path(__file__).parent / "peers" / "sentence_transformers_peer.py"
-_START_S = 180.0
+_START_S = 600.0
 # Values of OMP_WAIT_POLICY; "default" leaves it unset.
 POLICIES = ("default", "active", "passive")
 # What sentence-transformers takes where nothing is said.
