@@ -92,3 +92,48 @@ def test_who_wins_at_the_lowest_overlap(
 
     found = language._wins([row(0.125, 0, None, None), row(0.25, 7, value, error), row(1.0, 9, -9.0, 0.1)])
     assert found == {"r_at_most": 0.25, "chunks": 7, "bits_per_byte": value, "error": error, "wins": wins}
+
+
+def test_the_table_has_every_side_and_each_overlap(modules: tuple[ModuleType, ModuleType]) -> None:
+    language, _ = modules
+
+    def figures(value: float | None) -> dict[str, Any]:
+        names = ("nats_per_token", "perplexity", "bits_per_byte")
+        error = None if value is None else 0.01
+        return {key: each for name in names for key, each in ((name, value), (f"{name}_standard_error", error))}
+
+    sides = {"off": figures(1.5), "on": figures(1.25), "on_minus_off": figures(-0.25)}
+    rows = [{"r_at_most": 0.125, "chunks": 0, **dict.fromkeys(sides, figures(None))}]
+    rows += [{"r_at_most": 1.0, "chunks": 9, **sides}]
+    gate = {"passed": True, "verdict": "it uses its neighbours", "reasons": ["ON < OFF"]}
+    perplexity = {name: figures(1.5) for name in ("off", "on", "half", "shuffled")}
+    result = {
+        "parameters": {"retro": 2000, "twin": 1500, "gpt": 2001},
+        "wins_at_the_lowest_overlap": {
+            "twin": {"r_at_most": 1.0, "wins": True},
+            "gpt": {"r_at_most": 1.0, "wins": False},
+        },
+        "raw": {
+            "perplexity": {**perplexity, "overlap": rows, "gate": gate},
+            "gpts": {name: {**figures(1.75), "overlap": rows} for name in ("twin", "gpt")},
+        },
+    }
+    lines = list(language.table(result))
+    assert "| RETRO, half | 2,000 | 1.5000 ± 0.0100 | 1.5000 ± 0.0100 | 1.5000 ± 0.0100 |" in lines
+    assert "| GPT of as many parameters | 2,001 | 1.7500 ± 0.0100 | 1.7500 ± 0.0100 | 1.7500 ± 0.0100 |" in lines
+    assert "| 0.125 | 0 | - | - | - | - | - |" in lines
+    assert f"| 1.000 | 9 | 1.5000 ± 0.0100 | 1.2500 ± 0.0100 |{' -0.2500 ± 0.0100 |' * 3}" in lines
+    assert lines[-4:-2] == ["gate: it uses its neighbours", "- ON < OFF"]
+    assert "wins against the GPT twin" in lines[-2] and "does not win against the GPT of as many" in lines[-1]
+
+
+def test_the_settings_of_a_run_are_loaded(tmp_path: Path, modules: tuple[ModuleType, ModuleType]) -> None:
+    language, _ = modules
+    for name in language.MODELS:
+        for quick in (True, False):
+            given = language._settings(tmp_path, name, quick)
+            path = ROOT / "examples" / "train" / f"evidence-{name}.yaml"
+            config, _ = load_train_config(path, [each for each in given if each != "--set"])
+            assert config.out == tmp_path / name
+            assert (config.steps == 6) is quick
+            assert (config.retrieval is not None) is (name == "retro")
