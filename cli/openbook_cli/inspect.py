@@ -108,7 +108,7 @@ def _recall(index: dict[str, Any]) -> Iterator[str]:
     recall, chosen = index["recall"], index["search"]
     yield (
         f"{'recall':10} {recall['chosen']:.4f} @{recall['k']}, {recall['target']:g} was wanted; on {recall['queries']} chunks of "
-        "the book as queries"
+        "the book as queries" + (f", {recall['changed']} rows ago" if "changed" in recall else "")
     )
     (name,) = chosen
     yield f"\n  {name:>10} {'recall':>8} {'compared':>12}"

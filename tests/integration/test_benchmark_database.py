@@ -207,6 +207,17 @@ def test_random_vectors_lie_together_in_one_document_and_follow_from_the_text_al
     assert abs(cosines_NN[:20, 20:]).max() < 0.3
 
 
+def test_kills_have_passed_with_five_in_each_stage_and_equal_bytes(bench: dict[str, Any]) -> None:
+    kills = importlib.import_module("database_kills")
+    killed = [{"stage": stage} for stage in kills.STAGES for _ in range(5)]
+    assert kills.by_stage([*killed, {"stage": "between"}]) == dict.fromkeys(kills.STAGES, 5) | {"between": 1}
+    assert (kills.rarest(killed), kills.rarest(killed[1:]), kills.rarest([])) == (5, 4, 0)
+    good = {"kills": 25, "by_stage": kills.by_stage(killed), "different": 0}
+    assert kills.passed(good, 25)
+    for wrong in ({"kills": 24}, {"different": 1}, {"by_stage": kills.by_stage(killed[1:])}):
+        assert not kills.passed({**good, **wrong}, 25)
+
+
 def test_readme_and_plan_state_what_was_measured(bench: dict[str, Any]) -> None:
     figures = bench["database_figures"]
     result = json.loads((ROOT / "docs" / "results" / "database.json").read_text(encoding="utf-8"))
