@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
+from openbook_cli.demo.checker import ExactChecker
 from openbook_core.clients import AdminClient, RetrieverClient, SearchResult
 from openbook_core.errors import OpenbookError, PreconditionError
 from openbook_core.fingerprint import Fingerprint
@@ -234,12 +235,12 @@ class Load:
     def mixed(self, snapshots: dict[str, Snapshot]) -> list[str]:
         """From outside: replies that are not, in ids, scores, text and tokens, the answer of the snapshot they name."""
         exact = {name: opened.search(self.queries, self.k) for name, opened in snapshots.items()}
+        checker = ExactChecker({name: (hits.ids_QK, hits.scores_QK) for name, hits in exact.items()})
         wrong = []
         for query, result in (item for replies in self.replies for item in replies):
-            opened, expected = snapshots[result.snapshot], exact[result.snapshot]
-            ids = expected.ids_QK[query]
-            same = np.array_equal(result.ids[0], ids)
-            same &= np.array_equal(result.scores[0], expected.scores_QK[query])
+            opened = snapshots[result.snapshot]
+            ids = exact[result.snapshot].ids_QK[query]
+            same = not checker.differs(result.snapshot, query, result.ids[0], result.scores[0])
             found = [np.asarray([i]) for i in ids if i >= 0]
             texts = [opened.shard_of(int(i[0])).text(i)[0] for i in found]
             tokens = np.concatenate([opened.shard_of(int(i[0])).tokens(i)[0] for i in found])
