@@ -76,7 +76,7 @@ QUICK = Size(
     callers=16,
     guardless_s=3,
     p99_goal=1.5,
-    limit_s=180,
+    limit_s=900,
 )
 FULL = Size(
     chunks=1_000_000,

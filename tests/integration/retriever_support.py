@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,16 +137,28 @@ class Process:
             return self.popen.wait(15)
 
 
-def start_process(registry: Path | str, log: Path, *options: str) -> Process:
+def start_process(registry: Path | str, log: Path, *options: str, env: Mapping[str, str] | None = None) -> Process:
     """`python -m openbook_retriever` with `options`; its log is appended to `log`."""
+    return ready(spawn(registry, log, *options, env=env), log)
+
+
+def spawn(
+    registry: Path | str, log: Path, *options: str, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """The same, not waited for."""
+    options = ("--check-nice", "0", *options)
     with log.open("a") as stderr:
-        popen = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable, "-m", "openbook_retriever", "--registry", str(registry), *options],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
         )
+
+
+def ready(popen: subprocess.Popen[str], log: Path) -> Process:
+    """Wait until it says that it is ready."""
     assert popen.stdout is not None
     line = popen.stdout.readline()
     if not line:
@@ -162,17 +174,24 @@ def start_shard(registry: Path | str, log: Path, member: int, *options: str) -> 
 
 
 @contextmanager
-def cluster(folder: Path, registry: Path | str, *options: str, router: Sequence[str] = ()) -> Iterator[list[Process]]:
-    """Router, shard 0 of 2, shard 1 of 2; the list may be changed, what is in it at the end is stopped."""
+def cluster(
+    folder: Path, registry: Path | str, *options: str, router: Sequence[str] = (), replicas: int = 1, routers: int = 1
+) -> Iterator[list[Process]]:
+    """The routers, then shards 0 and 1 of 2, so often; the list may be changed, what is in it at the end is stopped."""
     log = folder / "log.jsonl"
+    members = [("--member-index", str(member), "--member-count", "2") for member in (0, 1)] * replicas
+    popens = [spawn(registry, log, "--role", "router", *router) for _ in range(routers)]
+    popens += [spawn(registry, log, "--role", "shard", *member, *options) for member in members]
     processes: list[Process] = []
     try:
-        processes.append(start_process(registry, log, "--role", "router", *router))
-        processes.extend(start_shard(registry, log, member, *options) for member in range(2))
+        processes.extend(ready(popen, log) for popen in popens)
         yield processes
     finally:
         for process in processes:
-            process.stop()
+            if process.popen.poll() is None:
+                process.popen.terminate()
+        for popen in {*popens, *(process.popen for process in processes)}:
+            Process(popen, "").stop()
 
 
 @contextmanager
@@ -185,7 +204,7 @@ def start_router_alone(folder: Path, registry: Path) -> Iterator[str]:
         process.stop()
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
@@ -258,7 +277,7 @@ class Load:
 def move(admin: AdminClient, snapshot: str) -> int:
     """Prepare, wait until it can be activated, activate; returns the epoch."""
     admin.prepare(DATABASE, snapshot)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             return admin.activate(DATABASE, snapshot).epoch

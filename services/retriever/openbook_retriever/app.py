@@ -79,7 +79,7 @@ def _serve_router(config: RetrieverConfig, registry: Registry, protection: Prote
     watch = RouterWatch(config, registry)
     dial = config.dial()
     gate = EmbedderGate(config.embedder, dial) if config.embedder else None
-    service = RouterService(RouterEngine(watch, Replicas(dial), gate, snapshot_guard=config.snapshot_guard))
+    service = RouterService(RouterEngine(watch, Replicas(dial), gate, snapshot_guard=config.snapshot_guard), watch)
     admin = AdminService(AdminEngine(registry, watch))
 
     def register(server: grpc.Server) -> None:
