@@ -155,4 +155,4 @@ def _children(pid: int) -> list[int]:
     with suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             found += map(int, (task / "children").read_text().split())
-    return found
+    return found + [below for child in found for below in _children(child)]

@@ -11,10 +11,13 @@ from typing import Self
 
 
 class Link:
-    """Forwards connections to `port`; `delay_s` holds back what comes in each direction, `cut` ends and refuses all."""
+    """Forwards connections to `port`; `delay_s` holds back what comes in each direction, `cut` ends and refuses all.
+
+    `forwarded`: bytes so far.
+    """
 
     def __init__(self, port: int, *, delay_s: float = 0.0) -> None:
-        self.delay_s = delay_s
+        self.delay_s, self.forwarded = delay_s, 0
         self._target, self._open = port, True
         self._sockets: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -65,6 +68,7 @@ class Link:
                 if self.delay_s:
                     time.sleep(self.delay_s)
                 sink.sendall(data)
+                self.forwarded += len(data)
         for each in (source, sink):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,23 +137,23 @@ class Process:
             return self.popen.wait(15)
 
 
-def start_process(registry: Path | str, log: Path, *options: str, env: Mapping[str, str] | None = None) -> Process:
+def start_process(registry: Path | str, log: Path, *options: str) -> Process:
     """`python -m openbook_retriever` with `options`; its log is appended to `log`."""
-    return ready(spawn(registry, log, *options, env=env), log)
+    return ready(spawn(registry, log, *options), log)
 
 
 def spawn(
-    registry: Path | str, log: Path, *options: str, env: Mapping[str, str] | None = None
+    registry: Path | str, log: Path, *options: str, program: Sequence[str] = ("-m", "openbook_retriever")
 ) -> subprocess.Popen[str]:
-    """The same, not waited for."""
+    """The same, not waited for; `program`: what Python runs with the options."""
     options = ("--check-nice", "0", *options)
     with log.open("a") as stderr:
         return subprocess.Popen(
-            [sys.executable, "-m", "openbook_retriever", "--registry", str(registry), *options],
+            [sys.executable, *program, "--registry", str(registry), *options],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         )
 
 

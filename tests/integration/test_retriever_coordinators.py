@@ -18,8 +18,8 @@ from typing import IO
 import pytest
 import redis
 
-from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.errors import NotFoundError, UnavailableError
+from openbook_core.clients import AdminClient, RetrieverClient, SearchResult
+from openbook_core.errors import NotFoundError, OpenbookError, UnavailableError
 from openbook_database.registry import open_registry
 from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.snapshot import Snapshot
@@ -33,16 +33,22 @@ QUERIES = TinyEncoder().encode(["president of the senate", "railway on the coast
 
 # Says what it has done, and waits for a line before each next step.
 COORDINATOR = """
-import sys
+import sys, time
 from openbook_core.errors import OpenbookError
 from openbook_database.registry import open_registry
-from openbook_database.registry.readiness import no_check
+from openbook_database.registry.readiness import every_shard_ready
 
 def step(text):
     print(text, flush=True)
     sys.stdin.readline()
 
 def checked(known, replicas):
+    while True:
+        try:
+            every_shard_ready(known, registry.replicas("book"))
+            break
+        except OpenbookError:
+            time.sleep(0.05)
     step("checked")
 
 registry, snapshot = open_registry(sys.argv[1]), sys.argv[2]
@@ -80,6 +86,13 @@ def unharmed(router: str, editions: list[Snapshot]) -> Iterator[Load]:
     assert load.failures == []
     assert load.mixed({edition.id: edition for edition in editions}) == []
     assert not load.epochs_go_back()
+
+
+def answer(client: RetrieverClient) -> SearchResult | OpenbookError:
+    try:
+        return client.search(DATABASE, QUERIES, 3)
+    except OpenbookError as error:
+        return error
 
 
 class Coordinator:
@@ -194,7 +207,7 @@ def test_a_router_that_is_cut_off_answers_from_what_it_knows_until_that_has_drai
             admin.register(DATABASE, str(edition.path))
         move(admin, old.id)
         with RetrieverClient(far.address) as client:
-            support.wait_for(lambda: client.search(DATABASE, QUERIES, 3).epoch == 1, "it routes")
+            support.wait_for(lambda: getattr(answer(client), "epoch", 0) == 1, "it routes")
             with unharmed(far.address, editions) as load:
                 link.cut()
                 move(admin, new.id)  # the old one is the previous one: it stays
@@ -204,23 +217,16 @@ def test_a_router_that_is_cut_off_answers_from_what_it_knows_until_that_has_drai
             expected = {edition.id: edition.search(QUERIES, 3) for edition in editions}
 
             def refused() -> bool:
-                try:
-                    found = client.search(DATABASE, QUERIES, 3)
-                except UnavailableError:
+                found = answer(client)
+                if isinstance(found, UnavailableError):
                     return True
+                assert isinstance(found, SearchResult)
                 assert found.ids.tolist() == expected[found.snapshot].ids_QK.tolist()
                 return False
 
             support.wait_for(refused, "what it knows is unloaded")
             link.mend()
-
-            def follows() -> bool:
-                try:
-                    return client.search(DATABASE, QUERIES, 3).snapshot == third.id
-                except UnavailableError:
-                    return False
-
-            support.wait_for(follows, "it follows again")
+            support.wait_for(lambda: getattr(answer(client), "snapshot", "") == third.id, "it follows again")
 
 
 def test_after_everything_restarted_with_a_registry_that_forgot_epochs_go_on(
@@ -250,15 +256,8 @@ def test_after_everything_restarted_with_a_registry_that_forgot_epochs_go_on(
     with support.cluster(tmp_path, place, *state, router=state) as processes:
         registry = open_registry(place)
         with AdminClient(processes[0].address) as admin, RetrieverClient(processes[0].address) as client:
-
-            def answered() -> bool:
-                try:
-                    found = client.search(DATABASE, QUERIES, 3)
-                except UnavailableError:
-                    return False
-                return (found.snapshot, found.epoch) == (new.id, 2)
-
-            support.wait_for(answered, "the live snapshot answers at its epoch")
+            support.wait_for(lambda: getattr(answer(client), "snapshot", "") == new.id, "the live snapshot answers")
+            assert client.search(DATABASE, QUERIES, 3).epoch == 2
             assert registry.control(DATABASE).epoch == 2
             assert admin.rollback(DATABASE).epoch == 3
     # A damaged file is told and passed over.

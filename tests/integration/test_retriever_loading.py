@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,10 +17,11 @@ from openbook_core.clients import AdminClient
 from openbook_core.errors import CorruptError, OpenbookError, Reason
 from openbook_database.registry.records import KnownSnapshot
 from openbook_database.snapshot import Snapshot
+from openbook_database.testing import build_tiny_snapshot
 from openbook_proto.v1 import admin_pb2
-from openbook_retriever import check, loading
+from openbook_retriever import loading
 from openbook_retriever.config import RetrieverConfig
-from openbook_retriever.loading import Loader
+from openbook_retriever.loading import GivenUpError, Loader
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
@@ -44,6 +48,15 @@ def test_what_is_whole_is_mapped(editions: list[Path]) -> None:
     assert [shard.number for shard in opened.shards] == [0, 2]
 
 
+def test_snapshots_with_one_tokenizer_share_it_in_memory(editions: list[Path], tmp_path: Path) -> None:
+    one = loader()
+    old, new = (one.load(known(path), (0,)) for path in editions)
+    assert old.tokenizer is new.tokenizer
+    other = build_tiny_snapshot(tmp_path / "other").path
+    assert one.load(known(other), (0,)).tokenizer is not old.tokenizer
+    assert one.load(known(editions[0]), (0,)).tokenizer.fingerprint == old.tokenizer.fingerprint
+
+
 def test_damage_and_another_snapshot_are_named(editions: list[Path], tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(editions[0], tmp_path / "damaged"))
     index = damaged / "shard-00001" / "lists.faiss"
@@ -58,20 +71,74 @@ def test_damage_and_another_snapshot_are_named(editions: list[Path], tmp_path: P
         loader().load(KnownSnapshot("0" * 64, str(editions[0]), 3, 1, 1), (0,))
 
 
+CRASH = """#!/bin/sh
+exec %s -c "
+import ctypes, os, signal, sys
+from openbook_retriever import check
+def crash(request):
+    os.write(2, b'%s')
+    os.kill(os.getpid(), %d)
+check.check = crash
+sys.exit(check.serve())
+"
+"""
+
+
 @pytest.mark.parametrize(
-    ("ended_by", "reason"), [(signal.SIGSEGV, Reason.CORRUPT), (signal.SIGKILL, Reason.OUT_OF_MEMORY)]
+    ("ended_by", "words", "reason"),
+    [
+        (signal.SIGSEGV, "", Reason.CORRUPT),
+        (signal.SIGABRT, "terminate called: std::bad_alloc", Reason.OUT_OF_MEMORY),
+        (signal.SIGKILL, "", Reason.OUT_OF_MEMORY),
+    ],
 )
-def test_a_check_that_is_ended_says_how(
-    editions: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended_by: signal.Signals, reason: Reason
+def test_a_check_that_crashes_says_how_and_the_next_one_works(
+    editions: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ended_by: signal.Signals,
+    words: str,
+    reason: Reason,
 ) -> None:
     crash = tmp_path / "crash"
-    crash.write_text(f"#!/bin/sh\nkill -{ended_by.value} $$\n")
+    crash.write_text(CRASH % (sys.executable, words, ended_by.value))
     crash.chmod(0o755)
-    monkeypatch.setattr(loading.sys, "executable", str(crash))
-    with pytest.raises(OpenbookError) as caught:
-        loader().load(known(editions[0]), (0,))
-    assert caught.value.reason is reason
-    assert str(editions[0]) in caught.value.message
+    one = loader()
+    with monkeypatch.context() as patched:
+        patched.setattr(loading.sys, "executable", str(crash))
+        for _ in range(2):
+            with pytest.raises(OpenbookError) as caught:
+                one.load(known(editions[0]), (0,))
+            assert caught.value.reason is reason
+            assert str(editions[0]) in caught.value.message
+    one.stop()
+
+
+def test_a_checker_that_is_gone_is_started_again(editions: list[Path]) -> None:
+    one = loader()
+    one.load(known(editions[0]), (0,))
+    assert one._checker is not None
+    one._checker.kill()
+    one._checker.wait()
+    one.load(known(editions[1]), (0,))
+    one.stop()
+
+
+def test_a_check_that_hangs_can_be_given_up(editions: list[Path]) -> None:
+    one, snapshot = loader(), known(editions[1])
+    one.load(known(editions[0]), (0,))
+    assert one._checker is not None
+    os.kill(one._checker.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(one.load, snapshot, (0,))
+        support.wait_for(lambda: bool(one._checked), "the check has begun")
+        one.give_up({"another"})
+        assert not under_way.done()
+        one.give_up({snapshot.snapshot})
+        with pytest.raises(GivenUpError):
+            under_way.result(30)
+    assert one.load(snapshot, (0,)).id == snapshot.snapshot
+    one.stop()
 
 
 def test_too_little_memory_for_a_check_is_told(editions: list[Path]) -> None:
@@ -88,18 +155,20 @@ def test_a_loader_that_is_stopped_checks_nothing(editions: list[Path]) -> None:
 
 
 def test_a_check_ends_with_its_parent(editions: list[Path]) -> None:
-    """Standard input that has ended stands for a parent that is gone."""
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.dup2(read, 0)
-        os.close(write)
-        check._end_with_parent()
-        os._exit(0)
-    os.close(read)
-    os.close(write)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 2
+    command = [sys.executable, "-m", "openbook_retriever.check", "--serve"]
+    checker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    out, _ = checker.communicate(json.dumps({"folder": str(editions[0])}) + "\n", timeout=60)
+    assert checker.returncode == 0
+    assert out == "" or "seconds" in json.loads(out), "it may have ended before it had an answer"
+
+
+def test_one_check_by_hand(editions: list[Path]) -> None:
+    command = [sys.executable, "-m", "openbook_retriever.check", str(editions[0])]
+    done = subprocess.run([*command, "--shards", "0", "2"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, list(json.loads(done.stdout))) == (0, ["seconds"])
+    done = subprocess.run([*command, "--snapshot", "0" * 64], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["reason"] == "CORRUPT"
 
 
 def _held(admin: AdminClient, snapshot: str) -> list[admin_pb2.ReplicaSnapshot]:
