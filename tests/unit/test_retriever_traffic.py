@@ -37,7 +37,7 @@ from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_retriever.admin_engine import MAX_WATCHERS, AdminEngine
 from openbook_retriever.ratchet import Ratchet, Seen
 from openbook_retriever.router_service import RouterService
-from openbook_retriever.router_watch import View
+from openbook_retriever.router_watch import Trial, View
 from openbook_retriever.traffic import MIN_FOR_P99, MIN_REQUESTS, Traffic, in_canary
 
 OLD, NEW = "a" * 64, "b" * 64
@@ -129,8 +129,7 @@ def service(engine: Engine, percent: float) -> tuple[RouterService, Traffic]:
     traffic = Traffic()
     watch: Any = SimpleNamespace(
         traffic=traffic,
-        live=lambda database: OLD,
-        canary=lambda database, name: NEW if in_canary(name, NEW, percent) else "",
+        trial=lambda database, name: Trial(OLD, NEW if in_canary(name, NEW, percent) else "") if percent else None,
     )
     return RouterService(engine, watch), traffic  # type: ignore[arg-type]
 
@@ -158,6 +157,13 @@ def test_pins_and_the_callers_mistakes_are_no_canarys() -> None:
         router.Search(pb.SearchRequest(database="book", k=2), CONTEXT)
     assert engine.asked == [OLD, NEW]
     assert traffic.breach("book", NEW, SwapTerms(max_error_share=0.0)) == ""
+
+
+def test_where_nothing_is_tried_nothing_is_counted() -> None:
+    router, traffic = service(Engine(), 0)
+    for _ in range(MIN_REQUESTS):
+        router.Search(pb.SearchRequest(database="book", k=2), CONTEXT)
+    assert traffic.breach("book", OLD, SwapTerms(max_empty_share=0.0)) == ""
 
 
 # --- the highest record on disk ---

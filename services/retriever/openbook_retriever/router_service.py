@@ -60,25 +60,20 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
 
         A candidate that cannot answer fails no request: that is counted, and the live snapshot answers.
         """
-        database, traffic = search.database, self._watch.traffic
-        if search.snapshot:
+        database = search.database
+        trial = None if search.snapshot else self._watch.trial(database, request_id())
+        if trial is None:
             return answer()
-        canary = self._watch.canary(database, request_id())
-        if canary:
-            search.snapshot = canary
+        if trial.canary:
+            search.snapshot = trial.canary
             try:
-                return self._counted(database, canary, answer, found)
+                return self._counted(database, trial.canary, answer, found)
             except OpenbookError as error:
                 if error.grpc_code in _CALLERS:
                     raise
-                _log.warning("database %s: canary %s does not answer: %s", database, canary[:12], error)
+                _log.warning("database %s: canary %s does not answer: %s", database, trial.canary[:12], error)
             search.snapshot = ""
-        live = self._watch.live(database)
-        try:
-            return self._counted(database, "", answer, found)
-        except OpenbookError as error:
-            traffic.failed(database, live, error)
-            raise
+        return self._counted(database, trial.live, answer, found)
 
     def _counted(
         self, database: str, asked: str, answer: Callable[[], Reply], found: Callable[[Reply], pb.SearchReply]
@@ -87,8 +82,7 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
         try:
             reply = answer()
         except OpenbookError as error:
-            if asked:
-                self._watch.traffic.failed(database, asked, error)
+            self._watch.traffic.failed(database, asked, error)
             raise
         result = found(reply)
         first_Q = np.frombuffer(result.ids, dtype="<i8")[:: result.k]

@@ -57,6 +57,14 @@ class View:
         return fresh or [replica.address for replica in self.stale if shard in replica.serves(snapshot)]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """The live snapshot, and the candidate where a request is to try that, else ""."""
+
+    live: str
+    canary: str
+
+
 class RouterWatch:
     """Owner of the views; `start` it once the address is known."""
 
@@ -120,17 +128,13 @@ class RouterWatch:
             )
         return view
 
-    def live(self, database: str) -> str:
-        """The live snapshot as this router knows it; empty where it knows of none."""
+    def trial(self, database: str, request_id: str) -> Trial | None:
+        """What an unpinned request tries and is counted for; None where nothing is tried or watched, as mostly."""
         with self._lock:
             view = self._views.get(database)
-        return (view.control.live or "") if view else ""
-
-    def canary(self, database: str, request_id: str) -> str:
-        """The candidate, where an unpinned request is to try it; else ""."""
-        with self._lock:
-            view = self._views.get(database)
-        return view.canary(request_id) if view else ""
+        if view is None or not view.control.tries:
+            return None
+        return Trial(view.control.live or "", view.canary(request_id))
 
     def refresh(self, database: str) -> View:
         """Read the registry now; where it cannot be read, the cached view, or the error if there is none."""
@@ -159,7 +163,7 @@ class RouterWatch:
             last = (*old.replicas, *old.stale) if old else ()
             stale = tuple(replica for replica in last if replica.name not in names)
             view = self._views[database] = View(
-                control, contract, replicas, stale[-64:], forgotten, leased, self._shard_counts()
+                control, contract, replicas, stale[-64:], forgotten, leased, shards=self._shard_counts()
             )
         return view
 

@@ -124,6 +124,11 @@ class Control(_Record):
         return super().from_record({**record, "terms": SwapTerms.from_record(record.get("terms", {}))})
 
     @property
+    def tries(self) -> bool:
+        """Whether requests try a candidate, or are watched for what a swap changed."""
+        return bool(self.watched_until or (self.candidate and self.terms.canary_percent))
+
+    @property
     def timed(self) -> bool:
         """Whether something is to happen by itself at some moment."""
         return bool(self.expires or self.standby_until)
