@@ -14,8 +14,8 @@ import typer
 from openbook_cli.encoder_options import ENCODER
 from openbook_cli.option_group import takes
 from openbook_cli.query_encoder import DEFAULT, DtypeOption, Embedder, load_encoder
-from openbook_cli.sizes import readable
 from openbook_core.errors import ArgumentError
+from openbook_core.sizes import readable
 
 _WIDEST = 120
 

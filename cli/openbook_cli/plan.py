@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openbook_cli.sizes import readable
 from openbook_core.errors import ArgumentError
+from openbook_core.sizes import readable
 
 if TYPE_CHECKING:
     from openbook_database.plan import Figure, Plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -66,6 +67,15 @@ def retriever(
     member_index: Annotated[int, typer.Option(help="Shard role: which of the members this is.")] = 0,
     member_count: Annotated[int, typer.Option(help="Shard role: processes that share the shards.")] = 1,
     embedder: Annotated[str, typer.Option(help="Router role: address of the embedder.")] = "",
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Folder for the highest epochs that were seen: a restart never goes back.")
+    ] = None,
+    memory_limit_mb: Annotated[
+        float | None, typer.Option(help="Shard role: most MB of mapped files; more is not loaded.")
+    ] = None,
+    drain_s: Annotated[
+        float, typer.Option(help="Shard role: seconds that a snapshot answers after it is not wanted any more.")
+    ] = 60.0,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
     *,
     security: dict[str, Any],
@@ -77,7 +87,8 @@ def retriever(
     port = (7000 if role == "router" else 0) if port is None else port
     settings: dict[str, Any] = {"role": role, "registry": registry, "host": host, "port": port, "embedder": embedder}
     settings |= {"databases": tuple(database or ()), "member_index": member_index, "member_count": member_count}
-    settings["metrics_port"] = metrics_port
+    settings |= {"metrics_port": metrics_port, "state_dir": state_dir}
+    settings |= {"memory_limit_mb": memory_limit_mb, "drain_s": drain_s}
     serve(RetrieverConfig.parse(settings | security, source="openbook serve retriever"))
 
 

@@ -25,6 +25,7 @@ from openbook_database.registry.records import (
     Phase,
     ReplicaReport,
     RouterReport,
+    SwapTerms,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,6 +78,7 @@ def test_names_that_could_leave_the_registry_are_refused(registry: Registry, boo
         lambda: registry.activate(name, "0" * 64),
         lambda: registry.abort(name),
         lambda: registry.rollback(name),
+        lambda: registry.retire(name),
         lambda: registry.control(name),
         lambda: registry.state(name),
         lambda: registry.audit(name),
@@ -185,6 +187,104 @@ def test_verbs_can_be_repeated(registry: Registry, books: Books) -> None:
     aborted = registry.abort("factbook")
     assert registry.abort("factbook") == aborted
     assert (aborted.live, aborted.candidate, aborted.phase) == (books.id("old"), None, Phase.IDLE)
+
+
+def test_a_candidate_that_nobody_makes_live_is_given_up(registry: Registry, books: Books, clock: Clock) -> None:
+    make_live(registry, books, "old")
+    registry.register("factbook", books.new)
+    prepared = registry.prepare("factbook", books.id("new"), terms=SwapTerms(deadline_s=30))
+    assert registry.prepare("factbook", books.id("new"), terms=SwapTerms(deadline_s=90)) == prepared
+    clock.now += 29
+    assert registry.expire("factbook", prepared) == prepared
+    clock.now += 1
+    given_up = registry.expire("factbook", prepared, actor="router")
+    assert (given_up.candidate, given_up.phase, given_up.live) == (None, Phase.IDLE, books.id("old"))
+    assert given_up == registry.control("factbook") == registry.expire("factbook", prepared, actor="late")
+    entries = [(e.verb, e.actor, e.snapshot) for e in registry.audit("factbook") if e.verb == "expire"]
+    assert entries == [("expire", "router", books.id("new"))]
+    with pytest.raises(PreconditionError, match="not prepared"):
+        registry.activate("factbook", books.id("new"), ready_check=no_check)
+
+
+def test_one_that_was_activated_in_time_stays_though_somebody_read_before(
+    registry: Registry, books: Books, clock: Clock
+) -> None:
+    make_live(registry, books, "old")
+    registry.register("factbook", books.new)
+    prepared = registry.prepare("factbook", books.id("new"), terms=SwapTerms(deadline_s=30))
+    live = registry.activate("factbook", books.id("new"), ready_check=no_check)
+    clock.now += 60
+    assert registry.expire("factbook", prepared) == live == registry.control("factbook")
+
+
+def test_the_previous_one_is_retired_after_its_standby_or_when_asked(
+    registry: Registry, books: Books, clock: Clock
+) -> None:
+    make_live(registry, books, "old")
+    for name in ("new", "third"):
+        registry.register("factbook", getattr(books, name))
+    registry.prepare("factbook", books.id("new"), terms=SwapTerms(standby_s=40))
+    live = registry.activate("factbook", books.id("new"), ready_check=no_check)
+    clock.now += 39
+    assert registry.expire("factbook", live).previous == books.id("old")
+    clock.now += 1
+    retired = registry.expire("factbook", live)
+    assert (retired.live, retired.previous, retired.epoch) == (books.id("new"), None, 2)
+    with pytest.raises(PreconditionError, match="no previous snapshot"):
+        registry.rollback("factbook", ready_check=no_check)
+    assert registry.retire("factbook") == retired
+    make_live(registry, books, "third")
+    assert registry.retire("factbook", actor="ann").previous is None
+    assert [e.actor for e in registry.audit("factbook") if (e.verb, e.outcome) == ("retire", "done")] == ["", "ann"]
+
+
+def test_a_swap_can_ask_for_several_ready_replicas(registry: Registry, books: Books) -> None:
+    registry.register("factbook", books.old)
+    registry.prepare("factbook", books.id("old"), terms=SwapTerms(quorum=2))
+    report(registry, books.id("old"), 0, 1, name="a")
+    report(registry, books.id("old"), 1, name="b")
+    with pytest.raises(PreconditionError, match=r"shard 0 of 2 has fewer than 2 ready"):
+        registry.activate("factbook", books.id("old"))
+    report(registry, books.id("old"), 0, 1, name="b")
+    assert registry.activate("factbook", books.id("old")).epoch == 1
+
+
+def test_what_a_swap_was_asked_with_is_kept_until_the_next(registry: Registry, books: Books, clock: Clock) -> None:
+    make_live(registry, books, "old")
+    registry.register("factbook", books.new)
+    terms = SwapTerms(canary_percent=5, watch_s=60, max_error_share=0.01, max_p99_ms=50)
+    assert registry.prepare("factbook", books.id("new"), terms=terms).watched_until == 0
+    live = registry.activate("factbook", books.id("new"), ready_check=no_check)
+    assert (live.terms, live.watched_until) == (terms, clock.now + 60)
+    back = registry.rollback("factbook", ready_check=no_check, reason="error share 0.2")
+    assert (back.watched_until, back.reason, back.moved_by) == (0, "error share 0.2", "rollback")
+    assert registry.control("factbook") == back
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("deadline_s", 0),
+        ("deadline_s", float("nan")),
+        ("quorum", 0),
+        ("canary_percent", 101),
+        ("standby_s", -1),
+        ("max_error_share", 1.5),
+        ("max_p99_ms", 0),
+        ("watch_s", float("inf")),
+    ],
+)
+def test_terms_out_of_range_are_named(field: str, value: float) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        SwapTerms(**{field: value})  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+def test_a_later_release_may_have_added_fields(registry: Registry, books: Books) -> None:
+    control = make_live(registry, books, "old")
+    record = {**control.to_record(), "new_field": 1, "terms": {"new_term": 2}}
+    assert Control.from_record(record) == control
+    assert Control.from_record({"database": "factbook", "epoch": 3}).terms == SwapTerms()
 
 
 def test_a_swap_during_a_swap_is_refused(registry: Registry, books: Books) -> None:

@@ -23,6 +23,7 @@ from openbook_database.registry.readiness import no_check
 from openbook_database.registry.records import (
     Control,
     Phase,
+    SwapTerms,
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -119,6 +120,14 @@ def test_processes_that_race_never_win_the_same_epoch(backend: str, books: Books
     assert len(moved) == len(set(epochs))
 
 
+TERMS = [
+    SwapTerms(),
+    SwapTerms(deadline_s=5),
+    SwapTerms(standby_s=20),
+    SwapTerms(deadline_s=50, quorum=2, canary_percent=10, standby_s=5, watch_s=30, max_error_share=0.1),
+]
+
+
 class SwapMachine(RuleBasedStateMachine):
     """Random verbs against a model of the record."""
 
@@ -137,16 +146,23 @@ class SwapMachine(RuleBasedStateMachine):
             self.registry.register("factbook", getattr(self.books, name))
         self.model = Control("factbook")
 
-    @rule(name=st.sampled_from(["old", "new", "third"]))
-    def prepare(self, name: str) -> None:
+    @rule(name=st.sampled_from(["old", "new", "third"]), terms=st.sampled_from(TERMS))
+    def prepare(self, name: str, terms: SwapTerms) -> None:
         wanted = self.names[name]
         if self.model.candidate not in (None, wanted):
             with pytest.raises(ConflictError):
-                self.registry.prepare("factbook", wanted)
+                self.registry.prepare("factbook", wanted, terms=terms)
         else:
-            self.registry.prepare("factbook", wanted)
-            if self.model.live != wanted:
-                self.model = replace(self.model, candidate=wanted, phase=Phase.PREPARING)
+            self.registry.prepare("factbook", wanted, terms=terms)
+            if self.model.live != wanted and self.model.candidate is None:
+                self.model = replace(
+                    self.model,
+                    candidate=wanted,
+                    phase=Phase.PREPARING,
+                    terms=terms,
+                    expires=self.clock.now + terms.deadline_s,
+                    watched_until=0.0,
+                )
 
     @rule(name=st.sampled_from(["old", "new", "third"]))
     def activate(self, name: str) -> None:
@@ -157,14 +173,45 @@ class SwapMachine(RuleBasedStateMachine):
             return
         self.registry.activate("factbook", wanted, ready_check=no_check)
         if model.live != wanted:
+            now, terms = self.clock.now, model.terms
             self.model = replace(
-                model, epoch=model.epoch + 1, live=wanted, previous=model.live, candidate=None, phase=Phase.IDLE
+                model,
+                epoch=model.epoch + 1,
+                live=wanted,
+                previous=model.live,
+                candidate=None,
+                phase=Phase.IDLE,
+                expires=0.0,
+                watched_until=now + terms.watch_s if terms.watch_s else 0.0,
+                standby_until=now + terms.standby_s if terms.standby_s and model.live else 0.0,
             )
 
     @rule()
     def abort(self) -> None:
         self.registry.abort("factbook")
-        self.model = replace(self.model, candidate=None, phase=Phase.IDLE)
+        self.model = replace(self.model, candidate=None, phase=Phase.IDLE, expires=0.0)
+
+    @rule()
+    def retire(self) -> None:
+        self.registry.retire("factbook")
+        if self.model.previous is not None:
+            self.model = replace(self.model, previous=None, standby_until=0.0)
+
+    @rule(seconds=st.sampled_from([1, 10, 100]), stale=st.booleans())
+    def time_passes(self, seconds: int, stale: bool) -> None:
+        """Somebody looks after a while; with `stale`, with a record in hand that was read before another's change."""
+        read = self.registry.control("factbook")
+        self.clock.now += seconds
+        if stale:
+            self.abort()
+        self.registry.expire("factbook", read)
+        self.registry.expire("factbook", self.registry.control("factbook"))
+        model = self.model
+        if model.candidate and 0 < model.expires <= self.clock.now:
+            model = replace(model, candidate=None, phase=Phase.IDLE, expires=0.0)
+        if model.previous and 0 < model.standby_until <= self.clock.now:
+            model = replace(model, previous=None, standby_until=0.0)
+        self.model = model
 
     @rule()
     def rollback(self) -> None:
@@ -182,6 +229,9 @@ class SwapMachine(RuleBasedStateMachine):
             previous=model.live,
             candidate=kept,
             phase=Phase.PREPARING if kept else Phase.IDLE,
+            expires=model.expires if kept else 0.0,
+            watched_until=0.0,
+            standby_until=0.0,
         )
 
     @invariant()

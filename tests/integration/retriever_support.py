@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
+from openbook_cli.demo.checker import ExactChecker
 from openbook_core.clients import AdminClient, RetrieverClient, SearchResult
 from openbook_core.errors import OpenbookError, PreconditionError
 from openbook_core.fingerprint import Fingerprint
@@ -138,14 +139,26 @@ class Process:
 
 def start_process(registry: Path | str, log: Path, *options: str) -> Process:
     """`python -m openbook_retriever` with `options`; its log is appended to `log`."""
+    return ready(spawn(registry, log, *options), log)
+
+
+def spawn(
+    registry: Path | str, log: Path, *options: str, program: Sequence[str] = ("-m", "openbook_retriever")
+) -> subprocess.Popen[str]:
+    """The same, not waited for; `program`: what Python runs with the options."""
+    options = ("--check-nice", "0", *options)
     with log.open("a") as stderr:
-        popen = subprocess.Popen(
-            [sys.executable, "-m", "openbook_retriever", "--registry", str(registry), *options],
+        return subprocess.Popen(
+            [sys.executable, *program, "--registry", str(registry), *options],
             stdout=subprocess.PIPE,
             stderr=stderr,
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
         )
+
+
+def ready(popen: subprocess.Popen[str], log: Path) -> Process:
+    """Wait until it says that it is ready."""
     assert popen.stdout is not None
     line = popen.stdout.readline()
     if not line:
@@ -161,17 +174,24 @@ def start_shard(registry: Path | str, log: Path, member: int, *options: str) -> 
 
 
 @contextmanager
-def cluster(folder: Path, registry: Path | str, *options: str, router: Sequence[str] = ()) -> Iterator[list[Process]]:
-    """Router, shard 0 of 2, shard 1 of 2; the list may be changed, what is in it at the end is stopped."""
+def cluster(
+    folder: Path, registry: Path | str, *options: str, router: Sequence[str] = (), replicas: int = 1, routers: int = 1
+) -> Iterator[list[Process]]:
+    """The routers, then shards 0 and 1 of 2, so often; the list may be changed, what is in it at the end is stopped."""
     log = folder / "log.jsonl"
+    members = [("--member-index", str(member), "--member-count", "2") for member in (0, 1)] * replicas
+    popens = [spawn(registry, log, "--role", "router", *router) for _ in range(routers)]
+    popens += [spawn(registry, log, "--role", "shard", *member, *options) for member in members]
     processes: list[Process] = []
     try:
-        processes.append(start_process(registry, log, "--role", "router", *router))
-        processes.extend(start_shard(registry, log, member, *options) for member in range(2))
+        processes.extend(ready(popen, log) for popen in popens)
         yield processes
     finally:
         for process in processes:
-            process.stop()
+            if process.popen.poll() is None:
+                process.popen.terminate()
+        for popen in {*popens, *(process.popen for process in processes)}:
+            Process(popen, "").stop()
 
 
 @contextmanager
@@ -184,7 +204,7 @@ def start_router_alone(folder: Path, registry: Path) -> Iterator[str]:
         process.stop()
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
@@ -234,12 +254,12 @@ class Load:
     def mixed(self, snapshots: dict[str, Snapshot]) -> list[str]:
         """From outside: replies that are not, in ids, scores, text and tokens, the answer of the snapshot they name."""
         exact = {name: opened.search(self.queries, self.k) for name, opened in snapshots.items()}
+        checker = ExactChecker({name: (hits.ids_QK, hits.scores_QK) for name, hits in exact.items()})
         wrong = []
         for query, result in (item for replies in self.replies for item in replies):
-            opened, expected = snapshots[result.snapshot], exact[result.snapshot]
-            ids = expected.ids_QK[query]
-            same = np.array_equal(result.ids[0], ids)
-            same &= np.array_equal(result.scores[0], expected.scores_QK[query])
+            opened = snapshots[result.snapshot]
+            ids = exact[result.snapshot].ids_QK[query]
+            same = not checker.differs(result.snapshot, query, result.ids[0], result.scores[0])
             found = [np.asarray([i]) for i in ids if i >= 0]
             texts = [opened.shard_of(int(i[0])).text(i)[0] for i in found]
             tokens = np.concatenate([opened.shard_of(int(i[0])).tokens(i)[0] for i in found])
@@ -257,7 +277,7 @@ class Load:
 def move(admin: AdminClient, snapshot: str) -> int:
     """Prepare, wait until it can be activated, activate; returns the epoch."""
     admin.prepare(DATABASE, snapshot)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             return admin.activate(DATABASE, snapshot).epoch

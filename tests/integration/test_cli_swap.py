@@ -50,13 +50,30 @@ def test_a_swap_a_corrupt_candidate_and_a_rollback(tmp_path: Path) -> None:
         refused = openbook("swap", DATABASE, ids["broken"], "--router", router)
         assert refused.returncode == 1
         assert "tokens.bin" in refused.stderr
-        assert len(refused.stderr.strip().splitlines()) == 1
+        assert refused.stderr.strip().splitlines()[0].endswith(": fits")
+        assert len([line for line in refused.stderr.splitlines() if line.startswith("error: ")]) == 1
         assert state(router)["live"] == ids["old"]
         assert "candidate" not in state(router)
         swapped = json.loads(done("swap", DATABASE, ids["new"][:12], "--router", router))
         assert (swapped["live"], swapped["epoch"]) == (ids["new"], 2)
         assert json.loads(done("rollback", DATABASE, "--router", router))["live"] == ids["old"]
         assert json.loads(done("abort", DATABASE, "--router", router))["live"] == ids["old"]
+        shown = done("status", "--router", router)
+        for expected in ("book   epoch 3", ids["old"][:12], ids["new"][:12], "previous", "ready", "kB", "shard-0-of-2"):
+            assert expected in shown
+        (as_json,) = json.loads(done("status", DATABASE, "--json", "--router", router))
+        assert all(int(held["bytes"]) > 0 for replica in as_json["replicas"] for held in replica["snapshots"])
+        watching = subprocess.Popen(
+            [sys.executable, "-m", "openbook_cli", "db", "watch", "--seconds", "60", "--router", router],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert watching.stdout is not None
+        assert "live: " in watching.stdout.readline()
+        assert json.loads(done("retire", DATABASE, "--router", router, "--json")).get("previous") is None
+        assert any("previous: -" in line for line in watching.stdout)
+        watching.kill()
+        watching.communicate()
         wrong = openbook("swap", DATABASE, "0" * 64, "--router", router)
         assert wrong.returncode == 1
         assert "0" * 12 in wrong.stderr

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -132,6 +132,17 @@ class Manifest:
     @cached_property
     def snapshot_id(self) -> str:
         return blake3.blake3(self.to_bytes()).hexdigest()
+
+    def mapped_files(self, shards: Collection[int] | None = None) -> dict[str, FileEntry]:
+        """The files that a process maps which serves these `shards` (None: all), by name."""
+        numbers = range(len(self.shards)) if shards is None else shards
+        folders = {f"shard-{number:05d}" for number in numbers}
+        return {
+            name: entry
+            for name, entry in self.files.items()
+            if name.partition("/")[0] in folders | {"documents.arrow", "quantiser.faiss", "list_sizes.bin"}
+            and not name.endswith("/vectors.f16")
+        }
 
     def to_bytes(self) -> bytes:
         """The canonical JSON that is stored and digested."""

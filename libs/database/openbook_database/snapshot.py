@@ -45,8 +45,11 @@ class Snapshot:
         *,
         shards: Sequence[int] | None = None,
         expected_id: str | None = None,
+        known_tokenizer: Tokenizer | None = None,
     ) -> Self:
         """Open the snapshot in the folder `path`, or only some of its `shards`.
+
+        known_tokenizer: is used where it is the snapshot's own by its fingerprint; reading one takes time and memory.
 
         verify: "sizes" compares sizes alone; "sample" also the checksums of files up to 64 MiB and of the first, middle
         and last block of larger ones; "full" every byte. expected_id: the id that the folder must have, or the first
@@ -71,13 +74,9 @@ class Snapshot:
                     field="shard",
                 )
         check_files(path, manifest, verify, {shard_folder(number) for number in numbers})
-        tokenizer = Tokenizer.load(path / "tokenizer")
-        try:
-            require_equal(
-                "tokenizer", tokenizer.fingerprint, manifest.contract.tokenizer, "folder tokenizer", "manifest"
-            )
-        except MismatchError as error:
-            raise CorruptError(f"{path / 'tokenizer'}: {error}", reason=Reason.CORRUPT) from error
+        tokenizer = known_tokenizer
+        if tokenizer is None or tokenizer.fingerprint != manifest.contract.tokenizer:
+            tokenizer = _read_tokenizer(path / "tokenizer", manifest)
         documents = DocumentTable(path / "documents.arrow", documents=manifest.documents)
         opened = tuple(Shard(path, manifest, number, documents, tokenizer) for number in numbers)
         return cls(path, manifest, documents, tokenizer, opened)
@@ -112,6 +111,15 @@ class Snapshot:
         """Have every opened shard answer the golden queries; raises CorruptError where an answer differs."""
         for shard in self.shards:
             shard.check_golden()
+
+
+def _read_tokenizer(folder: Path, manifest: Manifest) -> Tokenizer:
+    tokenizer = Tokenizer.load(folder)
+    try:
+        require_equal("tokenizer", tokenizer.fingerprint, manifest.contract.tokenizer, "folder tokenizer", "manifest")
+    except MismatchError as error:
+        raise CorruptError(f"{folder}: {error}", reason=Reason.CORRUPT) from error
+    return tokenizer
 
 
 def check_files(path: Path, manifest: Manifest, verify: Verification, folders: Collection[str]) -> None:

@@ -65,6 +65,21 @@ class DatabaseAdminStub:
                 request_serializer=openbook__proto_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
                 response_deserializer=openbook__proto_dot_v1_dot_admin__pb2.ListReply.FromString,
                 _registered_method=True)
+        self.Plan = channel.unary_unary(
+                '/openbook_proto.v1.DatabaseAdmin/Plan',
+                request_serializer=openbook__proto_dot_v1_dot_admin__pb2.PlanRequest.SerializeToString,
+                response_deserializer=openbook__proto_dot_v1_dot_admin__pb2.PlanReply.FromString,
+                _registered_method=True)
+        self.Retire = channel.unary_unary(
+                '/openbook_proto.v1.DatabaseAdmin/Retire',
+                request_serializer=openbook__proto_dot_v1_dot_admin__pb2.RetireRequest.SerializeToString,
+                response_deserializer=openbook__proto_dot_v1_dot_admin__pb2.RetireReply.FromString,
+                _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/openbook_proto.v1.DatabaseAdmin/Watch',
+                request_serializer=openbook__proto_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+                response_deserializer=openbook__proto_dot_v1_dot_admin__pb2.WatchReply.FromString,
+                _registered_method=True)
 
 
 class DatabaseAdminServicer:
@@ -113,6 +128,27 @@ class DatabaseAdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Plan(self, request, context):
+        """Says what loading a snapshot would take on each replica.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retire(self, request, context):
+        """Keeps the previous snapshot no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """The databases now, and again whenever something has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DatabaseAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +181,21 @@ def add_DatabaseAdminServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=openbook__proto_dot_v1_dot_admin__pb2.ListRequest.FromString,
                     response_serializer=openbook__proto_dot_v1_dot_admin__pb2.ListReply.SerializeToString,
+            ),
+            'Plan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Plan,
+                    request_deserializer=openbook__proto_dot_v1_dot_admin__pb2.PlanRequest.FromString,
+                    response_serializer=openbook__proto_dot_v1_dot_admin__pb2.PlanReply.SerializeToString,
+            ),
+            'Retire': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retire,
+                    request_deserializer=openbook__proto_dot_v1_dot_admin__pb2.RetireRequest.FromString,
+                    response_serializer=openbook__proto_dot_v1_dot_admin__pb2.RetireReply.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=openbook__proto_dot_v1_dot_admin__pb2.WatchRequest.FromString,
+                    response_serializer=openbook__proto_dot_v1_dot_admin__pb2.WatchReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +361,87 @@ class DatabaseAdmin:
             '/openbook_proto.v1.DatabaseAdmin/List',
             openbook__proto_dot_v1_dot_admin__pb2.ListRequest.SerializeToString,
             openbook__proto_dot_v1_dot_admin__pb2.ListReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Plan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openbook_proto.v1.DatabaseAdmin/Plan',
+            openbook__proto_dot_v1_dot_admin__pb2.PlanRequest.SerializeToString,
+            openbook__proto_dot_v1_dot_admin__pb2.PlanReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retire(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/openbook_proto.v1.DatabaseAdmin/Retire',
+            openbook__proto_dot_v1_dot_admin__pb2.RetireRequest.SerializeToString,
+            openbook__proto_dot_v1_dot_admin__pb2.RetireReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/openbook_proto.v1.DatabaseAdmin/Watch',
+            openbook__proto_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+            openbook__proto_dot_v1_dot_admin__pb2.WatchReply.FromString,
             options,
             channel_credentials,
             insecure,

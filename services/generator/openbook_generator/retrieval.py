@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from openbook_core.clients import RetrieverClient
+from openbook_generator.holds import Holds
 from openbook_model import Neighbors
 from openbook_prompt.passage import Passage, Pin, find_passages
 
@@ -20,12 +21,20 @@ class FoundNeighbors:
     chunk_ids: list[tuple[int, ...]]
 
 
-@dataclass(frozen=True)
 class Retriever:
     """Searches through one client; safe to use from several threads. Errors are the client's."""
 
-    client: RetrieverClient
-    timeout_s: float
+    def __init__(self, client: RetrieverClient, timeout_s: float) -> None:
+        self.client, self.timeout_s = client, timeout_s
+        self._holds = Holds(client)
+
+    def keep(self, pin: Pin, owner: object) -> None:
+        """Hold the pin's snapshot as long as `owner` lives, whatever is swapped meanwhile."""
+        self._holds.keep(pin, owner)
+
+    def close(self) -> None:
+        self._holds.close()
+        self.client.close()
 
     def passages(self, database: str, question: str, k: int, snapshot: str = "") -> tuple[Pin, list[Passage]]:
         """The k best passages, best first, and the snapshot that they are from (the live one if none is named)."""

@@ -113,7 +113,10 @@ class Generator:
             **_prompt_record(passages, shown, prompt),
             "neighbors": [],
         }
-        return Prepared(prompt, reply_tokens, pin if self.cross_attention == "on" else None, record)
+        prepared = Prepared(prompt, reply_tokens, pin if self.cross_attention == "on" else None, record)
+        if prepared.pin is not None:
+            self.retriever.keep(prepared.pin, prepared)
+        return prepared
 
     async def decode(self, request: CompletionRequest | ChatRequest, prepared: Prepared) -> AsyncGenerator[Piece]:
         """The pieces of the reply as they come; the last has a finish reason. Closing the iterator cancels the job.
@@ -159,7 +162,7 @@ class Generator:
 
     def close(self) -> None:
         self.engine.close()
-        self.retriever.client.close()
+        self.retriever.close()
 
     def _check(self, request: CompletionRequest | ChatRequest) -> None:
         if request.model not in (None, self.config.model):

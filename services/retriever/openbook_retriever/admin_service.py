@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import grpc
 
 from openbook_core.security.tokens import caller
@@ -30,6 +32,15 @@ class AdminService(admin_pb2_grpc.DatabaseAdminServicer):
 
     def Abort(self, request: pb.AbortRequest, context: grpc.ServicerContext) -> pb.AbortReply:
         return self._engine.abort(request, _actor(context))
+
+    def Retire(self, request: pb.RetireRequest, context: grpc.ServicerContext) -> pb.RetireReply:
+        return self._engine.retire(request, _actor(context))
+
+    def Plan(self, request: pb.PlanRequest, context: grpc.ServicerContext) -> pb.PlanReply:
+        return self._engine.plan(request)
+
+    def Watch(self, request: pb.WatchRequest, context: grpc.ServicerContext) -> Iterator[pb.WatchReply]:
+        return self._engine.watch(request, context.is_active)
 
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> pb.ListReply:
         return self._engine.list(request)

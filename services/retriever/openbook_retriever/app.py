@@ -83,7 +83,7 @@ def _serve_router(config: RetrieverConfig, registry: Registry, protection: Prote
     engine = RouterEngine(
         watch, replicas, gate, snapshot_guard=config.snapshot_guard, max_queries=config.max_queue_queries
     )
-    service = RouterService(engine)
+    service = RouterService(engine, watch)
     admin = AdminService(AdminEngine(registry, watch))
 
     def register(server: grpc.Server) -> None:

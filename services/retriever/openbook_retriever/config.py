@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,11 +26,29 @@ class RetrieverConfig(DialingServerOptions):
     embedder: str = Field(default="", description="router role: address of the embedder, for SearchText")
     name: str = Field(default="", description="name in the registry; empty: role, member, host and port")
     verify: Literal["sizes", "sample", "full"] = Field(default="sample", description="what is checked on load")
+    check_memory_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="shard role: most memory of the process that checks a snapshot before it is loaded",
+    )
+    check_nice: int = Field(
+        default=10, ge=0, le=19, description="shard role: how far that process stands back behind what serves"
+    )
+    memory_limit_mb: float | None = Field(
+        default=None,
+        gt=0,
+        description="shard role: most MB of mapped files; a snapshot that would take more is not loaded. By default none: "
+        "what is mapped is read from disk where memory is short",
+    )
     poll_interval_s: float = Field(default=0.1, gt=0, le=60)
     heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="between two reports to the registry")
     load_retry_s: float = Field(default=5.0, gt=0, description="before a snapshot that failed to load is tried again")
     drain_s: float = Field(
         default=60.0, ge=0, description="shard role: a snapshot that is no longer wanted still answers for so long"
+    )
+    state_dir: Path | None = Field(
+        default=None,
+        description="folder for the highest epoch of each database that was seen, so that a restart never goes back",
     )
     metrics_port: int | None = Field(default=None, ge=1, le=65_535, description="Prometheus over HTTP; off by default")
     max_workers: int = Field(
@@ -56,6 +75,11 @@ class RetrieverConfig(DialingServerOptions):
         if self.member_index >= self.member_count:
             raise ValueError(f"member_index: must be below member_count {self.member_count}, given {self.member_index}")
         return self
+
+    @property
+    def bytes_limit(self) -> int:
+        """Most bytes of mapped files, 0 for no limit."""
+        return int((self.memory_limit_mb or 0) * 1e6)
 
     def process_name(self, port: int) -> str:
         """`name`, or one that is unique on this host while the process listens on `port`."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 from openbook_core.errors import ArgumentError, PreconditionError, Reason
+from openbook_database.mapped import Files, total
 from openbook_database.registry.records import LoadState, ReplicaSnapshot
 from openbook_database.shard import Shard
 from openbook_database.snapshot import Snapshot
@@ -24,6 +25,8 @@ class _Held:
     state: LoadState = LoadState.LOADING
     snapshot: Snapshot | None = None
     error: str = ""
+    reason: str = ""
+    files: Files = field(default_factory=dict)
     failed_at: float = 0.0
     users: int = 0
     unwanted_since: float | None = None
@@ -81,17 +84,40 @@ class Holdings:
         with self._lock:
             self._held[database, snapshot] = _Held(shards)
 
-    def loaded(self, database: str, opened: Snapshot) -> None:
+    def loaded(self, database: str, opened: Snapshot, files: Files | None = None) -> None:
+        """`files`: those that are mapped here."""
         with self._lock:
             held = self._held.get((database, opened.id))
             if held is not None:
-                held.snapshot, held.state = opened, LoadState.READY
+                held.snapshot, held.state, held.files = opened, LoadState.READY, files or {}
 
-    def failed(self, database: str, snapshot: str, error: str) -> None:
+    def failed(self, database: str, snapshot: str, error: str, reason: str = "") -> None:
         with self._lock:
             held = self._held.get((database, snapshot))
             if held is not None:
                 held.state, held.error, held.failed_at = LoadState.FAILED, error, time.monotonic()
+                held.reason = reason
+
+    def forget(self, database: str, snapshot: str) -> None:
+        """Its load was given up."""
+        with self._lock:
+            held = self._held.get((database, snapshot))
+            if held is not None and held.state is LoadState.LOADING:
+                del self._held[database, snapshot]
+
+    def loading(self, database: str) -> set[str]:
+        """The snapshots of a database that are being loaded or wait for it."""
+        with self._lock:
+            return {
+                snapshot
+                for (name, snapshot), held in self._held.items()
+                if name == database and held.state is LoadState.LOADING
+            }
+
+    def bytes(self, more: Files | None = None) -> int:
+        """Bytes of mapped files of all snapshots that are loaded or being retired, each file counted once; with `more`."""
+        with self._lock:
+            return total([*(held.files for held in self._held.values()), more or {}])
 
     def keep_only(self, database: str, wanted: Collection[str], drain_s: float) -> list[str]:
         """Retire what has not been `wanted` for `drain_s` seconds, and at once what is not ready; returns the snapshots
@@ -117,7 +143,14 @@ class Holdings:
         """What is held of a database, for the registry."""
         with self._lock:
             return tuple(
-                ReplicaSnapshot(snapshot=snapshot, state=held.state, shards=held.shards, error=held.error)
+                ReplicaSnapshot(
+                    snapshot=snapshot,
+                    state=held.state,
+                    shards=held.shards,
+                    error=held.error,
+                    reason=held.reason,
+                    bytes=total([held.files]),
+                )
                 for (name, snapshot), held in sorted(self._held.items())
                 if name == database and not held.retiring
             )

@@ -7,6 +7,7 @@ Replicas whose reports have expired are kept as a last resort. No error ends the
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -19,6 +20,8 @@ from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, KnownSnapshot, ReplicaReport, RouterReport
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.followed import Followed
+from openbook_retriever.ratchet import Ratchet, Seen
+from openbook_retriever.traffic import Traffic, in_canary
 
 _log = get_logger("openbook_retriever.router_watch")
 
@@ -26,7 +29,7 @@ _log = get_logger("openbook_retriever.router_watch")
 @dataclass(frozen=True)
 class View:
     """One database at one moment. `replicas`: fresh reports; `stale`: reports that have expired since; `forgotten`:
-    the registry has an older record than this, or none."""
+    the registry has an older record than this, or none; `shards`: how many a snapshot has, as far as that is known."""
 
     control: Control
     contract: Contract
@@ -34,11 +37,20 @@ class View:
     stale: tuple[ReplicaReport, ...] = ()
     forgotten: bool = False
     leased: frozenset[str] = frozenset()
-    _serving: dict[tuple[str, int], list[str]] = field(default_factory=dict, compare=False, repr=False)
+    shards: Mapping[str, int] = field(default_factory=dict)
+    _serving: dict[tuple[str, int], list[str]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def kept(self, snapshot: str) -> bool:
         """Whether shards are to have `snapshot`: it is live, previous, being prepared or held by a lease."""
         return snapshot in self.leased or snapshot in (self.control.live, self.control.previous, self.control.candidate)
+
+    def canary(self, request_id: str) -> str:
+        """The candidate, where this request is among the share that tries it and every shard of it is ready; else ""."""
+        candidate, percent = self.control.candidate, self.control.terms.canary_percent
+        if not candidate or not percent or not in_canary(request_id, candidate, percent):
+            return ""
+        reported = {shard for replica in self.replicas for shard in replica.serves(candidate)}
+        return candidate if reported and len(reported) == self.shards.get(candidate) else ""
 
     def serving(self, snapshot: str, shard: int) -> list[str]:
         """Addresses of the replicas that report this shard ready, or reported it last where none does now."""
@@ -48,6 +60,14 @@ class View:
             known = fresh or [replica.address for replica in self.stale if shard in replica.serves(snapshot)]
             self._serving[snapshot, shard] = known
         return known
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The live snapshot, and the candidate where a request is to try that, else ""."""
+
+    live: str
+    canary: str
 
 
 class RouterWatch:
@@ -61,7 +81,13 @@ class RouterWatch:
         self._manifests: dict[str, Manifest] = {}
         self._known: dict[str, KnownSnapshot] = {}
         self._reported: dict[str, tuple[float, int]] = {}
+        self._judged: dict[str, int] = {}
         self._followed = Followed(config, registry)
+        self.traffic = Traffic()
+        self._ratchet = Ratchet(config.state_dir)
+        for seen in self._ratchet.all():
+            self._views[seen.control.database] = View(seen.control, seen.contract)
+            self._known |= {known.snapshot: known for known in seen.snapshots}
         self._name = ""
         self._address = ""
         self._stop = Event()
@@ -107,6 +133,14 @@ class RouterWatch:
             )
         return view
 
+    def trial(self, database: str, request_id: str) -> Trial | None:
+        """What an unpinned request tries and is counted for; None where nothing is tried or watched, as mostly."""
+        with self._lock:
+            view = self._views.get(database)
+        if view is None or not view.control.tries:
+            return None
+        return Trial(view.control.live or "", view.canary(request_id))
+
     def refresh(self, database: str) -> View:
         """Read the registry now; where it cannot be read, the cached view, or the error if there is none."""
         try:
@@ -118,7 +152,7 @@ class RouterWatch:
             with self._lock:
                 cached = self._views.get(database)
                 if cached is not None and isinstance(error, NotFoundError):
-                    cached = self._views[database] = replace(cached, forgotten=True, _serving={})
+                    cached = self._views[database] = replace(cached, forgotten=True)
             if cached is not None:
                 self._followed.failed(database, error)
                 return cached
@@ -133,7 +167,9 @@ class RouterWatch:
             names = {replica.name for replica in replicas}
             last = (*old.replicas, *old.stale) if old else ()
             stale = tuple(replica for replica in last if replica.name not in names)
-            view = self._views[database] = View(control, contract, replicas, stale[-64:], forgotten, leased)
+            view = self._views[database] = View(
+                control, contract, replicas, stale[-64:], forgotten, leased, shards=self._shard_counts()
+            )
         return view
 
     def pin(self, database: str, snapshot: str, holder: str, ttl_s: float) -> tuple[str, int]:
@@ -191,6 +227,9 @@ class RouterWatch:
         view = self.refresh(database)
         if view.forgotten:
             self._restore(view)
+        else:
+            self._expire(view)
+        self._judge(view)
         epoch, now = view.control.epoch, time.monotonic()
         last = self._reported.get(database)
         if last is None or last[1] != epoch or now - last[0] >= self._config.heartbeat_s:
@@ -199,14 +238,49 @@ class RouterWatch:
         for snapshot in (view.control.live, view.control.candidate, view.control.previous):
             if snapshot:
                 self.manifest(database, snapshot)
+        self._ratchet.raise_to(Seen(view.contract, view.control, self._known_of(view.control)))
+
+    def _expire(self, view: View) -> None:
+        """Give up a candidate whose time is over, whoever prepared it, and retire what stood by long enough."""
+        control = view.control
+        if not control.timed:
+            return
+        after = self._registry.expire(control.database, control, actor=self._name)
+        if after != control:
+            _log.warning("database %s: time is over for what was prepared or stood by", control.database)
+            self.refresh(control.database)
+
+    def _judge(self, view: View) -> None:
+        """Undo a swap, or give up a canary, that breaks a limit it was asked with, as far as this router sees."""
+        control, database = view.control, view.control.database
+        if control.epoch != self._judged.get(database):
+            self._judged[database] = control.epoch
+            self.traffic.forget(database, control.live or "")
+        if control.terms.watches and control.candidate:
+            why = self.traffic.breach(database, control.candidate, control.terms)
+            if why:
+                _log.error("database %s: canary %s is given up: %s", database, control.candidate[:12], why)
+                self.traffic.forget(database, control.candidate)
+                self._registry.abort(database, control.candidate, actor=f"{self._name}: {why}")
+        elif control.watched_until and control.live and control.previous:
+            why = self.traffic.breach(database, control.live, control.terms)
+            if why and self._registry.now() < control.watched_until:
+                _log.error("database %s: epoch %s is undone: %s", database, control.epoch, why)
+                self._registry.rollback(database, expected_epoch=control.epoch, reason=why, actor=self._name)
+                self.refresh(database)
+
+    def _known_of(self, control: Control) -> tuple[KnownSnapshot, ...]:
+        with self._lock:
+            wanted = (control.live, control.previous, control.candidate)
+            return tuple(self._known[snapshot] for snapshot in wanted if snapshot in self._known)
 
     def _restore(self, view: View) -> None:
         control = view.control
-        with self._lock:
-            wanted = (control.live, control.previous, control.candidate)
-            known = [self._known[snapshot] for snapshot in wanted if snapshot in self._known]
-        if self._registry.restore(view.contract, control, known, actor=self._name):
+        if self._registry.restore(view.contract, control, self._known_of(control), actor=self._name):
             _log.warning("database %s: the registry had lost epoch %s, restored", control.database, control.epoch)
+
+    def _shard_counts(self) -> dict[str, int]:
+        return {snapshot: len(manifest.shards) for snapshot, manifest in self._manifests.items()}
 
     def _router_report(self, database: str, epoch: int) -> RouterReport:
         return RouterReport(database=database, name=self._name, address=self._address, epoch=epoch)

@@ -1,25 +1,31 @@
 """Follows the registry for a shard process: loads what is live, candidate, previous or leased, reports, unloads the rest.
 
 Everything happens on two threads of its own, one that polls and reports and one that loads, never on those that
-serve. A registry that cannot be read changes nothing: what was loaded is served on. No error ends the heartbeats.
+serve; what a load costs in time and memory is a child's (`loading`). A registry that cannot be read changes nothing: what
+was loaded is served on. No error ends the heartbeats.
 """
 
 from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
-from openbook_core.errors import OpenbookError
+from openbook_core.errors import NotFoundError, OpenbookError, Reason
+from openbook_core.sizes import readable
 from openbook_core.telemetry import get_logger
+from openbook_database.manifest import Manifest
+from openbook_database.mapped import Files, files_of, shards_of
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, KnownSnapshot, ReplicaReport, ReplicaSnapshot
-from openbook_database.snapshot import Snapshot
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.followed import Followed
 from openbook_retriever.holdings import Holdings
+from openbook_retriever.loading import GivenUpError, Loader
 from openbook_retriever.metrics import LOAD_FAILURES, LOADS, UNLOADS
+from openbook_retriever.ratchet import Ratchet, Seen
 
 _log = get_logger("openbook_retriever.shard_watch")
 
@@ -31,7 +37,8 @@ class ShardWatch:
         self._config = config
         self._registry = registry
         self._holdings = holdings
-        self._controls: dict[str, Control] = {}
+        self._ratchet = Ratchet(config.state_dir)
+        self._controls: dict[str, Control] = {seen.control.database: seen.control for seen in self._ratchet.all()}
         self._reported: dict[str, tuple[float, int, tuple[ReplicaSnapshot, ...]]] = {}
         self._followed = Followed(config, registry)
         self._name = ""
@@ -39,7 +46,8 @@ class ShardWatch:
         self._stop = Event()
         self._settled = Event()
         self._thread = Thread(target=self._run, name="shard-watch", daemon=True)
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="shard-load")
+        self._loader = Loader(config)
+        self._loads = ThreadPoolExecutor(1, thread_name_prefix="shard-load")
 
     def start(self, name: str, address: str) -> None:
         self._name, self._address = name, address
@@ -53,7 +61,8 @@ class ShardWatch:
         """Stop following and take the reports back; may be called again."""
         self._stop.set()
         self._thread.join()
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._loads.shutdown(wait=False, cancel_futures=True)
+        self._loader.stop()
         for database, control in self._controls.items():
             try:
                 self._registry.withdraw(self._replica_report(database, control, ()))
@@ -62,7 +71,7 @@ class ShardWatch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            for database in self._followed.names():
+            for database in self._followed.names(tuple(self._controls)):
                 try:
                     self._poll(database)
                 except Exception as error:  # noqa: BLE001
@@ -74,10 +83,18 @@ class ShardWatch:
             self._stop.wait(self._config.poll_interval_s)
 
     def _poll(self, database: str) -> None:
-        control = self._registry.control(database)
+        try:
+            control = self._registry.control(database)
+        except NotFoundError:
+            if not self._ratchet.tell(self._registry, database, self._name):
+                raise
+            control = self._registry.control(database)
         known = self._controls.get(database, control)
         if (control.epoch, control.fence) < (known.epoch, known.fence):
             control = known
+            self._ratchet.tell(self._registry, database, self._name)
+        elif (control.epoch, control.fence) > (known.epoch, known.fence) or self._ratchet.get(database) is None:
+            self._remember(control)
         self._controls[database] = control
         self._holdings.set_live(database, control.live or "")
         leased = sorted({lease.snapshot for lease in self._registry.leases(database)})
@@ -86,36 +103,63 @@ class ShardWatch:
         try:
             for snapshot in wanted:
                 self._begin_load(database, snapshot)
+            self._loader.give_up(self._holdings.loading(database) - set(wanted))
             for snapshot in self._holdings.keep_only(database, wanted, self._config.drain_s):
                 UNLOADS.inc()
                 _log.info("database %s: snapshot %s unloaded", database, snapshot[:12])
         finally:
             self._report(database, control)
 
+    def _remember(self, control: Control) -> None:
+        """Keep the record on disk, with those of its snapshots that are registered."""
+        known = []
+        for name in (control.live, control.previous, control.candidate):
+            with suppress(NotFoundError):
+                known += [self._registry.snapshot(control.database, name)] if name else []
+        self._ratchet.raise_to(Seen(self._registry.contract(control.database), control, tuple(known)))
+
     def _begin_load(self, database: str, snapshot: str) -> None:
         """The registry is read at each load: a repaired copy may have been registered in another folder."""
         if not self._holdings.lacks(database, snapshot, self._config.load_retry_s):
             return
         known = self._registry.snapshot(database, snapshot)
-        shards = tuple(n for n in range(known.shards) if n % self._config.member_count == self._config.member_index)
+        shards = shards_of(self._config.member_index, self._config.member_count, known.shards)
         self._holdings.begin(database, snapshot, shards)
-        self._loader.submit(self._load, database, known, shards)
+        self._loads.submit(self._load, database, known, shards)
 
     def _load(self, database: str, known: KnownSnapshot, shards: tuple[int, ...]) -> None:
         started = time.monotonic()
         try:
-            opened = Snapshot.open(Path(known.url), self._config.verify, shards=shards, expected_id=known.snapshot)
-            opened.check_golden()
+            files = self._require_room(known, shards)
+            opened = self._loader.load(known, shards)
+        except GivenUpError:
+            self._holdings.forget(database, known.snapshot)
+            return
         except Exception as error:  # noqa: BLE001  # or it would be loading forever
             LOAD_FAILURES.inc()
             why = str(error) if isinstance(error, OpenbookError) else f"{type(error).__name__}: {error}"
-            self._holdings.failed(database, known.snapshot, why)
+            reason = error.reason if isinstance(error, OpenbookError) else Reason.INTERNAL
+            self._holdings.failed(database, known.snapshot, why, reason)
             _log.exception("database %s: snapshot %s not loaded", database, known.snapshot[:12])
             return
         LOADS.inc()
-        self._holdings.loaded(database, opened)
+        self._holdings.loaded(database, opened, files)
         seconds = time.monotonic() - started
         _log.info("database %s: snapshot %s loaded, shards %s, %.2f s", database, known.snapshot[:12], shards, seconds)
+
+    def _require_room(self, known: KnownSnapshot, shards: tuple[int, ...]) -> Files:
+        """The files to be mapped; raises OpenbookError with the numbers where they are more than there is room for."""
+        folder = Path(known.url)
+        files = files_of(folder, Manifest.read(folder), shards)
+        held, limit = self._holdings.bytes(), self._config.bytes_limit
+        more = self._holdings.bytes(files) - held
+        if limit and held + more > limit:
+            raise OpenbookError(
+                f"snapshot {known.snapshot[:12]} would map {readable(more)} more here, {readable(held)} are mapped, and the "
+                f"limit is {readable(limit)}: raise memory_limit_mb, add members that share the shards, or retire a snapshot",
+                reason=Reason.OUT_OF_MEMORY,
+            )
+        return files
 
     def _report(self, database: str, control: Control) -> None:
         """Tell the registry what is held: at once where it changed, else at each heartbeat."""
@@ -129,5 +173,13 @@ class ShardWatch:
 
     def _replica_report(self, database: str, control: Control, held: tuple[ReplicaSnapshot, ...]) -> ReplicaReport:
         return ReplicaReport(
-            database=database, name=self._name, address=self._address, epoch=control.epoch, snapshots=held
+            database=database,
+            name=self._name,
+            address=self._address,
+            epoch=control.epoch,
+            snapshots=held,
+            bytes=self._holdings.bytes(),
+            bytes_limit=self._config.bytes_limit,
+            member_index=self._config.member_index,
+            member_count=self._config.member_count,
         )

@@ -83,6 +83,7 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
         self.open.set()
         self.on_tokens = lambda: None
         self.refusal: OpenbookError | None = None
+        self.pins: list[str] = []
         self.contract: dict[str, Any] = {"tokenizer": byte_tokenizer().fingerprint.record, "chunk_length": M}
 
     def start(self) -> RunningServer:
@@ -104,6 +105,15 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
             epoch=self.epoch,
             contract_json=canonical_json(self.contract),
         )
+
+    def Pin(self, request: retriever_pb2.PinRequest, context: grpc.ServicerContext) -> retriever_pb2.PinReply:
+        if request.snapshot not in self.pins:
+            self.pins.append(request.snapshot)
+        return retriever_pb2.PinReply(snapshot=request.snapshot, epoch=self.epoch)
+
+    def Unpin(self, request: retriever_pb2.UnpinRequest, context: grpc.ServicerContext) -> retriever_pb2.UnpinReply:
+        self.pins.remove(request.snapshot)
+        return retriever_pb2.UnpinReply()
 
     def SearchText(
         self, request: retriever_pb2.SearchTextRequest, context: grpc.ServicerContext

@@ -124,7 +124,7 @@ def test_every_rpc_has_its_scope() -> None:
     ]
     methods = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
     admin = {method.rpartition("/")[2] for method in methods if scope_of(method) == "admin"}
-    assert admin == {"Register", "Prepare", "Activate", "Rollback", "Abort"}
+    assert admin == {"Register", "Prepare", "Activate", "Rollback", "Abort", "Retire"}
     assert {scope_of(method) for method in methods} == {"admin", "read"}
     assert scope_of("/openbook_proto.v1.DatabaseAdmin/Watch") == "read"
     assert scope_of("/openbook_proto.v1.DatabaseAdmin/NotYetThere") == "admin"

@@ -33,6 +33,10 @@ class Hold:
         self._thread = threading.Thread(target=self._run, name="snapshot-hold", daemon=True)
         self._thread.start()
 
+    @property
+    def closed(self) -> bool:
+        return self._stop.is_set()
+
     def close(self) -> None:
         """End it; may be called again. A release that fails is logged: the pin then ends by itself."""
         if self._stop.is_set():

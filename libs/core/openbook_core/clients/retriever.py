@@ -187,8 +187,9 @@ class RetrieverClient(Client):
         def release() -> None:
             self._call(self._stub.Unpin, back, timeout_s)
 
-        self._holds.append(Hold(reply.snapshot, ttl_s, renew, release))
-        return self._holds[-1]
+        held = Hold(reply.snapshot, ttl_s, renew, release)
+        self._holds = [*(each for each in self._holds if not each.closed), held]
+        return held
 
     def close(self) -> None:
         for held in self._holds:

@@ -141,7 +141,7 @@ class _Interceptor(grpc.ServerInterceptor):
             except OpenbookError as error:
                 return _refusal(error, details.method, headers)
         handler = continuation(details)
-        if handler is None or not (handler.unary_unary or handler.stream_stream):
+        if handler is None or handler.stream_unary:
             return handler
 
         def call(request: Any, context: grpc.ServicerContext) -> Any:
@@ -156,9 +156,18 @@ class _Interceptor(grpc.ServerInterceptor):
                     self._workers.require_admitted()
                 yield from handler.stream_stream(map(_decoded, requests), context)
 
-        kind = grpc.unary_unary_rpc_method_handler if handler.unary_unary else grpc.stream_stream_rpc_method_handler
+        def follow(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with _answering(details.method, headers, caller, context):
+                yield from handler.unary_stream(_decoded(request), context)
+
+        kind: Any = grpc.stream_stream_rpc_method_handler
+        behaviour: Callable[[Any, grpc.ServicerContext], Any] = stream
+        if handler.unary_unary:
+            kind, behaviour = grpc.unary_unary_rpc_method_handler, call
+        elif handler.unary_stream:
+            kind, behaviour = grpc.unary_stream_rpc_method_handler, follow
         return kind(
-            call if handler.unary_unary else stream,
+            behaviour,
             request_deserializer=deserializer_of(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )

@@ -26,7 +26,7 @@ from openbook_core.security.reread import Reread, read_setting
 Scope = Literal["read", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 _FORM = '{"name": "ci", "sha256": "64 hexadecimal digits", "scopes": ["read", "admin"]}'
-_ADMIN_SERVICE, _ADMIN_READS = "openbook_proto.v1.DatabaseAdmin", ("List", "Watch")
+_ADMIN_SERVICE, _ADMIN_READS = "openbook_proto.v1.DatabaseAdmin", ("List", "Plan", "Watch")
 _caller: ContextVar[str] = ContextVar("caller", default="")
 
 

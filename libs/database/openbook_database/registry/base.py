@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from openbook_core.errors import (
@@ -27,6 +28,7 @@ from openbook_database.contract import Contract
 from openbook_database.manifest import Manifest
 from openbook_database.registry.readiness import ReadyCheck, every_shard_ready
 from openbook_database.registry.records import (
+    DEFAULT_TERMS,
     AuditEntry,
     Control,
     DatabaseState,
@@ -36,6 +38,7 @@ from openbook_database.registry.records import (
     ReplicaReport,
     Report,
     RouterReport,
+    SwapTerms,
 )
 
 DEFAULT_TTL_S = 5.0
@@ -103,8 +106,8 @@ class Registry(ABC):
             self._put_snapshot(database, known)
         return known
 
-    def prepare(self, database: str, snapshot: str, *, actor: str = "") -> Control:
-        """Have replicas load `snapshot` beside the live one."""
+    def prepare(self, database: str, snapshot: str, *, terms: SwapTerms = DEFAULT_TERMS, actor: str = "") -> Control:
+        """Have replicas load `snapshot` beside the live one; a repeated call keeps the first one's `terms`."""
         known = self.snapshot(database, snapshot)
         control = self.control(database)
         if control.candidate == known.snapshot or (control.live == known.snapshot and control.candidate is None):
@@ -115,7 +118,17 @@ class Registry(ABC):
                     f"database {database!r} is already being moved to snapshot {control.candidate[:12]}: activate or "
                     "abort that one first"
                 )
-            return self._change(control, replace(control, candidate=known.snapshot, phase=Phase.PREPARING))
+            return self._change(
+                control,
+                replace(
+                    control,
+                    candidate=known.snapshot,
+                    phase=Phase.PREPARING,
+                    terms=terms,
+                    expires=self._clock() + terms.deadline_s,
+                    watched_until=0.0,
+                ),
+            )
 
     def activate(
         self,
@@ -123,10 +136,11 @@ class Registry(ABC):
         snapshot: str,
         *,
         expected_epoch: int | None = None,
-        ready_check: ReadyCheck = every_shard_ready,
+        ready_check: ReadyCheck | None = None,
         actor: str = "",
     ) -> Control:
-        """Make the prepared `snapshot` live by one compare-and-set; `ready_check` raises where it may not be yet."""
+        """Make the prepared `snapshot` live by one compare-and-set; `ready_check` raises where it may not be yet (by
+        default where a shard has fewer ready replicas than the swap's quorum)."""
         known = self.snapshot(database, snapshot)
         control = self.control(database)
         if control.live == known.snapshot and expected_epoch in (None, control.epoch, control.epoch - 1):
@@ -140,7 +154,8 @@ class Registry(ABC):
                     reason=Reason.NOT_READY,
                     field="snapshot",
                 )
-            ready_check(known, self.replicas(database))
+            (ready_check or _quorum(control))(known, self.replicas(database))
+            now, terms = self._clock(), control.terms
             return self._change(
                 control,
                 replace(
@@ -151,6 +166,10 @@ class Registry(ABC):
                     candidate=None,
                     phase=Phase.IDLE,
                     moved_by="activate",
+                    reason="",
+                    expires=0.0,
+                    watched_until=now + terms.watch_s if terms.watches and terms.watch_s else 0.0,
+                    standby_until=now + terms.standby_s if terms.standby_s and control.live else 0.0,
                 ),
             )
 
@@ -163,7 +182,43 @@ class Registry(ABC):
         if control.candidate is None or not control.candidate.startswith(snapshot):
             return control
         with self._audited(database, "abort", control.candidate, actor):
-            return self._change(control, replace(control, candidate=None, phase=Phase.IDLE))
+            return self._change(control, replace(control, candidate=None, phase=Phase.IDLE, expires=0.0))
+
+    def retire(self, database: str, *, actor: str = "") -> Control:
+        """Keep the previous snapshot no longer: replicas unload it when its requests and leases have ended.
+
+        There is nothing to go back to then.
+        """
+        control = self.control(database)
+        if control.previous is None:
+            return control
+        with self._audited(database, "retire", control.previous, actor):
+            return self._change(control, replace(control, previous=None, standby_until=0.0))
+
+    def expire(self, database: str, control: Control, *, actor: str = "") -> Control:
+        """What is to happen by itself at a moment that has passed: the candidate is given up, the previous snapshot
+        retired. `control`: as it was just read. Anybody may call it at any time; where somebody else was faster nothing
+        is done. Returns the record after it."""
+        if not control.timed:
+            return control
+        now = self._clock()
+        late = control.candidate is not None and 0 < control.expires <= now
+        over = control.previous is not None and 0 < control.standby_until <= now
+        if not (late or over):
+            return control
+        new = control
+        if late:
+            new = replace(new, candidate=None, phase=Phase.IDLE, expires=0.0)
+        if over:
+            new = replace(new, previous=None, standby_until=0.0)
+        new = replace(new, fence=control.fence + 1)
+        if not self._compare_and_set(control, new):
+            return self.control(database)
+        for verb, happened, snapshot in (("expire", late, control.candidate), ("retire", over, control.previous)):
+            if happened:
+                entry = AuditEntry(now, actor, verb, snapshot or "", "done", control.epoch)
+                self._append_audit(database, entry)
+        return new
 
     def rollback(
         self,
@@ -171,9 +226,10 @@ class Registry(ABC):
         *,
         expected_epoch: int | None = None,
         ready_check: ReadyCheck = every_shard_ready,
+        reason: str = "",
         actor: str = "",
     ) -> Control:
-        """Make the previous snapshot live again, at once.
+        """Make the previous snapshot live again, at once; the `reason` goes into the record.
 
         The snapshot it replaces becomes the previous one, so a second rollback goes forward again. With
         `expected_epoch` a repeated call changes nothing.
@@ -199,6 +255,10 @@ class Registry(ABC):
                     candidate=candidate,
                     phase=Phase.PREPARING if candidate else Phase.IDLE,
                     moved_by="rollback",
+                    reason=reason,
+                    expires=control.expires if candidate else 0.0,
+                    watched_until=0.0,
+                    standby_until=0.0,
                 ),
             )
 
@@ -317,6 +377,10 @@ class Registry(ABC):
                 raise self._unknown_database(database)
             return Control(database)
         return control
+
+    def now(self) -> float:
+        """Seconds since 1970 by the registry's clock, to compare with moments in its records."""
+        return self._clock()
 
     def audit(self, database: str) -> Sequence[AuditEntry]:
         """Who asked for what when, oldest first."""
@@ -439,6 +503,10 @@ class Registry(ABC):
             note(f"refused: {error}")
             raise
         note("done")
+
+
+def _quorum(control: Control) -> ReadyCheck:
+    return partial(every_shard_ready, quorum=control.terms.quorum)
 
 
 def _lease_name(holder: str, snapshot: str) -> str:

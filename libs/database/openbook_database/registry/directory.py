@@ -45,18 +45,18 @@ class DirectoryRegistry(Registry):
         with self._locked(database):
             stored = self._load_contract(database)
             if stored is None:
-                _write_json(path, contract.to_record())
+                write_json(path, contract.to_record())
                 return contract
             return stored
 
     def _load_contract(self, database: str) -> Contract | None:
         path = self._root / database / "contract.json"
-        record = _read_json(path)
+        record = read_json(path)
         return None if record is None else Contract.from_record(record, str(path))
 
     def _load_control(self, database: str) -> Control | None:
         path = self._root / database / "control.json"
-        record = _read_json(path)
+        record = read_json(path)
         return None if record is None else _parse(path, Control, record)
 
     def _compare_and_set(self, expected: Control, new: Control) -> bool:
@@ -64,17 +64,17 @@ class DirectoryRegistry(Registry):
             now = self._load_control(new.database) or Control(new.database)
             if (now.epoch, now.fence) != (expected.epoch, expected.fence):
                 return False
-            _write_json(self._root / new.database / "control.json", new.to_record())
+            write_json(self._root / new.database / "control.json", new.to_record())
             return True
 
     def _put_snapshot(self, database: str, known: KnownSnapshot) -> None:
-        _write_json(self._root / database / "snapshots" / f"{known.snapshot}.json", known.to_record())
+        write_json(self._root / database / "snapshots" / f"{known.snapshot}.json", known.to_record())
 
     def _snapshots(self, database: str) -> Sequence[KnownSnapshot]:
         return _read_all(self._root / database / "snapshots", KnownSnapshot)
 
     def _store_report(self, kind: str, report: Report) -> None:
-        _write_json(self._report_path(kind, report.database, report.name), report.to_record(), durable=False)
+        write_json(self._report_path(kind, report.database, report.name), report.to_record(), durable=False)
 
     def _drop_report(self, kind: str, database: str, name: str) -> None:
         self._report_path(kind, database, name).unlink(missing_ok=True)
@@ -120,11 +120,11 @@ def _audit_entry(line: str) -> AuditEntry | None:
     """None for a line that a power cut tore."""
     try:
         return AuditEntry.from_record(json.loads(line))
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         return None
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
@@ -152,7 +152,7 @@ def _read_all(folder: Path, record_type: Any) -> list[Any]:
     records = []
     for name in _names(folder):
         path = folder / name
-        record = _read_json(path) if path.suffix == ".json" else None
+        record = read_json(path) if path.suffix == ".json" else None
         if record is not None:
             records.append(_parse(path, record_type, record))
     return records
@@ -165,7 +165,7 @@ def _parse(path: Path, record_type: Any, record: dict[str, Any]) -> Any:
         raise CorruptError(f"{path}: cannot be read: {error!r}") from error
 
 
-def _write_json(path: Path, record: dict[str, Any], *, durable: bool = True) -> None:
+def write_json(path: Path, record: dict[str, Any], *, durable: bool = True) -> None:
     """One rename; `durable` also flushes to the disk (heartbeats need not survive a power cut)."""
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
 
+from openbook_core.errors import ArgumentError
 from openbook_database.contract import Contract
+
+MAX_SECONDS = 30 * 86_400.0
+
+
+def _require(field: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ArgumentError(f"{field}: must be {expected}, given {value}", field=field)
 
 
 class Phase(StrEnum):
@@ -26,14 +35,60 @@ class LoadState(StrEnum):
 
 
 class _Record:
-    """JSON both ways for flat dataclasses."""
+    """JSON both ways for flat dataclasses; fields that a later release added are passed over."""
 
     def to_record(self) -> dict[str, Any]:
         return asdict(self)  # type: ignore[call-overload,no-any-return]
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        return cls(**record)
+        known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{name: value for name, value in record.items() if name in known})
+
+
+@dataclass(frozen=True)
+class SwapTerms(_Record):
+    """What a swap is asked with.
+
+    `deadline_s`: a candidate that is not live by then is given up, whoever asked for it. `quorum`: ready replicas that
+    each shard must have. `canary_percent`: share of the unpinned requests that the candidate answers once it is ready.
+    `standby_s`: the snapshot that was live before is retired so long after; 0 keeps it until the next swap.
+    `watch_s`: for so long after it the swap is undone by the routers where, of the requests that the new snapshot
+    answers, the share of failed ones is above `max_error_share`, that of queries without a neighbour above
+    `max_empty_share`, or the 99th percentile of the latency above `max_p99_ms` (None: not watched). A canary that breaks one
+    of these is given up.
+    """
+
+    deadline_s: float = 300.0
+    quorum: int = 1
+    canary_percent: float = 0.0
+    standby_s: float = 0.0
+    watch_s: float = 0.0
+    max_error_share: float | None = None
+    max_empty_share: float | None = None
+    max_p99_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ArgumentError naming the field."""
+        _require("deadline_s", self.deadline_s, 0 < self.deadline_s <= MAX_SECONDS, f"above 0, at most {MAX_SECONDS:g}")
+        _require("quorum", self.quorum, 1 <= self.quorum <= 1024, "from 1 to 1024")
+        _require("canary_percent", self.canary_percent, 0 <= self.canary_percent <= 100, "from 0 to 100")
+        for name in ("standby_s", "watch_s"):
+            value = getattr(self, name)
+            _require(name, value, 0 <= value <= MAX_SECONDS, f"from 0 to {MAX_SECONDS:g}")
+        for name in ("max_error_share", "max_empty_share"):
+            share = getattr(self, name)
+            _require(name, share, share is None or 0 <= share <= 1, "from 0 to 1")
+        p99 = self.max_p99_ms
+        _require("max_p99_ms", p99, p99 is None or 0 < p99 < math.inf, "above 0")
+
+    @property
+    def watches(self) -> bool:
+        """Whether any limit is set."""
+        return (self.max_error_share, self.max_empty_share, self.max_p99_ms) != (None, None, None)
+
+
+DEFAULT_TERMS = SwapTerms()
 
 
 @dataclass(frozen=True)
@@ -41,7 +96,10 @@ class Control(_Record):
     """The one mutable record of a database; changed only by compare-and-set.
 
     `epoch` grows with every change of `live`, a rollback included; `fence` with every change at all. `moved_by` is
-    the verb that made the present epoch: "activate", "rollback", or "" before the first.
+    the verb that made the present epoch: "activate", "rollback", or "" before the first; `reason`: why, where it was not
+    asked for by a person. `terms`: of the candidate, and once it is live of that.
+    Moments are seconds since 1970 by the registry's clock, 0 for none: the candidate is given up at `expires`, the live
+    snapshot is watched until `watched_until`, the previous one is retired at `standby_until`.
     """
 
     database: str
@@ -52,9 +110,28 @@ class Control(_Record):
     candidate: str | None = None
     phase: Phase = Phase.IDLE
     moved_by: str = ""
+    reason: str = ""
+    terms: SwapTerms = DEFAULT_TERMS
+    expires: float = 0.0
+    watched_until: float = 0.0
+    standby_until: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phase", Phase(self.phase))
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        return super().from_record({**record, "terms": SwapTerms.from_record(record.get("terms", {}))})
+
+    @property
+    def tries(self) -> bool:
+        """Whether requests try a candidate, or are watched for what a swap changed."""
+        return bool(self.watched_until or (self.candidate and self.terms.canary_percent))
+
+    @property
+    def timed(self) -> bool:
+        """Whether something is to happen by itself at some moment."""
+        return bool(self.expires or self.standby_until)
 
 
 @dataclass(frozen=True)
@@ -70,12 +147,17 @@ class KnownSnapshot(_Record):
 
 @dataclass(frozen=True)
 class ReplicaSnapshot(_Record):
-    """What one replica holds of one snapshot: the shards it serves, and how far it is."""
+    """What one replica holds of one snapshot: the shards it serves, how far it is, and `bytes` of mapped files.
+
+    `reason` (a value of `openbook_core.errors.Reason`) and `error` say why it failed.
+    """
 
     snapshot: str
     state: LoadState
     shards: tuple[int, ...] = ()
     error: str = ""
+    reason: str = ""
+    bytes: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", LoadState(self.state))
@@ -84,7 +166,11 @@ class ReplicaSnapshot(_Record):
 
 @dataclass(frozen=True)
 class ReplicaReport(_Record):
-    """What a process that serves shards says of itself. `heartbeat` (seconds since 1970) is set by the registry."""
+    """What a process that serves shards says of itself. `heartbeat` (seconds since 1970) is set by the registry.
+
+    `bytes`: of the files that it maps, those of several snapshots counted once; `bytes_limit`: most that it takes, 0
+    where that is left to the system. It serves the shards whose number modulo `member_count` is `member_index`.
+    """
 
     database: str
     name: str
@@ -92,11 +178,15 @@ class ReplicaReport(_Record):
     epoch: int
     snapshots: tuple[ReplicaSnapshot, ...] = ()
     heartbeat: float = 0.0
+    bytes: int = 0
+    bytes_limit: int = 0
+    member_index: int = 0
+    member_count: int = 1
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         held = tuple(ReplicaSnapshot.from_record(item) for item in record["snapshots"])
-        return cls(**{**record, "snapshots": held})
+        return super().from_record({**record, "snapshots": held})
 
     def serves(self, snapshot: str) -> tuple[int, ...]:
         """Shards of `snapshot` that this replica reports ready."""

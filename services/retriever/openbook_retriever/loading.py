@@ -1,0 +1,139 @@
+"""Loads a snapshot into a shard process: checked by a child, then mapped here with sizes compared alone.
+
+Hashing, reading indexes that may be damaged and the golden queries take their time, their memory and their crashes
+elsewhere; the serving process only maps what was found whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from openbook_core.errors import CorruptError, OpenbookError, Reason
+from openbook_core.tokenizer import Tokenizer
+from openbook_database.registry.records import KnownSnapshot
+from openbook_database.snapshot import Snapshot
+from openbook_retriever.config import RetrieverConfig
+
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
+)
+
+
+class GivenUpError(OpenbookError):
+    """The check was ended because nobody wants the snapshot any more."""
+
+
+class Loader:
+    """Loads one snapshot at a time. `stop` ends the check that is under way."""
+
+    def __init__(self, config: RetrieverConfig) -> None:
+        self._config = config
+        self._lock = Lock()
+        self._checker: subprocess.Popen[str] | None = None
+        self._checked = ""
+        self._tokenizer: Tokenizer | None = None
+        self._given_up = self._stopped = False
+
+    def stop(self) -> None:
+        """Begin no check any more, and end the one under way; may be called again."""
+        with self._lock:
+            self._stopped = True
+            self._kill()
+
+    def give_up(self, snapshots: Collection[str]) -> None:
+        """End the check that is under way where it is of one of these: it may hang on a disk that does not answer."""
+        with self._lock:
+            if self._checked and self._checked in snapshots:
+                self._given_up = True
+                self._kill()
+
+    def load(self, known: KnownSnapshot, shards: tuple[int, ...]) -> Snapshot:
+        """Raises GivenUpError after `give_up`; CorruptError naming what is damaged, also where the check of it crashed; with
+        the reason OUT_OF_MEMORY an OpenbookError where it was refused memory or was killed for it."""
+        self._check(known, shards)
+        opened = Snapshot.open(
+            Path(known.url), "sizes", shards=shards, expected_id=known.snapshot, known_tokenizer=self._tokenizer
+        )
+        self._tokenizer = opened.tokenizer
+        return opened
+
+    def _check(self, known: KnownSnapshot, shards: tuple[int, ...]) -> None:
+        request = {
+            "folder": known.url,
+            "snapshot": known.snapshot,
+            "shards": shards,
+            "verify": self._config.verify,
+            "memory_mb": self._config.check_memory_mb,
+            "nice": self._config.check_nice,
+        }
+        with self._lock:
+            if self._stopped:
+                raise OpenbookError("the process is stopping")
+            self._checked, self._given_up = known.snapshot, False
+            checker = self._running()
+        answer = _ask(checker, request)
+        with self._lock:
+            self._checked = ""
+            if self._given_up:
+                raise GivenUpError(f"{known.url}: is not wanted any more")
+            if not answer:
+                self._kill()
+                answer = {"code": checker.wait(), "complaint": "the process that checks files ended"}
+        if "seconds" not in answer:
+            raise _failure(known.url, answer)
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._checker is None or self._checker.poll() is not None:
+            self._checker = subprocess.Popen(
+                [sys.executable, "-m", "openbook_retriever.check", "--serve"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **_ONE_THREAD, "OMP_WAIT_POLICY": "PASSIVE"},
+                start_new_session=True,
+            )
+        return self._checker
+
+    def _kill(self) -> None:
+        """The process that checks, and the fork in which it does."""
+        if self._checker is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._checker.pid, signal.SIGKILL)
+            self._checker.wait()
+
+
+def _ask(checker: subprocess.Popen[str], request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer; empty where the process ended without one."""
+    assert checker.stdin is not None
+    assert checker.stdout is not None
+    with suppress(BrokenPipeError):
+        checker.stdin.write(json.dumps(request) + "\n")
+        checker.stdin.flush()
+    line = checker.stdout.readline()
+    answer: dict[str, Any] = json.loads(line) if line.endswith("\n") else {}
+    return answer
+
+
+def _failure(folder: str, answer: Mapping[str, Any]) -> OpenbookError:
+    if "error" in answer:
+        kind = CorruptError if answer["reason"] == Reason.CORRUPT else OpenbookError
+        return kind(answer["error"], reason=Reason(answer["reason"]))
+    code, complaint = int(answer["code"]), str(answer["complaint"])
+    if code == -signal.SIGKILL:
+        return OpenbookError(
+            f"{folder}: its check was killed: is there too little memory?", reason=Reason.OUT_OF_MEMORY
+        )
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    last = (complaint.strip().splitlines() or ["without a word"])[-1]
+    if "bad_alloc" in complaint or "MemoryError" in complaint or "annot allocate" in complaint:
+        return OpenbookError(f"{folder}: its check {how}: {last}", reason=Reason.OUT_OF_MEMORY)
+    return CorruptError(f"{folder}: its check {how}: {last}; the files are damaged", reason=Reason.CORRUPT)
