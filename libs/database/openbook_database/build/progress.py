@@ -103,14 +103,14 @@ class Stage:
                 seconds_left=None if update.seconds_left is None else round(update.seconds_left, 1),
             )
 
-    def reach(self, chunks: int, *, reused: bool = False) -> Callable[[float], None]:
+    def reach(self, chunks: int) -> Callable[[float], None]:
         """Of work that counts as so many chunks, tells what share is done, 0 to 1; the next call tells what has come."""
         told = 0
 
         def tell(share: float) -> None:
             nonlocal told
             told, before = round(share * chunks), told
-            self.advance(told - before, reused=reused)
+            self.advance(told - before)
 
         return tell
 

@@ -47,4 +47,5 @@ def run_train_stage(
         index = train_quantiser(recipe, sample_ND, gpu=gpu, progress=stage.reach(size))
         write_atomically(path, lambda temporary: write_quantiser(temporary, index))
     Quantiser(path, dimension=dimension).require(recipe)
-    stage.reach(size, reused=reused)(1.0)
+    if reused:
+        stage.advance(size, reused=True)
