@@ -1,6 +1,6 @@
 """Requests while the book is swapped under them: none fails, none is mixed, and how late the latest are.
 
-python benchmarks/swap.py [--quick] [--json FILE] [--plot FILE]
+python benchmarks/swap.py [--quick] [--chunks N] [--json FILE] [--plot FILE]
 
 Four shards in two replicas each, in processes of their own, two routers; an open loop of callers that never try again,
 at half of the measured capacity; every reply is compared from outside with the exact answer of the snapshot that it
@@ -14,7 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +106,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a small book and few swaps, under three minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and what they follow from")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them as PNG")
+    parser.add_argument("--chunks", type=int, help="of each edition, instead of the size's own")
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
+    if options.chunks:
+        size = replace(size, chunks=options.chunks)
     return run_benchmark(
         lambda work: run(size, work),
         figure_lines,
@@ -135,7 +138,7 @@ def run(size: Size, work: Path) -> dict[str, Any]:
     )
     np.save(work / "queries.npy", book.queries_QD)
     raw = {
-        "command": f"python benchmarks/swap.py{' --quick' if size == QUICK else ''}",
+        "command": _command(size),
         **circumstances,
         "size": asdict(size),
         "soak": soak(size, book, work),
@@ -302,6 +305,12 @@ def _judged(calls: Calls, book: Book, begun: float) -> dict[str, Any]:
         "epochs": len(np.unique(calls.epochs)),
         "by_snapshot": {name: calls.snapshots.count(name) for name in book.snapshots},
     }
+
+
+def _command(size: Size) -> str:
+    quick = size == replace(QUICK, chunks=size.chunks)
+    chunks = "" if size in (QUICK, FULL) else f" --chunks {size.chunks}"
+    return f"python benchmarks/swap.py{' --quick' if quick else ''}{chunks}"
 
 
 def _say(text: str) -> None:

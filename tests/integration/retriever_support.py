@@ -131,10 +131,10 @@ class Process:
         if self.popen.poll() is None:
             self.popen.terminate()
         try:
-            return self.popen.wait(15)
+            return self.popen.wait(60)
         except subprocess.TimeoutExpired:
             self.popen.kill()
-            return self.popen.wait(15)
+            return self.popen.wait(60)
 
 
 def start_process(registry: Path | str, log: Path, *options: str) -> Process:
@@ -204,7 +204,7 @@ def start_router_alone(folder: Path, registry: Path) -> Iterator[str]:
         process.stop()
 
 
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 240.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"not within {timeout_s} s: {what}"
@@ -277,7 +277,7 @@ class Load:
 def move(admin: AdminClient, snapshot: str) -> int:
     """Prepare, wait until it can be activated, activate; returns the epoch."""
     admin.prepare(DATABASE, snapshot)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         try:
             return admin.activate(DATABASE, snapshot).epoch

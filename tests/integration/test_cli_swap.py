@@ -21,7 +21,7 @@ from retriever_support import DATABASE
 
 def openbook(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "openbook_cli", "db", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, timeout=400)
 
 
 def done(*arguments: str) -> str:
@@ -64,7 +64,7 @@ def test_a_swap_a_corrupt_candidate_and_a_rollback(tmp_path: Path) -> None:
         (as_json,) = json.loads(done("status", DATABASE, "--json", "--router", router))
         assert all(int(held["bytes"]) > 0 for replica in as_json["replicas"] for held in replica["snapshots"])
         watching = subprocess.Popen(
-            [sys.executable, "-m", "openbook_cli", "db", "watch", "--seconds", "60", "--router", router],
+            [sys.executable, "-m", "openbook_cli", "db", "watch", "--seconds", "400", "--router", router],
             stdout=subprocess.PIPE,
             text=True,
         )

@@ -145,11 +145,11 @@ def test_the_plan_says_what_fits_and_refuses_what_does_not(tmp_path: Path, editi
         assert "refused" in {plan.mode for plan in planned.replicas}
         command = [sys.executable, "-m", "openbook_cli", "db", "swap", DATABASE, new.id]
         command += ["--router", processes[0].address]
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=400)
         assert refused.returncode == 1
         assert "DOES NOT FIT" in refused.stderr
         assert "has a limit of" in refused.stderr.splitlines()[-1]
-        shown = subprocess.run([*command, "--plan"], capture_output=True, text=True, timeout=120)
+        shown = subprocess.run([*command, "--plan"], capture_output=True, text=True, timeout=400)
         assert (shown.returncode, json.loads(shown.stdout)["fits"]) == (1, False)
         with pytest.raises(PreconditionError) as caught:
             admin.prepare(DATABASE, new.id)
