@@ -158,6 +158,8 @@ class _Interceptor(grpc.ServerInterceptor):
 
         def follow(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
+                if scope is not None:
+                    self._workers.require_admitted()
                 yield from handler.unary_stream(_decoded(request), context)
 
         kind: Any = grpc.stream_stream_rpc_method_handler

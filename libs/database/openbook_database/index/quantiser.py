@@ -58,7 +58,7 @@ def train_quantiser(
         rotation: Any = faiss.downcast_VectorTransform(index.chain.at(0))
         rotation.pq = parts
         kept.append(parts)
-    assigner = faiss.IndexFlatIP(lists.d)
+    assigner: faiss.Index = faiss.IndexFlatIP(lists.d)
     if gpu:
         assigner = faiss.index_cpu_to_all_gpus(assigner)
     rotation_work, list_work, code_work = recipe.training_work(dimension, len(sample_ND))
