@@ -24,7 +24,10 @@ FindNeighbors = Callable[[Sequence[str]], Neighbors]
 
 
 class NeighborFinder:
-    """A FindNeighbors that asks the retriever, always for one snapshot; errors and retries as LiveSource's."""
+    """A FindNeighbors that asks the retriever, always for one snapshot; errors and retries as LiveSource's.
+
+    It gives what the model reads: `num_neighbors`, each no longer than `neighbor_length`.
+    """
 
     def __init__(
         self,
@@ -36,7 +39,7 @@ class NeighborFinder:
         deadline_s: float = 30.0,
     ) -> None:
         """Raises MismatchError for a database of another tokenizer or chunk length."""
-        self._chunk_length = model.chunk_length
+        self._chunk_length, self._read = model.chunk_length, (model.num_neighbors, model.neighbor_length)
         settings = RetrievalConfig(
             address=address, database=database, exclude_own_document=False, deadline_s=deadline_s
         )
@@ -46,7 +49,7 @@ class NeighborFinder:
 
     def __call__(self, texts: Sequence[str]) -> Neighbors:
         row = tuple(Query(text, "") if text.strip() else None for text in texts)
-        found = self._source.fetch(Batch(_NOTHING, _NOTHING, None, (self._chunk_length,), (row,)))
+        found = self._source.fetch(Batch(_NOTHING, _NOTHING, None, (self._chunk_length,), (row,))).narrowed(*self._read)
         return Neighbors(torch.from_numpy(found.ids_BLKR[0]), torch.from_numpy(found.lengths_BLK[0]))
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """What is counted of a model's answers about the Factbook."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,27 @@ def test_old_answers_under_the_new_book_are_stale_and_right_ones_exact(
 
 def test_the_given_passages_hold_the_answer_once(data: tuple[Path, Tokenizer, RetroModel]) -> None:
     some, decode = asker(data, "new"), data[1].decode
-    assert some.parted == 0
+    assert some.parted.total() == 0
     for row, (one,), two in zip(some.rows, some.given(1), some.given(2), strict=True):
         assert row.answer in decode(one)
         assert sum(row.answer in decode(passage) for passage in two) == 1
         assert sum(f" of {row.country}:" in decode(passage) for passage in two) == 1
         assert all(len(passage) <= LIMIT for passage in two)
+
+
+def test_a_question_whose_answer_a_cut_has_parted_counts_against_all(
+    data: tuple[Path, Tokenizer, RetroModel],
+) -> None:
+    folder, tokenizer, model = data
+    lines = edition_lines(folder / f"{LAST}.jsonl.zst")
+    rows = list(asked(folder / f"qa_{EDITIONS[0]}_{LAST}.jsonl.zst", "new", lines, "test"))
+    people = [row for row in rows if row.group == "people"]
+    gone = dataclasses.replace(people[0], id="gone", answer="nowhere to be found")
+    some = Asker(model, tokenizer, [*rows, gone])
+    assert len(some.rows) == len(rows) and some.parted == {"people": 1}
+    perfect = some.score([row.answer for row in some.rows])["people"]
+    assert perfect["exact"] == 1.0 and perfect["parted"] == 1
+    assert perfect["exact_of_all"] == len(people) / (len(people) + 1)
 
 
 def test_the_reports_ask_the_model_with_and_without_passages(data: tuple[Path, Tokenizer, RetroModel]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
@@ -28,12 +28,12 @@ class Asker:
     """Asks one model the questions of one edition."""
 
     def __init__(self, model: RetroModel, tokenizer: Tokenizer, rows: Sequence[Asked]) -> None:
-        """`rows` whose answer a cut between two passages has parted are left out, and counted in `parted`."""
+        """`rows` whose answer a cut between two passages has parted are not asked; `parted` counts them by group."""
         self._model, self._tokenizer = model, tokenizer
         limit = model.config.chunk_length
         self._oracle = OraclePassages(rows, counter(tokenizer), limit)
         self.rows = [row for row in rows if self._oracle.holds(row)]
-        self.parted = len(rows) - len(self.rows)
+        self.parted = Counter(row.group for row in rows if not self._oracle.holds(row))
 
     def given(self, k: int) -> Passages:
         """The right passage, with k - 1 of the same question about other countries, in any order."""
@@ -52,7 +52,8 @@ class Asker:
 
     def score(self, answers: Sequence[str], extra: dict[str, Sequence[float]] | None = None) -> dict[str, Any]:
         """By group of questions: `exact` matches, and of those whose answer is another one in the other edition, what
-        is `right` and `stale` as `eval.editions.judge` has it; each with its interval. `extra`: more values by question.
+        is `right` and `stale` as `eval.editions.judge` has it; each with its interval. `exact_of_all` counts the parted
+        ones as wrong. `extra`: more values by question.
         """
         exact = [float(text == row.answer) for text, row in zip(answers, self.rows, strict=True)]
         by_group = self._by_group(lambda place: True)
@@ -62,7 +63,9 @@ class Asker:
             verdicts = [
                 judge(answers[place], self.rows[place].aliases, self.rows[place].other) for place in changed[group]
             ]
-            report[group] = {"questions": len(places), **figure("exact", [exact[place] for place in places])}
+            right = [exact[place] for place in places]
+            report[group] = {"questions": len(places), **figure("exact", right), "parted": self.parted[group]}
+            report[group] |= {"exact_of_all": sum(right) / (len(right) + self.parted[group])}
             for name, values in (extra or {}).items():
                 report[group] |= figure(name, [values[place] for place in places])
             if verdicts:
@@ -86,7 +89,7 @@ def oracle_report(asker: Asker) -> dict[str, Any]:
     """With the right passage alone (copying), beside a wrong one (selection), without any, and with another question's."""
     two, half = asker.given(2), len(asker.rows) // 2
     return {
-        "parted": asker.parted,
+        "parted": asker.parted.total(),
         "k1": asker.score(asker.ask(Given(asker.given(1)))),
         "k2": asker.score(asker.ask(Given(two))),
         "none": asker.score(asker.ask(None)),
