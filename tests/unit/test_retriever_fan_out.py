@@ -60,6 +60,8 @@ def serving(*shards: SlowShard, **options: Any) -> Iterator[list[str]]:
         )
         for shard in shards
     ]
+    for server in running:
+        server.set_ready(True)
     try:
         yield [server.address for server in running]
     finally:
