@@ -25,7 +25,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
 from retriever_support import DATABASE, TinyEmbedder, TinyEncoder
 
-MODEL = {"vocab_size": 1024, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "max_positions": 64, "neighbor_length": 64}
+MODEL = {
+    "vocab_size": 1024,
+    "hidden_size": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "max_positions": 64,
+    "neighbor_length": 64,
+}
 MODEL |= {"cross_attention_layers": (2,), "encoder": {"hidden_size": 16, "num_heads": 2, "num_layers": 1}}
 
 
