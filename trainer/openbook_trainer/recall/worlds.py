@@ -32,9 +32,10 @@ FACTS = (
     "As its {attribute}, {name} has {value}.",
 )
 ASKED = ("What is the {attribute} of {name}?", "Which {attribute} does {name} have?")
-_ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z")
 _RHYMES = ("a", "el", "in", "o", "us")
-SYLLABLES = tuple(onset + rhyme for onset in _ONSETS for rhyme in _RHYMES)
+# Names and values have none in common: what could be either is not copied before positions are understood.
+SYLLABLES = tuple(onset + rhyme for onset in "bdfgklmjz" for rhyme in _RHYMES)
+VALUE_SYLLABLES = tuple(onset + rhyme for onset in "nprstvhwy" for rhyme in _RHYMES)
 _SYLLABLE_COUNT = 200  # more than any pair of letters that the sentences' own words have
 _HELD_OUT = 10  # one pair of syllables in so many
 # What the passages beside the right one are, and how often: the asked attribute of another entity, whose name is alike or
@@ -100,7 +101,9 @@ Word = Callable[[Random, int], str]
 
 
 def draw_value(rng: Random, attribute: str) -> str:
-    return training_word(rng, 2) if attribute in NAMED else str(rng.randrange(1000, 10_000))
+    if attribute in NUMBERED:
+        return str(rng.randrange(1000, 10_000))
+    return "".join(rng.choices(VALUE_SYLLABLES, k=2)).capitalize()
 
 
 def draw_entity(rng: Random, name: str, attributes: Sequence[str]) -> Entity:
@@ -133,7 +136,7 @@ class Worlds:
 
     @cached_property
     def digest(self) -> str:
-        words = [ATTRIBUTES, FACTS, ASKED, SYLLABLES, BESIDE, self.settings.model_dump(mode="json")]
+        words = [ATTRIBUTES, FACTS, ASKED, SYLLABLES, VALUE_SYLLABLES, BESIDE, self.settings.model_dump(mode="json")]
         return hashlib.sha256(canonical_json([words, self.tokenizer.fingerprint.digest]).encode()).hexdigest()
 
     def questions(self, rng: Random, count: int, k: int, r: int) -> list[Question]:
@@ -234,7 +237,7 @@ def two_books(rng: Random, name: str, attributes: Sequence[str]) -> tuple[Entity
 def _texts() -> Iterator[str]:
     """Syllables, and every sentence. A tokenizer that saw whole names would join the end of a syllable with the next,
     otherwise in each name, and tell held-out pairs by their not being joined."""
-    for syllable in SYLLABLES:
+    for syllable in SYLLABLES + VALUE_SYLLABLES:
         word = syllable.capitalize()
         yield from (syllable, word, f" {word}") * _SYLLABLE_COUNT
     for sentence, attribute in product((*FACTS, *ASKED), ATTRIBUTES):
