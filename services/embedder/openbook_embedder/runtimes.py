@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def openvino_session(path: Path, threads: int) -> Run:
         "ENABLE_CPU_PINNING": False,
     }
     try:
-        compiled = runtime.Core().compile_model(str(path), "CPU", settings)
+        compiled = _openvino_core().compile_model(str(path), "CPU", settings)
     except RuntimeError as error:
         raise _unread(path, runtime, error) from error
     request, lock = compiled.create_infer_request(), threading.Lock()
@@ -71,6 +72,13 @@ def openvino_session(path: Path, threads: int) -> Run:
             return np.array(request.infer(dict(zip(INPUTS, (ids_NT, mask_NT), strict=True)))[OUTPUT])
 
     return run
+
+
+@cache
+def _openvino_core() -> Any:
+    """One for the process: each core's CPU plugin sets the stack that signals are handled on and, when it goes, puts back
+    the one before, which is unmapped where that core went first. The next signal would end the process."""
+    return import_extra("openvino", "openvino", "backend").Core()
 
 
 def _unread(path: Path, runtime: Any, error: Exception) -> InputError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,23 @@ def test_openvino_reports_to_nobody(export_of: ExportOf) -> None:
     from openvino.tools.ovc import telemetry_utils
 
     assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_a_signal_after_two_openvino_networks_is_handled(export_of: ExportOf) -> None:
+    """With a core for each, the second one left signals a stack that the first had unmapped."""
+    code = """
+import gc, signal, sys
+from openbook_embedder.engine import EncoderEngine
+engines = [EncoderEngine.load(sys.argv[1]) for _ in range(2)]
+while engines:
+    engines.pop(0)
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", code, str(export_of("bert", "openvino"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_an_older_layout_and_a_plain_folder(tmp_path: Path) -> None:
