@@ -63,6 +63,21 @@ def test_open_watches_hold_no_thread_and_hear_of_changes() -> None:
             watch.cancel()
 
 
+def test_a_watch_that_ends_while_the_state_changes_stops_nothing() -> None:
+    with serving(Slow()) as (server, channel):
+        health = health_pb2_grpc.HealthStub(channel)
+        for turn in range(20):
+            watches = [health.Watch(ASKED, timeout=60) for _ in range(3)]
+            for watch in watches:
+                next(watch)
+                watch.cancel()
+            change = threading.Thread(target=server.set_ready, args=(turn % 2 == 0,), daemon=True)
+            change.start()
+            change.join(10)
+            assert not change.is_alive()
+        assert health.Check(ASKED, timeout=10).status == NOT_SERVING
+
+
 def test_health_is_answered_while_all_workers_are_busy() -> None:
     slow = Slow()
     with serving(slow) as (_, channel):

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import grpc
@@ -178,10 +177,19 @@ class _Interceptor(grpc.ServerInterceptor):
         )
 
     def _health_watch(self, handler: Any) -> Any:
-        """Not wrapped in a generator: each open watch would hold a thread until its caller goes away."""
-        watch: Any = partial(handler.unary_stream)
+        """Not wrapped in a generator: each open watch would hold a thread until its caller goes away.
+
+        What it sends is sent by the health thread. The servicer sends under its lock, and a sender waits for the thread of
+        the server that may itself wait for that lock, to forget a watch that ended.
+        """
+        health = self._workers.health
+
+        def follow(request: Any, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]) -> None:
+            handler.unary_stream(request, context, lambda state: health.submit(send_response_callback, state))
+
+        watch: Any = follow
         watch.experimental_non_blocking = True
-        watch.experimental_thread_pool = self._workers.health
+        watch.experimental_thread_pool = health
         return grpc.unary_stream_rpc_method_handler(watch, handler.request_deserializer, handler.response_serializer)
 
 
