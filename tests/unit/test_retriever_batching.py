@@ -133,6 +133,19 @@ def test_a_full_queue_refuses_with_a_delay_and_lets_a_large_call_in_when_empty()
         assert shard.batches == [[0], [2, 3], [*range(10)]], "the cancelled call cost nothing"
 
 
+def test_a_call_to_several_shards_is_let_in_or_refused_as_one() -> None:
+    shard, other = GatedShard(), GatedShard()
+    other.gate.set()
+    with batching(shard, max_queue_queries=4) as batcher, ThreadPoolExecutor(1) as pool:
+        large = pool.submit(batcher.search, [ticket(shard, 1, 2, 3), ticket(other, 1, 2, 3)])
+        assert shard.entered.acquire(timeout=10), "more than the queue has room for, but nothing waited"
+        with pytest.raises(OverloadedError, match="3 queries wait and 2 more do not fit into the queue of 4"):
+            batcher.search([ticket(shard, 4), ticket(other, 4)])
+        shard.gate.set()
+        assert [hits.ids_QK[:, 0].tolist() for hits in large.result()] == [[1, 2, 3]] * 2
+    assert (shard.batches, other.batches) == ([[1, 2, 3]], [[1, 2, 3]])
+
+
 def test_deadlines_hold_in_the_queue() -> None:
     shard = GatedShard()
     with batching(shard) as batcher:

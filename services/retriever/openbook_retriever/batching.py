@@ -177,8 +177,7 @@ class SearchBatcher:
                 ticket.cancel()
 
         try:
-            for ticket in tickets:
-                self.submit(ticket)
+            self._admit(tickets)
             if not watch(leave):
                 leave()
             return [ticket.result() for ticket in tickets]
@@ -191,18 +190,7 @@ class SearchBatcher:
 
         Raises OverloadedError with a retry delay where the queue is full, DeadlineError where the deadline has passed.
         """
-        if ticket.deadline is not None and ticket.deadline <= ticket.submitted:
-            raise ticket.late()
-        with self._changed:
-            if self._closing:
-                raise UnavailableError("the shard is shutting down; ask another replica")
-            if not self._admission.has_room(self._queries, len(ticket)):
-                self._drop_closed()
-            if self._queries and not self._admission.has_room(self._queries, len(ticket)):
-                raise self._admission.refusal(self._queries, len(ticket))
-            self._waiting.append(ticket)
-            self._count(len(ticket))
-            self._changed.notify()
+        self._admit([ticket])
         return ticket
 
     def close(self) -> None:
@@ -211,6 +199,23 @@ class SearchBatcher:
             self._closing = True
             self._changed.notify()
         self._worker.join()
+
+    def _admit(self, tickets: Sequence[Ticket]) -> None:
+        """`submit` for all tickets of one call, which do not wait for each other."""
+        for ticket in tickets:
+            if ticket.deadline is not None and ticket.deadline <= ticket.submitted:
+                raise ticket.late()
+        queries = sum(map(len, tickets))
+        with self._changed:
+            if self._closing:
+                raise UnavailableError("the shard is shutting down; ask another replica")
+            if not self._admission.has_room(self._queries, queries):
+                self._drop_closed()
+            if self._queries and not self._admission.has_room(self._queries, queries):
+                raise self._admission.refusal(self._queries, queries)
+            self._waiting.extend(tickets)
+            self._count(queries)
+            self._changed.notify()
 
     def _count(self, queries: int) -> None:
         self._queries += queries

@@ -71,7 +71,8 @@ def start_server(
     """Start serving on `host`:`port` (0 picks a free port); not ready until `set_ready(True)`.
 
     `max_workers` calls are served at once and `max_calls` taken in; more are refused with RESOURCE_EXHAUSTED and a retry
-    delay. With tokens in `protection` every call needs one. Neither holds for health checks (`security.tokens.scope_of`).
+    delay. With tokens in `protection` every call needs one. Neither holds for health checks (`security.tokens.scope_of`),
+    which have a thread of their own.
     A client that vanished without a word is given up after 1.5 times `keepalive_s`.
     Raises UnavailableError with reason PORT_IN_USE when the address is taken.
     """
@@ -143,36 +144,53 @@ class _Interceptor(grpc.ServerInterceptor):
         handler = continuation(details)
         if handler is None or handler.stream_unary:
             return handler
+        if scope is None and handler.unary_stream:
+            return self._health_watch(handler)
 
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             with _answering(details.method, headers, caller, context):
-                if scope is not None:
-                    self._workers.require_admitted()
+                self._workers.require_admitted()
                 return handler.unary_unary(_decoded(request), context)
 
         def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
-                if scope is not None:
-                    self._workers.require_admitted()
+                self._workers.require_admitted()
                 yield from handler.stream_stream(map(_decoded, requests), context)
 
         def follow(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
-                if scope is not None:
-                    self._workers.require_admitted()
+                self._workers.require_admitted()
                 yield from handler.unary_stream(_decoded(request), context)
 
         kind: Any = grpc.stream_stream_rpc_method_handler
-        behaviour: Callable[[Any, grpc.ServicerContext], Any] = stream
+        behaviour: Any = stream
         if handler.unary_unary:
             kind, behaviour = grpc.unary_unary_rpc_method_handler, call
         elif handler.unary_stream:
             kind, behaviour = grpc.unary_stream_rpc_method_handler, follow
+        if scope is None:
+            behaviour.experimental_thread_pool = self._workers.health
         return kind(
             behaviour,
             request_deserializer=deserializer_of(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
+
+    def _health_watch(self, handler: Any) -> Any:
+        """Not wrapped in a generator: each open watch would hold a thread until its caller goes away.
+
+        What it sends is sent by the health thread. The servicer sends under its lock, and a sender waits for the thread of
+        the server that may itself wait for that lock, to forget a watch that ended.
+        """
+        health = self._workers.health
+
+        def follow(request: Any, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]) -> None:
+            handler.unary_stream(request, context, lambda state: health.submit(send_response_callback, state))
+
+        watch: Any = follow
+        watch.experimental_non_blocking = True
+        watch.experimental_thread_pool = health
+        return grpc.unary_stream_rpc_method_handler(watch, handler.request_deserializer, handler.response_serializer)
 
 
 def _refusal(error: OpenbookError, method: str, headers: Mapping[str, str]) -> Any:

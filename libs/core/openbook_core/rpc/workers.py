@@ -16,7 +16,7 @@ _ASSUMED_CALLS_PER_S = 500.0
 
 class Workers(futures.ThreadPoolExecutor):
     """`count` threads that serve. A call that comes while `most` are served or wait goes to a thread of its own kind, which
-    refuses it, so that a refusal waits for nobody."""
+    refuses it, so that a refusal waits for nobody. `health`: another, for health checks, which wait for no work."""
 
     def __init__(self, count: int, most: int) -> None:
         super().__init__(count, thread_name_prefix="rpc")
@@ -25,6 +25,7 @@ class Workers(futures.ThreadPoolExecutor):
         self._taken = 0
         self._thread = local()
         self._refusing = futures.ThreadPoolExecutor(1, thread_name_prefix="rpc-refuse", initializer=self._refuse_here)
+        self.health = futures.ThreadPoolExecutor(1, thread_name_prefix="rpc-health")
 
     def submit(self, serve: Callable[..., Any], /, *arguments: Any, **options: Any) -> futures.Future[Any]:
         with self._lock:
@@ -46,7 +47,8 @@ class Workers(futures.ThreadPoolExecutor):
                 raise self._admission.refusal(self._taken, 1)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._refusing.shutdown(wait, cancel_futures=cancel_futures)
+        for apart in (self._refusing, self.health):
+            apart.shutdown(wait, cancel_futures=cancel_futures)
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     def _refuse_here(self) -> None:

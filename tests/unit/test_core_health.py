@@ -1,0 +1,95 @@
+"""Health checks hold up no work, and no work holds them up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from openbook_core.rpc.channel import open_channel
+from openbook_core.rpc.server import RunningServer, start_server
+from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
+
+WORKERS = 2
+ASKED = health_pb2.HealthCheckRequest()
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class Slow(embedder_pb2_grpc.EmbedderServicer):
+    """`gate` holds answers back."""
+
+    def __init__(self) -> None:
+        self.gate, self.entered = threading.Event(), threading.Semaphore(0)
+
+    def GetInfo(self, request: embedder_pb2.GetInfoRequest, context: grpc.ServicerContext) -> embedder_pb2.GetInfoReply:
+        self.entered.release()
+        assert self.gate.wait(30)
+        return embedder_pb2.GetInfoReply()
+
+
+@contextmanager
+def serving(slow: Slow) -> Iterator[tuple[RunningServer, grpc.Channel]]:
+    server = start_server(
+        lambda s: embedder_pb2_grpc.add_EmbedderServicer_to_server(slow, s),
+        host="127.0.0.1",
+        port=0,
+        services=["openbook_proto.v1.Embedder"],
+        max_workers=WORKERS,
+    )
+    server.set_ready(True)
+    try:
+        with open_channel(server.address) as channel:
+            yield server, channel
+    finally:
+        slow.gate.set()
+        server.stop(0)
+
+
+def test_open_watches_hold_no_thread_and_hear_of_changes() -> None:
+    slow = Slow()
+    slow.gate.set()
+    with serving(slow) as (server, channel):
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(ASKED, timeout=60) for _ in range(WORKERS + 1)]
+        assert [next(watch).status for watch in watches] == [SERVING] * len(watches)
+        embedder_pb2_grpc.EmbedderStub(channel).GetInfo(embedder_pb2.GetInfoRequest(), timeout=10)
+        assert health.Check(ASKED, timeout=10).status == SERVING
+        server.set_ready(False)
+        assert [next(watch).status for watch in watches] == [NOT_SERVING] * len(watches)
+        for watch in watches:
+            watch.cancel()
+
+
+def test_a_watch_that_ends_while_the_state_changes_stops_nothing() -> None:
+    with serving(Slow()) as (server, channel):
+        health = health_pb2_grpc.HealthStub(channel)
+        for turn in range(20):
+            watches = [health.Watch(ASKED, timeout=60) for _ in range(3)]
+            for watch in watches:
+                next(watch)
+                watch.cancel()
+            change = threading.Thread(target=server.set_ready, args=(turn % 2 == 0,), daemon=True)
+            change.start()
+            change.join(10)
+            assert not change.is_alive()
+        assert health.Check(ASKED, timeout=10).status == NOT_SERVING
+
+
+def test_health_is_answered_while_all_workers_are_busy() -> None:
+    slow = Slow()
+    with serving(slow) as (_, channel):
+        stub = embedder_pb2_grpc.EmbedderStub(channel)
+        calls = [stub.GetInfo.future(embedder_pb2.GetInfoRequest(), timeout=60) for _ in range(WORKERS)]
+        for _ in calls:
+            assert slow.entered.acquire(timeout=10)
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(ASKED, timeout=5).status == SERVING
+        watch = health.Watch(ASKED, timeout=5)
+        assert next(watch).status == SERVING
+        watch.cancel()
+        slow.gate.set()
+        for call in calls:
+            call.result()
