@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_a_rollback_that_is_refused_keeps_the_router_from_nothing(
 def test_what_was_refused_is_tried_again_later_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     called: list[float] = []
-    monkeypatch.setattr(attempts.time, "monotonic", lambda: now)
+    monkeypatch.setattr(attempts, "time", SimpleNamespace(monotonic=lambda: now))
     tries, control = Attempts(1.0), Control("book", 1, 1)
 
     def refused() -> None:
