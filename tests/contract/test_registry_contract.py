@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +13,14 @@ import pytest
 from openbook_core.errors import (
     ArgumentError,
     ConflictError,
+    CorruptError,
     MismatchError,
     NotFoundError,
     PreconditionError,
 )
 from openbook_database.manifest import Manifest
 from openbook_database.registry.base import Registry
+from openbook_database.registry.memory_plan import MemoryMode, plan_load
 from openbook_database.registry.readiness import no_check
 from openbook_database.registry.records import (
     Control,
@@ -236,6 +239,44 @@ def test_the_previous_one_is_retired_after_its_standby_or_when_asked(
     make_live(registry, books, "third")
     assert registry.retire("factbook", actor="ann").previous is None
     assert [e.actor for e in registry.audit("factbook") if (e.verb, e.outcome) == ("retire", "done")] == ["", "ann"]
+
+
+def test_a_watch_ends_by_itself_and_what_stands_by_outlasts_it(registry: Registry, books: Books, clock: Clock) -> None:
+    make_live(registry, books, "old")
+    registry.register("factbook", books.new)
+    terms = SwapTerms(watch_s=60, standby_s=60, max_error_share=0.1)
+    registry.prepare("factbook", books.id("new"), terms=terms)
+    live = registry.activate("factbook", books.id("new"), ready_check=no_check)
+    clock.now += 59
+    assert live.tries
+    assert registry.expire("factbook", live) == live
+    clock.now += 1
+    ended = registry.expire("factbook", live)
+    assert (ended.watched_until, ended.previous, ended.live) == (0, None, books.id("new"))
+    assert not ended.tries
+    assert not ended.timed
+    assert ended == registry.control("factbook") == registry.expire("factbook", live)
+    with pytest.raises(ArgumentError, match=r"standby_s: must be 0, or at least watch_s \(60\)") as caught:
+        SwapTerms(watch_s=60, standby_s=30)
+    assert caught.value.field == "standby_s"
+    earlier = {**live.to_record(), "terms": {**terms.to_record(), "standby_s": 30}}
+    assert Control.from_record(earlier) == live, "of an earlier release"
+
+
+def test_a_held_snapshot_that_cannot_be_read_is_left_out_of_the_plan(
+    registry: Registry, books: Books, tmp_path: Path
+) -> None:
+    copies = [Path(shutil.copytree(books.old, tmp_path / name)) for name in ("gone", "damaged")]
+    for copy, broken in zip(copies, ("", "shard-00000"), strict=True):
+        known = registry.register("factbook", copy)
+        report(registry, known.snapshot, 0, 1)
+        new = registry.register("factbook", books.new)
+        (before,) = plan_load(registry, "factbook", new)
+        shutil.rmtree(copy / broken)
+        (plan,) = plan_load(registry, "factbook", new)
+        assert (plan.mode, plan.bytes_new, plan.bytes_shared) == (MemoryMode.MAPPED, before.bytes_new, 0)
+        with pytest.raises((NotFoundError, CorruptError)):
+            plan_load(registry, "factbook", known)
 
 
 def test_a_swap_can_ask_for_several_ready_replicas(registry: Registry, books: Books) -> None:

@@ -124,7 +124,8 @@ TERMS = [
     SwapTerms(),
     SwapTerms(deadline_s=5),
     SwapTerms(standby_s=20),
-    SwapTerms(deadline_s=50, quorum=2, canary_percent=10, standby_s=5, watch_s=30, max_error_share=0.1),
+    SwapTerms(deadline_s=50, quorum=2, canary_percent=10, standby_s=40, watch_s=30, max_error_share=0.1),
+    SwapTerms(watch_s=5, max_p99_ms=9.0),
 ]
 
 
@@ -211,6 +212,8 @@ class SwapMachine(RuleBasedStateMachine):
             model = replace(model, candidate=None, phase=Phase.IDLE, expires=0.0)
         if model.previous and 0 < model.standby_until <= self.clock.now:
             model = replace(model, previous=None, standby_until=0.0)
+        if 0 < model.watched_until <= self.clock.now:
+            model = replace(model, watched_until=0.0)
         self.model = model
 
     @rule()

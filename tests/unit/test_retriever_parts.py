@@ -13,18 +13,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openbook_core.errors import ArgumentError, ConfigError, OpenbookError, PreconditionError, Reason
+from openbook_core.errors import (
+    ArgumentError,
+    ConfigError,
+    CorruptError,
+    OpenbookError,
+    OverloadedError,
+    PreconditionError,
+    Reason,
+    UnavailableError,
+)
 from openbook_core.fingerprint import Fingerprint
 from openbook_core.vectors import encode_vectors
 from openbook_database.contract import Contract
 from openbook_database.registry.base import Registry
-from openbook_database.registry.records import Control, Lease, LoadState, ReplicaReport, ReplicaSnapshot
+from openbook_database.registry.records import Control, KnownSnapshot, Lease, LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_proto.v1 import retriever_pb2 as pb
-from openbook_retriever import router_engine
+from openbook_retriever import loading, router_engine
 from openbook_retriever.__main__ import parse_args
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.fan_out import Answers, Question
 from openbook_retriever.holdings import Holdings
+from openbook_retriever.loading import Loader
 from openbook_retriever.merging import merge_replies
 from openbook_retriever.metrics import SNAPSHOT_MIX
 from openbook_retriever.requests import check_search, read_ids
@@ -177,6 +187,60 @@ def test_parts_of_two_snapshots_are_an_internal_error_and_counted(engine: Callab
     assert SNAPSHOT_MIX.collect()[0].samples[0].value == before + 1
     unguarded = engine(watch, FakeReplicas(NEW, OLD, loaded=(OLD, NEW)), snapshot_guard=False)
     assert unguarded.search(request(), 1.0).snapshot == NEW
+
+
+def test_errors_of_the_gate_and_of_the_embedder_name_them(engine: Callable[..., RouterEngine]) -> None:
+    watch = FakeWatch(Control("book", 5, 5, live=NEW))
+    shards: Any = SimpleNamespace(shards=[SimpleNamespace(first_row=0)] * 2, probes=None)
+    watch.manifest = lambda database, snapshot: shards  # type: ignore[method-assign]
+    router = engine(watch, FakeReplicas(None, None, loaded=(NEW,)), max_queries=1)
+
+    def embed(*_: object) -> None:
+        with pytest.raises(OverloadedError) as refused:
+            router.search(request(), 1.0)
+        assert refused.value.metadata["part"] == "router"
+        raise UnavailableError("restarting")
+
+    router._embedder = SimpleNamespace(embed=embed)  # type: ignore[assignment]
+    asked = pb.SearchTextRequest(search=pb.SearchRequest(database="book", k=1), texts=["a question"])
+    with pytest.raises(UnavailableError, match="restarting") as caught:
+        router.search_text(asked, 1.0)
+    assert caught.value.metadata["part"] == "embedder"
+    with pytest.raises(UnavailableError) as caught:
+        engine(watch, FakeReplicas(None, None)).search(request(), 1.0)
+    assert "part" not in caught.value.metadata
+
+
+class FakeChecker:
+    """A process that ended with `code` without an answer."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def wait(self) -> int:
+        return self.code
+
+
+@pytest.mark.parametrize(("codes", "loads"), [([0], True), ([0, 0], False), ([1], False)])
+def test_a_checker_that_was_just_ending_is_replaced_once(
+    codes: list[int], loads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = Loader(RetrieverConfig(role="shard", registry="unused"))
+    checkers = [FakeChecker(code) for code in codes] + [FakeChecker(9)]
+    asked: list[FakeChecker] = []
+
+    def ask(checker: FakeChecker, _: object) -> dict[str, Any]:
+        asked.append(checker)
+        return {"seconds": 0.1} if checker.code == 9 else {}
+
+    monkeypatch.setattr(loader, "_running", lambda: checkers[len(asked)])
+    monkeypatch.setattr(loading, "_ask", ask)
+    if loads:
+        loader._check(KnownSnapshot(OLD, "/books/old", 1, 1, 1), (0,))
+    else:
+        with pytest.raises(CorruptError, match="exit code"):
+            loader._check(KnownSnapshot(OLD, "/books/old", 1, 1, 1), (0,))
+    assert len(asked) == len(codes) + loads
 
 
 class FlakyRegistry:

@@ -12,6 +12,8 @@ import pytest
 
 from openbook_core.errors import (
     ArgumentError,
+    DeadlineError,
+    MismatchError,
     NotFoundError,
     OpenbookError,
     OverloadedError,
@@ -38,7 +40,7 @@ from openbook_retriever.admin_engine import MAX_WATCHERS, AdminEngine
 from openbook_retriever.ratchet import Ratchet, Seen
 from openbook_retriever.router_service import RouterService
 from openbook_retriever.router_watch import Trial, View
-from openbook_retriever.traffic import MIN_FOR_P99, MIN_REQUESTS, Traffic, in_canary
+from openbook_retriever.traffic import MIN_FOR_P99, MIN_REQUESTS, Traffic, errors_of, in_canary, is_another_parts
 
 OLD, NEW = "a" * 64, "b" * 64
 CONTRACT = Contract(Fingerprint({"t": 1}), Fingerprint({"e": 1}), "{text}", 2, "inner_product", 4)
@@ -86,22 +88,26 @@ def test_broken_limits_are_told_with_the_numbers(
     for _ in range(200):
         traffic.answered("book", NEW, ms / 1e3, 2, empty)
     for _ in range(failed):
-        traffic.failed("book", NEW, UnavailableError("no"))
-    for mistake in (ArgumentError("no"), NotFoundError("no"), PreconditionError("no")):
-        traffic.failed("book", NEW, mistake)
+        traffic.failed("book", NEW, UnavailableError("no"), 1.0)
+    for mistake in (ArgumentError("no"), NotFoundError("no"), PreconditionError("no"), OverloadedError("no")):
+        traffic.failed("book", NEW, mistake, 1.0)
+    traffic.failed("book", NEW, DeadlineError("a caller in a hurry"), 0.01)
+    traffic.failed("book", NEW, UnavailableError("restarting", part="embedder"), 1.0)
     assert why in traffic.breach("book", NEW, terms)
     assert bool(why) == bool(traffic.breach("book", NEW, terms))
     assert traffic.breach("book", OLD, terms) == ""
-    traffic.forget("book", NEW)
+    traffic.forget("cookbook")
+    assert bool(why) == bool(traffic.breach("book", NEW, terms))
+    traffic.forget("book")
     assert traffic.breach("book", NEW, terms) == ""
 
 
 def test_few_requests_break_no_limit() -> None:
     traffic = Traffic()
     for _ in range(MIN_REQUESTS - 1):
-        traffic.failed("book", NEW, OpenbookError("no"))
+        traffic.failed("book", NEW, OpenbookError("no"), 0.0)
     assert traffic.breach("book", NEW, SwapTerms(max_error_share=0.0)) == ""
-    traffic.failed("book", NEW, OpenbookError("no"))
+    traffic.failed("book", NEW, DeadlineError("slow"), 1.0)
     assert traffic.breach("book", NEW, SwapTerms(max_error_share=0.0))
     quick = Traffic()
     for number in range(MIN_FOR_P99):
@@ -157,6 +163,26 @@ def test_pins_and_the_callers_mistakes_are_no_canarys() -> None:
         router.Search(pb.SearchRequest(database="book", k=2), CONTEXT)
     assert engine.asked == [OLD, NEW]
     assert traffic.breach("book", NEW, SwapTerms(max_error_share=0.0)) == ""
+
+
+def test_what_the_gate_or_the_embedder_refuses_is_not_asked_again() -> None:
+    for error in (OverloadedError("full", part="router"), UnavailableError("restarting", part="embedder")):
+        engine = Engine(b=error)
+        router, traffic = service(engine, 100)
+        for _ in range(MIN_REQUESTS):
+            with pytest.raises(type(error)):
+                router.Search(pb.SearchRequest(database="book", k=2), CONTEXT)
+        assert set(engine.asked) == {NEW}
+        assert traffic.breach("book", NEW, SwapTerms(max_error_share=0.0)) == ""
+    engine = Engine(b=OverloadedError("its shards are", shards="0"))
+    assert service(engine, 100)[0].Search(pb.SearchRequest(database="book", k=2), CONTEXT).snapshot == OLD
+
+
+def test_a_mismatch_is_of_one_snapshot_other_errors_of_a_part_are_of_none() -> None:
+    for error, blamed in ((DeadlineError("late"), True), (MismatchError("its probes"), False)):
+        with pytest.raises(OpenbookError) as caught, errors_of("embedder"):
+            raise error
+        assert (caught.value, is_another_parts(error)) == (error, blamed)
 
 
 def test_where_nothing_is_tried_nothing_is_counted() -> None:

@@ -75,6 +75,13 @@ class Loader:
             "memory_mb": self._config.check_memory_mb,
             "nice": self._config.check_nice,
         }
+        answer = self._answer(known, request)
+        if answer.get("code") == 0:  # it had been idle, and was ending when it was asked
+            answer = self._answer(known, request)
+        if "seconds" not in answer:
+            raise _failure(known.url, answer)
+
+    def _answer(self, known: KnownSnapshot, request: Mapping[str, Any]) -> dict[str, Any]:
         with self._lock:
             if self._stopped:
                 raise OpenbookError("the process is stopping")
@@ -88,8 +95,7 @@ class Loader:
             if not answer:
                 self._kill()
                 answer = {"code": checker.wait(), "complaint": "the process that checks files ended"}
-        if "seconds" not in answer:
-            raise _failure(known.url, answer)
+        return answer
 
     def _running(self) -> subprocess.Popen[str]:
         if self._checker is None or self._checker.poll() is not None:

@@ -6,7 +6,8 @@ Axes: Q queries, K neighbours, N chunks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from openbook_retriever.replicas import Replicas
 from openbook_retriever.requests import check_names, check_search, check_shape, read_ids, refuse_shard
 from openbook_retriever.router_watch import RouterWatch, View
 from openbook_retriever.shard_engine import describe
+from openbook_retriever.traffic import errors_of
 
 _MAX_RESTARTS = 3
 # Before the first call was timed; only the first retry delays rest on it.
@@ -76,7 +78,7 @@ class RouterEngine:
             check_shape(request, view.contract.dimension)
             return self._search_together(request, view, snapshot, left_s)
 
-        with self._gate.admit(request.queries.rows):
+        with self._admitted(request.queries.rows):
             reply = self._restarting(request, timeout_s, once)
         reply.timings.total_ms = (time.perf_counter() - started) * 1e3
         return reply
@@ -102,7 +104,8 @@ class RouterEngine:
         def once(view: View, snapshot: str, left_s: float) -> pb.SearchReply:
             begun = time.perf_counter()
             probes = self._watch.manifest(search.database, snapshot).probes
-            vectors_QD = embedder.embed(search.database, list(request.texts), view.contract, probes, left_s)
+            with errors_of("embedder"):
+                vectors_QD = embedder.embed(search.database, list(request.texts), view.contract, probes, left_s)
             embed_s = time.perf_counter() - begun
             whole = pb.SearchRequest()
             whole.CopyFrom(search)
@@ -111,7 +114,7 @@ class RouterEngine:
             reply.timings.embed_ms = embed_s * 1e3
             return reply
 
-        with self._gate.admit(len(request.texts)):
+        with self._admitted(len(request.texts)):
             reply = self._restarting(search, timeout_s, once)
         reply.timings.total_ms = (time.perf_counter() - started) * 1e3
         return pb.SearchTextReply(result=reply)
@@ -182,6 +185,13 @@ class RouterEngine:
         return pb.UnpinReply()
 
     # --- inside ---
+
+    @contextmanager
+    def _admitted(self, queries: int) -> Iterator[None]:
+        with ExitStack() as stack:
+            with errors_of("router"):
+                stack.enter_context(self._gate.admit(queries))
+            yield
 
     def _restarting(
         self, request: pb.SearchRequest, timeout_s: float, once: Callable[[View, str, float], pb.SearchReply]

@@ -16,6 +16,7 @@ from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_proto.v1 import retriever_pb2_grpc
 from openbook_retriever.router_engine import RouterEngine
 from openbook_retriever.router_watch import RouterWatch
+from openbook_retriever.traffic import is_another_parts
 
 _DEFAULT_TIMEOUT_S = 30.0
 # The request's own mistakes, which another snapshot would not mend.
@@ -58,7 +59,8 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
     ) -> Reply:
         """Answer, from the candidate where the request is part of a canary, and count what came of it.
 
-        A candidate that cannot answer fails no request: that is counted, and the live snapshot answers.
+        A candidate that cannot answer fails no request: that is counted, and the live snapshot answers. What the router's own
+        gate or the embedder refuses is not asked again: the live snapshot would need them too.
         """
         database = search.database
         trial = None if search.snapshot else self._watch.trial(database, request_id())
@@ -69,7 +71,7 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
             try:
                 return self._counted(database, trial.canary, answer, found)
             except OpenbookError as error:
-                if error.grpc_code in _CALLERS:
+                if error.grpc_code in _CALLERS or is_another_parts(error):
                     raise
                 _log.warning("database %s: canary %s does not answer: %s", database, trial.canary[:12], error)
             search.snapshot = ""
@@ -82,7 +84,7 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
         try:
             reply = answer()
         except OpenbookError as error:
-            self._watch.traffic.failed(database, asked, error)
+            self._watch.traffic.failed(database, asked, error, time.perf_counter() - started)
             raise
         result = found(reply)
         first_Q = np.frombuffer(result.ids, dtype="<i8")[:: result.k]

@@ -1,7 +1,8 @@
 """What a router knows of each database: cached, refreshed every poll interval, never moved back.
 
 A registry that cannot be read changes nothing; one that knows less than was seen before is told what it forgot.
-Replicas whose reports have expired are kept as a last resort. No error ends the heartbeats.
+Replicas whose reports have expired are kept as a last resort. No error ends the heartbeats, and what the registry refuses of
+what a router does by itself keeps it from nothing else.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from openbook_database.contract import Contract
 from openbook_database.manifest import Manifest
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, KnownSnapshot, ReplicaReport, RouterReport
+from openbook_retriever.attempts import Attempts
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.followed import Followed
 from openbook_retriever.ratchet import Ratchet, Seen
@@ -81,7 +83,8 @@ class RouterWatch:
         self._manifests: dict[str, Manifest] = {}
         self._known: dict[str, KnownSnapshot] = {}
         self._reported: dict[str, tuple[float, int]] = {}
-        self._judged: dict[str, int] = {}
+        self._judged: dict[str, tuple[object, ...]] = {}
+        self._attempts = Attempts(config.heartbeat_s)
         self._followed = Followed(config, registry)
         self.traffic = Traffic()
         self._ratchet = Ratchet(config.state_dir)
@@ -225,42 +228,49 @@ class RouterWatch:
 
     def _poll(self, database: str) -> None:
         view = self.refresh(database)
-        if view.forgotten:
-            self._restore(view)
-        else:
-            self._expire(view)
-        self._judge(view)
-        epoch, now = view.control.epoch, time.monotonic()
+        control = view.control
+        if view.forgotten:  # a database that is gone takes no report
+            self._attempts.make("restoring", control, lambda: self._restore(view))
+        self._report(control)
+        if not view.forgotten:
+            self._attempts.make("ending what is over", control, lambda: self._expire(control))
+        self._count_anew(control)
+        self._attempts.make("undoing what breaks a limit", control, lambda: self._judge(control))
+        for snapshot in (control.live, control.candidate, control.previous):
+            if snapshot:
+                self.manifest(database, snapshot)
+        self._ratchet.raise_to(Seen(view.contract, control, self._known_of(control)))
+
+    def _report(self, control: Control) -> None:
+        database, epoch, now = control.database, control.epoch, time.monotonic()
         last = self._reported.get(database)
         if last is None or last[1] != epoch or now - last[0] >= self._config.heartbeat_s:
             self._registry.report_router(self._router_report(database, epoch))
             self._reported[database] = (now, epoch)
-        for snapshot in (view.control.live, view.control.candidate, view.control.previous):
-            if snapshot:
-                self.manifest(database, snapshot)
-        self._ratchet.raise_to(Seen(view.contract, view.control, self._known_of(view.control)))
 
-    def _expire(self, view: View) -> None:
-        """Give up a candidate whose time is over, whoever prepared it, and retire what stood by long enough."""
-        control = view.control
+    def _expire(self, control: Control) -> None:
+        """Give up a candidate whose time is over, whoever prepared it, retire what stood by and end a watch."""
         if not control.timed:
             return
         after = self._registry.expire(control.database, control, actor=self._name)
         if after != control:
-            _log.warning("database %s: time is over for what was prepared or stood by", control.database)
+            _log.warning("database %s: time is over for what was prepared, stood by or was watched", control.database)
             self.refresh(control.database)
 
-    def _judge(self, view: View) -> None:
+    def _count_anew(self, control: Control) -> None:
+        """Forget what was counted where another snapshot is live or tried: a swap is judged by its own requests."""
+        judged = (control.epoch, control.candidate, control.expires)
+        if judged != self._judged.get(control.database):
+            self._judged[control.database] = judged
+            self.traffic.forget(control.database)
+
+    def _judge(self, control: Control) -> None:
         """Undo a swap, or give up a canary, that breaks a limit it was asked with, as far as this router sees."""
-        control, database = view.control, view.control.database
-        if control.epoch != self._judged.get(database):
-            self._judged[database] = control.epoch
-            self.traffic.forget(database, control.live or "")
+        database = control.database
         if control.terms.watches and control.candidate:
             why = self.traffic.breach(database, control.candidate, control.terms)
             if why:
                 _log.error("database %s: canary %s is given up: %s", database, control.candidate[:12], why)
-                self.traffic.forget(database, control.candidate)
                 self._registry.abort(database, control.candidate, actor=f"{self._name}: {why}")
         elif control.watched_until and control.live and control.previous:
             why = self.traffic.breach(database, control.live, control.terms)

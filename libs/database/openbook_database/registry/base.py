@@ -196,21 +196,24 @@ class Registry(ABC):
             return self._change(control, replace(control, previous=None, standby_until=0.0))
 
     def expire(self, database: str, control: Control, *, actor: str = "") -> Control:
-        """What is to happen by itself at a moment that has passed: the candidate is given up, the previous snapshot
-        retired. `control`: as it was just read. Anybody may call it at any time; where somebody else was faster nothing
-        is done. Returns the record after it."""
+        """What is to happen by itself at a moment that has passed: the candidate is given up, the previous snapshot retired,
+        the watch ended. `control`: as it was just read. Anybody may call it at any time; where somebody else was faster
+        nothing is done. Returns the record after it."""
         if not control.timed:
             return control
         now = self._clock()
         late = control.candidate is not None and 0 < control.expires <= now
         over = control.previous is not None and 0 < control.standby_until <= now
-        if not (late or over):
+        watched = 0 < control.watched_until <= now
+        if not (late or over or watched):
             return control
         new = control
         if late:
             new = replace(new, candidate=None, phase=Phase.IDLE, expires=0.0)
         if over:
             new = replace(new, previous=None, standby_until=0.0)
+        if watched:
+            new = replace(new, watched_until=0.0)
         new = replace(new, fence=control.fence + 1)
         if not self._compare_and_set(control, new):
             return self.control(database)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from openbook_core.errors import PreconditionError, Reason
+from openbook_core.errors import CorruptError, NotFoundError, PreconditionError, Reason
 from openbook_core.sizes import readable
+from openbook_core.telemetry import get_logger
 from openbook_database.manifest import Manifest
 from openbook_database.mapped import Files, files_of, shards_of, total
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import KnownSnapshot, LoadState, ReplicaReport
+
+_log = get_logger("openbook_database.memory_plan")
 
 
 class MemoryMode(StrEnum):
@@ -46,10 +50,11 @@ def plan_load(registry: Registry, database: str, known: KnownSnapshot) -> list[R
     replicas = registry.replicas(database)
     held = {item.snapshot for replica in replicas for item in replica.snapshots if item.state is LoadState.READY}
     registered = {each.snapshot: each for each in registry.state(database).snapshots}
-    manifests = {}
-    for snapshot in {known.snapshot, *held} & registered.keys():
+    manifests = {known.snapshot: (Path(known.url), Manifest.read(Path(known.url)))}
+    for snapshot in held & registered.keys() - {known.snapshot}:
         folder = Path(registered[snapshot].url)
-        manifests[snapshot] = (folder, Manifest.read(folder))
+        with _passed_over(snapshot):
+            manifests[snapshot] = (folder, Manifest.read(folder))
     return [_plan(replica, known.snapshot, manifests) for replica in replicas]
 
 
@@ -71,6 +76,15 @@ def require_fit(snapshot: str, plans: Sequence[ReplicaPlan]) -> None:
     )
 
 
+@contextmanager
+def _passed_over(snapshot: str) -> Iterator[None]:
+    """A held snapshot that cannot be read here takes no part in the plan."""
+    try:
+        yield
+    except (NotFoundError, CorruptError) as error:
+        _log.warning("snapshot %s is left out of the plan: %s", snapshot[:12], error)
+
+
 def _plan(replica: ReplicaReport, snapshot: str, manifests: dict[str, tuple[Path, Manifest]]) -> ReplicaPlan:
     def files(name: str) -> Files:
         folder, manifest = manifests[name]
@@ -79,7 +93,13 @@ def _plan(replica: ReplicaReport, snapshot: str, manifests: dict[str, tuple[Path
 
     new = files(snapshot)
     ready = [held.snapshot for held in replica.snapshots if held.state is LoadState.READY]
-    old = {key: size for name in ready if name in manifests for key, size in files(name).items()}
+    old: dict[tuple[int, int], int] = {}
+    for name in ready:
+        if name == snapshot:
+            old |= new
+        elif name in manifests:
+            with _passed_over(name):
+                old |= files(name)
     shared = sum(size for key, size in new.items() if key in old)
     bytes_new = total([new])
     fits = replica.bytes + bytes_new - shared <= replica.bytes_limit

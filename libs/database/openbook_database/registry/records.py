@@ -52,7 +52,8 @@ class SwapTerms(_Record):
 
     `deadline_s`: a candidate that is not live by then is given up, whoever asked for it. `quorum`: ready replicas that
     each shard must have. `canary_percent`: share of the unpinned requests that the candidate answers once it is ready.
-    `standby_s`: the snapshot that was live before is retired so long after; 0 keeps it until the next swap.
+    `standby_s`: the snapshot that was live before is retired so long after; 0 keeps it until the next swap. At least
+    `watch_s`: without it there is nothing to go back to.
     `watch_s`: for so long after it the swap is undone by the routers where, of the requests that the new snapshot
     answers, the share of failed ones is above `max_error_share`, that of queries without a neighbour above
     `max_empty_share`, or the 99th percentile of the latency above `max_p99_ms` (None: not watched). A canary that breaks one
@@ -76,11 +77,21 @@ class SwapTerms(_Record):
         for name in ("standby_s", "watch_s"):
             value = getattr(self, name)
             _require(name, value, 0 <= value <= MAX_SECONDS, f"from 0 to {MAX_SECONDS:g}")
+        held = f"0, or at least watch_s ({self.watch_s:g}): a swap is undone by going back to what stands by"
+        _require("standby_s", self.standby_s, not 0 < self.standby_s < self.watch_s, held)
         for name in ("max_error_share", "max_empty_share"):
             share = getattr(self, name)
             _require(name, share, share is None or 0 <= share <= 1, "from 0 to 1")
         p99 = self.max_p99_ms
         _require("max_p99_ms", p99, p99 is None or 0 < p99 < math.inf, "above 0")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Also of an earlier release, which took a standby shorter than the watch."""
+        standby_s = record.get("standby_s", 0.0)
+        return super().from_record(
+            {**record, "standby_s": max(standby_s, record.get("watch_s", 0.0)) if standby_s else 0.0}
+        )
 
     @property
     def watches(self) -> bool:
@@ -131,7 +142,7 @@ class Control(_Record):
     @property
     def timed(self) -> bool:
         """Whether something is to happen by itself at some moment."""
-        return bool(self.expires or self.standby_until)
+        return bool(self.expires or self.standby_until or self.watched_until)
 
 
 @dataclass(frozen=True)
