@@ -34,19 +34,25 @@ ROWS = (
     ("... 16 callers of one chunk", "vs_infinity_default_singles", ""),
     ("... 16 callers of 4 texts of 8 to 256 tokens", "vs_infinity_default_mixed", ""),
 )
+# What a row is against, where results of an earlier program have the figure against something else.
+SIDES = dict.fromkeys(
+    ("vs_sentence_transformers_fp32", "vs_sentence_transformers_fp32_mixed"), "sentence_transformers_default"
+)
 
 
 def table(result: Mapping[str, Any]) -> list[str]:
-    """Lines of Markdown; a peer that was not measured has no row."""
+    """Lines of Markdown; a peer that was not measured, or not with nothing set, has no row."""
     lines = ["| texts a second, ours over the other's | wall time | processor time | wanted |", "|---|---|---|---|"]
+    raw = result["raw"]
+    parts = {**raw["offline"], **raw["served"]}
+    measured = {None, *(side for sides in parts.values() for side in sides)}
     for row, figure, wanted in ROWS:
-        if result.get(figure) is not None:
+        if result.get(figure) is not None and SIDES.get(figure) in measured:
             by_cpu = result.get(f"{figure}_by_cpu_time")
             lines.append(f"| {row} | {result[figure]:.2f} | {'' if by_cpu is None else f'{by_cpu:.2f}'} | {wanted} |")
-    raw = result["raw"]
     rates = [
         f"{part} {side} {texts_per_s(trials):.0f} ({len(trials)} rounds)"
-        for part, sides in {**raw["offline"], **raw["served"]}.items()
+        for part, sides in parts.items()
         for side, trials in sides.items()
     ]
     best = {side: each["best"] for side, each in raw["batch"].get("chunks", {}).items()}

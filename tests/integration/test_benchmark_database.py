@@ -125,6 +125,7 @@ def test_the_figures_follow_from_the_trials(tmp_path: Path, bench: dict[str, Any
     encode_s = share["bare"][0]["wall_s"] / share["texts"]
     expected = (changed["wall_s"] + changed["encoded_chunks"] * encode_s) / (full["wall_s"] + full["chunks"] * encode_s)
     assert result["incremental_share"] == pytest.approx(expected, abs=1e-4)
+    assert result["incremental_share_measured"] == pytest.approx(changed["wall_s"] / full["wall_s"], abs=1e-4)
     assert result["vs_retro_pytorch"] == 15 / 5
     Rates.parse(result["rates"], source="the benchmark")
 
@@ -226,3 +227,29 @@ def test_readme_and_plan_state_what_was_measured(bench: dict[str, Any]) -> None:
     readme = figures.README.read_text(encoding="utf-8")
     assert figures.BEGIN in readme and figures.written(readme, {**result, "raw": raw}) == readme
     assert json.loads(figures.RATES.read_text(encoding="utf-8")) == result["rates"]
+    shown = figures.table({**result, "raw": raw})
+    computed = next(line for line in shown if line.startswith("| 1% of the documents"))
+    assert "computed, with the encoder's rate" in computed and f"| {result['incremental_share']:.3f} |" in computed
+    incremental = raw["sizes"]["incremental"]
+    share = incremental["incremental"]["wall_s"] / incremental["full"]["wall_s"]
+    assert f"| ... measured, without the encoder |  | {share:.3f} |" in shown
+
+
+def test_trials_of_an_earlier_program_say_so(bench: dict[str, Any]) -> None:
+    """Bare Faiss against the whole stage; one load of one run, whatever parts its trials are arranged in."""
+    figures = bench["database_figures"]
+    raw = json.loads((ROOT / "docs" / "results" / "database.json").read_text(encoding="utf-8"))["raw"]
+    for part in raw.values():
+        part["run"] |= {"date": "2026-11-25T00:11:40+00:00", "load_1m_before": 0.25, "note": "before it was changed"}
+    for build in raw["sizes"]["builds"]:
+        build.pop("adding", None)
+        build |= {"chunks": build["documents"], "bare_faiss_s": [3.0, 1.0, 2.0]}
+        build["stage_s"]["add"] = 8.0
+    raw.pop("adding", None)
+    shown = "\n".join(figures.table({**figures.summarise(raw), "raw": raw}))
+    added = ", ".join(f"{build['documents']} 0.250" for build in raw["sizes"]["builds"])
+    assert f"| the whole stage add over bare Faiss, by chunks | 0.9 | {added} |" in shown
+    assert "load at most 0.25 before the run;" in shown and "; before it was changed;" in shown
+    for number, part in enumerate(raw.values()):
+        part["run"]["date"] = str(number)
+    assert "before a part;" in "\n".join(figures.table({**figures.summarise(raw), "raw": raw}))

@@ -92,6 +92,21 @@ def test_the_figures_follow_from_the_trials(encoder: Path, tmp_path: Path, monke
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_row_is_left_out_where_the_side_that_it_names_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An earlier program compared with the library at its best under the name of the default."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    tables = importlib.import_module("embedder_tables")
+    trials = [{"texts": 4, "seconds": 2.0}]
+    offline = {"chunks": {"ours": trials, "sentence_transformers_float32": trials}}
+    raw: dict[str, Any] = dict.fromkeys(("model", "dtype", "cores", "cpu", "date", "commit"), "x")
+    raw |= {"served": {}, "batch": {}, "offline": offline}
+    result = {"vs_sentence_transformers_same_dtype": 1.5, "vs_sentence_transformers_fp32": 1.25, "raw": raw}
+    shown = "\n".join(tables.table(result))
+    assert "| 1.50 |" in shown and "nothing set" not in shown
+    offline["chunks"]["sentence_transformers_default"] = trials
+    assert "nothing set (float32, 32 a batch), chunks | 1.25 |" in "\n".join(tables.table(result))
+
+
 def test_rounds_are_compared_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other work that slows one round of both sides leaves their ratio as it is."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

@@ -155,6 +155,20 @@ def test_a_running_build_and_its_base_stay(registry: DirectoryRegistry, under: P
     assert names(collect([registry], under), under) == {"deep/er/unknown", "new"}
 
 
+@pytest.mark.parametrize(("age_s", "stays"), [(0.0, True), (2 * 86_400.0, False)])
+def test_the_base_of_a_dead_build_stays_as_long_as_the_build(
+    registry: DirectoryRegistry, under: Path, age_s: float, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command goes on with it, and needs the base."""
+    base, dead = under / "deep" / "er" / "unknown", under / "dead.building"
+    recipe = json.loads((dead / "recipe.json").read_text())
+    (dead / "recipe.json").write_text(json.dumps({**recipe, "base": id_of(base)}))
+    written = gc._written
+    monkeypatch.setattr(gc, "_written", lambda path, kind: written(path, kind) - (kind == "snapshot") * 3 * 86_400)
+    found = collect([registry], under, older_than=86_400.0, clock=lambda: time.time() + age_s)
+    assert names(found, under) == (set() if stays else GONE)
+
+
 def test_shared_files_count_where_the_last_name_goes(registry: DirectoryRegistry, under: Path) -> None:
     base = under / "deep" / "er" / "unknown"
     new = under / "new"
@@ -302,7 +316,7 @@ def test_the_command(registry: DirectoryRegistry, under: Path, tmp_path: Path) -
     freed = json.loads((tmp_path / "gc.json").read_text())["freed"]
     assert f"2 folders would be deleted (--delete does it), {freed} bytes would be freed" in dry.stdout
     assert f"can go: {under / 'deep/er/unknown'} (snapshot " in dry.stdout
-    assert "live: a registry or a running build names it" in dry.stderr
+    assert "live: a registry or an unfinished build names it" in dry.stderr
     assert (under / "dead.building").exists()
     done = CliRunner().invoke(app, [*arguments, "--delete"])
     assert f"2 folders deleted, {freed} bytes freed" in done.stdout

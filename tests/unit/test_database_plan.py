@@ -104,6 +104,14 @@ def test_auto_takes_what_the_plan_recommends(recall: float, memory: float) -> No
         assert made.memory["index of a shard"].value + made.memory["quantiser"].value <= memory
 
 
+def test_where_codes_need_shards_that_hold_finer_ones_auto_takes_those() -> None:
+    """112 bytes a row in two shards of 64 GB; codes of 48 bytes need two shards as well, as the quantiser is in each."""
+    made = plan(10**9, dimension=96)
+    assert made.recipe.factory == "IVF1048576_HNSW32,SQ8"
+    assert made.shards.value == 2
+    assert resolve_recipe("auto", 10**9, 96, int(64e9), 2) == made.recipe
+
+
 def test_small_books_are_exact_and_every_number_has_its_source() -> None:
     made = plan(1000, gpu=True)
     assert made.recipe.exact and "by definition" in made.recall_note
@@ -120,8 +128,8 @@ def test_small_books_are_exact_and_every_number_has_its_source() -> None:
 def test_unmeasured_codes_are_said_to_be_so() -> None:
     recipe, note = choose(10**9, 64, 0.95, RATES)
     assert (recipe.codes == 64 and "0.750" in note) or recipe.codec == "SQ8"
-    _, note = choose(10**9, 48, 0.95, RATES, memory=16e9)
-    assert "PQ48 codes keep was not measured" in note
+    _, note = choose(10**9, 80, 0.95, RATES, memory=16e9)
+    assert "PQ40 codes keep was not measured" in note
 
 
 @pytest.mark.parametrize("index", ["Flat", "HNSW16", "IVF32,SQ8", "IVF64,RaBitQ", "IVF512_HNSW32,Flat"])

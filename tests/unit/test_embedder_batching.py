@@ -232,6 +232,18 @@ def test_a_queue_smaller_than_one_batch_is_refused() -> None:
         EmbedderConfig.parse({"batch_tokens": 10, "max_queue_tokens": 5})
 
 
+def test_batch_tokens_left_open_take_no_more_than_the_queue() -> None:
+    """`--max-queue-tokens 8192` alone starts on a GPU, too."""
+    small = EmbedderConfig.parse({"max_queue_tokens": 8192})
+    assert small.with_batch_tokens(16_384, 512).batch_tokens == 8192
+    assert small.with_batch_tokens(4096, 512).batch_tokens == 4096
+    assert EmbedderConfig().with_batch_tokens(4096, 8192).batch_tokens == 8192
+    with pytest.raises(ConfigError, match="max_queue_tokens"):
+        small.with_batch_tokens(4096, 10_000)
+    given = EmbedderConfig.parse({"max_queue_tokens": 8192, "batch_tokens": 100})
+    assert given.with_batch_tokens(16_384, 64).batch_tokens == 100
+
+
 def test_a_call_is_admitted_whole_or_not_at_all(bench: Bench) -> None:
     bench.occupy()
     bench.batcher.submit([[2] * 40] * 20)

@@ -119,6 +119,25 @@ def test_an_encoder_that_fails_for_long(bench: Bench, dead: list[str]) -> None:
     assert bench.batcher.ready and len(dead) <= 1
 
 
+def test_a_slow_encoder_has_the_time_that_its_tokens_take(bench: Bench, dead: list[str]) -> None:
+    """Four times what they took at the best rate, and never less than the limit."""
+    watch = bench.batcher.watch
+    for begin, tokens, seconds in ((0.0, 10, 10.0), (10.0, 100, 10.0), (20.0, 10, 20.0)):
+        bench.at(begin)
+        with watch.call(tokens):
+            bench.at(begin + seconds)
+    with pytest.raises(RuntimeError), watch.call(10**9):
+        raise RuntimeError("a batch that raises is not measured")
+    for begin, tokens, limit in ((100.0, 40, 20.0), (200.0, 200, 80.0)):  # 10 tokens a second at best
+        bench.at(begin)
+        with watch.call(tokens):
+            bench.at(begin + limit)
+            assert watch.ready
+            bench.at(begin + limit + 0.5)
+            assert not watch.ready
+    assert watch.ready and dead == (["hangs"] if bench.dies else [])  # type: ignore[attr-defined]
+
+
 def test_one_that_fails_shortly_counts_anew(bench: Bench, dead: list[str]) -> None:
     for begin in (0.0, 4.0):
         bench.at(begin)

@@ -63,9 +63,9 @@ def collect(
     """Find what can go under the folder `under`, and delete it if asked.
 
     A snapshot stays if any registry knows its id, in whatever place: as registered, live, previous, being prepared or
-    reported by a replica. A work folder stays while its build holds the lock, and with it the base of that build.
+    reported by a replica. A work folder stays while its build holds the lock.
     So does what is younger than `older_than` seconds, as it may be registered yet: a snapshot by its manifest, the last file of a
-    build or a pull, a work folder by what was last written in it.
+    build or a pull, a work folder by what was last written in it. The base of a build stays with its work folder.
     Folders of other kinds are never touched, links are not followed. Raises PreconditionError for a registry
     without a database (a wrong address, or one that came back empty), and what the registry raises where it cannot be
     reached: then nothing was deleted.
@@ -74,7 +74,12 @@ def collect(
     if not under.is_dir():
         raise ArgumentError(f"{under} is no folder", field="under")
     found = list(_candidates(under))
-    wanted = _wanted(registries) | {base for path, kind in found if kind == "work" and (base := _base_of(path))}
+
+    def young(path: Path, kind: str) -> bool:
+        return clock() - _written(path, kind) < older_than
+
+    works = [path for path, kind in found if kind == "work" and (in_use(path) or young(path, kind))]
+    wanted = _wanted(registries) | {base for path in works if (base := _base_of(path))}
     garbage: list[Garbage] = []
     kept: list[tuple[Path, str]] = []
     for path, kind in found:
@@ -84,8 +89,8 @@ def collect(
         elif kind != "work" and snapshot in wanted:
             if kind == "leftover" and delete:
                 path = _give_back(path)
-            kept.append((path, "a registry or a running build names it"))
-        elif kind != "leftover" and clock() - _written(path, kind) < older_than:
+            kept.append((path, "a registry or an unfinished build names it"))
+        elif kind != "leftover" and young(path, kind):
             kept.append((path, f"it is younger than {older_than / 3600:g} hours"))
         else:
             garbage.append(Garbage(path, kind, snapshot, _freed([path])))
@@ -156,12 +161,12 @@ def _written(path: Path, kind: str) -> float:
 
 
 def _base_of(work: Path) -> str | None:
-    """The base of a build that is running in the folder `work`."""
+    """The base of the build in the folder `work`."""
     try:
         recipe = json.loads((work / "recipe.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return recipe.get("base") if in_use(work) else None
+    return recipe.get("base")
 
 
 def _freed(folders: Collection[Path]) -> int:

@@ -187,9 +187,13 @@ def make_plan(
 
 
 def choose(chunks: int, dimension: int, recall: float, rates: Rates, memory: float = 64e9) -> tuple[Recipe, str]:
-    """What a build with `--memory` chooses by itself: for one shard, or where its codes cannot reach the recall for as many
-    shards as hold finer ones; and why."""
-    recipe = choose_recipe(chunks, dimension, int(memory))
+    """What a build with `--memory` chooses by itself: for as few shards as hold the index, or where its codes cannot reach the
+    recall for as many as hold finer ones; and why."""
+    recipe, settled = choose_recipe(chunks, dimension, int(memory)), False
+    while not settled:  # where codes need several shards, finer ones may fit into as many
+        index, quantiser = row_bytes(recipe, dimension) * chunks, quantiser_bytes(recipe, dimension)
+        chosen = choose_recipe(chunks, dimension, int(memory), _shard_count(index, quantiser, memory))
+        recipe, settled = chosen, chosen == recipe
     if recipe.exact:
         return recipe, "exact: recall is 1 by definition"
     code = f"PQ{recipe.codes}" if recipe.codes else recipe.codec
@@ -238,14 +242,7 @@ def _shards(
     disk: dict[str, Figure], memory: float, sample_bytes: float, rates: Rates
 ) -> tuple[Figure, dict[str, Figure]]:
     index, quantiser = disk["index"].value, disk["quantiser"].value
-    room = memory - quantiser - _REPLICA_BYTES
-    if room <= 0:
-        raise ArgumentError(
-            f"memory: {memory / 1e9:.1f} GB do not hold the quantiser that all shards share "
-            f"({quantiser / 1e9:.1f} GB) and a replica's own {_REPLICA_BYTES / 1e9:.2f} GB",
-            field="memory",
-        )
-    count = max(1, math.ceil(index / room))
+    count = _shard_count(index, quantiser, memory)
     needed = {
         "index of a shard": Figure(index / count, FORMAT, f"1/{count} of the index"),
         "quantiser": Figure(quantiser, FORMAT, "whole in each shard"),
@@ -256,6 +253,17 @@ def _shards(
         "training sample": Figure(sample_bytes, FORMAT, "vectors, and beside them the rotated ones"),
     }
     return Figure(count, FORMAT, f"index over what {memory / 1e9:g} GB leave for it"), needed
+
+
+def _shard_count(index: float, quantiser: float, memory: float) -> int:
+    room = memory - quantiser - _REPLICA_BYTES
+    if room <= 0:
+        raise ArgumentError(
+            f"memory: {memory / 1e9:.1f} GB do not hold the quantiser that all shards share "
+            f"({quantiser / 1e9:.1f} GB) and a replica's own {_REPLICA_BYTES / 1e9:.2f} GB",
+            field="memory",
+        )
+    return max(1, math.ceil(index / room))
 
 
 def _hours(

@@ -209,7 +209,7 @@ class Batcher:
 
     def _probe_fails(self) -> BaseException | None:
         try:
-            with self.watch.call():
+            with self.watch.call(len(self._probe)):
                 self._encode([self._probe])
         except BaseException as error:  # noqa: BLE001  what ends a thread too: the probe is what decides on the next one
             return error
@@ -288,7 +288,7 @@ class Batcher:
         read = sum(item.tokens for item in batch)
         start = time.monotonic()
         try:
-            with self.watch.call():
+            with self.watch.call(padded):
                 vectors_ND = (self._encode_alone if batch[0].alone else self._encode)(ids)
             if len(vectors_ND) != len(ids):
                 raise RuntimeError(f"the encoder gave {len(vectors_ND)} vectors for {len(ids)} texts")

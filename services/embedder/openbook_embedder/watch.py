@@ -11,12 +11,15 @@ from openbook_core.telemetry import get_logger
 
 # Between two looks.
 _LOOK_S = 1.0
+# Longer texts and other work on the machine make a healthy batch slower than the quickest was, hardly by as much.
+_SLOWER = 4
 
 _log = get_logger(__name__)
 
 
 class EncoderWatch:
-    """Owns the state `ready`: not while the encoder fails, nor while one call of it has run for more than `timeout_s`.
+    """Owns the state `ready`: not while the encoder fails, nor while one call of it is late: when it has run for more than
+    `timeout_s`, and for more than 4 times what its tokens take at the best rate that was measured.
 
     `on_ready` hears of every change, `on_hang` of a call that is late. `on_dead` gets the reason once where the encoder
     hangs, or has failed for `restart_s`; it is for a device that only a new process brings back, so None leaves it at
@@ -37,6 +40,7 @@ class EncoderWatch:
         self._on_ready, self._on_hang, self._on_dead = on_ready, on_hang, on_dead
         self._lock = threading.Lock()
         self._began: float | None = None
+        self._limit_s, self._best_per_s = timeout_s, 0.0
         self._failing_since: float | None = None
         self.hangs = False
         self.ready = True
@@ -49,11 +53,15 @@ class EncoderWatch:
         return self._failing_since is not None
 
     @contextmanager
-    def call(self) -> Iterator[None]:
-        """Around each call of the encoder; one at a time."""
-        self._began = self._clock()
+    def call(self, tokens: int) -> Iterator[None]:
+        """Around each call of the encoder with so many padded `tokens`; one at a time."""
+        expected_s = tokens / self._best_per_s if self._best_per_s else 0.0
+        self._limit_s = max(self._timeout_s, _SLOWER * expected_s)
+        self._began = began = self._clock()
         try:
             yield
+            if (taken_s := self._clock() - began) > 0:
+                self._best_per_s = max(self._best_per_s, tokens / taken_s)
         finally:
             with self._lock:
                 self._began, self.hangs = None, False
@@ -73,12 +81,12 @@ class EncoderWatch:
         """Notice what has become late since the last look."""
         now, hung = self._clock(), False
         with self._lock:
-            if self._began is not None and not self.hangs and now - self._began > self._timeout_s:
+            if self._began is not None and not self.hangs and now - self._began > self._limit_s:
                 self.hangs = hung = True
                 self._show()
             failed_s = 0.0 if self._failing_since is None else now - self._failing_since
         if hung:
-            _log.error(f"a batch has not come back from the encoder for {self._timeout_s:g} s; not ready until it does")
+            _log.error(f"a batch has not come back from the encoder for {self._limit_s:g} s; not ready until it does")
             self._on_hang()
         if hung or failed_s > self._restart_s:
             self._give_up("hangs" if hung else f"has failed for {failed_s:.0f} s")

@@ -23,6 +23,7 @@ from openbook_trainer.recall import run as run_module
 from openbook_trainer.recall.answers import grade, grade_seen
 from openbook_trainer.recall.batches import IGNORED, to_batch
 from openbook_trainer.recall.config import RecallConfig
+from openbook_trainer.recall.report import figures_of
 from openbook_trainer.recall.run import answer_loss, run_recall
 from openbook_trainer.recall.source import Question
 from openbook_trainer.recall.worlds import BESIDE, Worlds, WorldsSettings
@@ -212,6 +213,17 @@ def test_two_halves_are_one_run_to_the_bit(tmp_path: Path) -> None:
     assert 1 in {level for _, _, level in losses(tmp_path / "straight")}
     assert weights_hash(load(tmp_path / "straight" / "model")) == straight["weights_hash"]
     assert json.loads((tmp_path / "straight" / "summary.json").read_text())["weights_hash"] == straight["weights_hash"]
+
+
+def test_held_out_questions_are_looked_at_only_at_the_end(tmp_path: Path) -> None:
+    chosen = config(tmp_path, evaluation={"every": 4, "questions": 4, "final": 6, "max_tokens": 4})
+    summary = run_recall(chosen)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in records if "validation" in each] == [4, 8]
+    assert [each["held_out"] for each in records if "held_out" in each] == [summary["held_out"]]
+    assert summary["held_out"]["questions"] == 6
+    curve = figures_of(chosen, live={})["curve"]
+    assert [(each["step"], each["questions"]) for each in curve] == [(4, 4), (8, 4)]
 
 
 def test_what_a_checkpoint_was_made_with_is_asked_for(tmp_path: Path) -> None:

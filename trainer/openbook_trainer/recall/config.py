@@ -15,7 +15,8 @@ from openbook_trainer.recall.sources import SourceSettings
 
 
 class RecallEvaluation(FrozenConfig):
-    """Held-out questions, `questions` of them every `every` steps (0: only at the end) and `final` at the end."""
+    """On names that are not trained on: `questions` for validation every `every` steps (0: never), and `final` held-out ones
+    at the end."""
 
     every: NonNegativeInt = 250
     questions: PositiveInt = 128

@@ -21,9 +21,9 @@ def figures_of(config: RecallConfig, live: dict[str, Any]) -> dict[str, Any]:
     records = [json.loads(line) for line in lines]
     cpu = {each["step"]: each["train_cpu_seconds"] for each in records if "loss" in each}
     curve = [
-        {"step": each["step"], "train_cpu_seconds": cpu.get(each["step"]), **each["held_out"]}
+        {"step": each["step"], "train_cpu_seconds": cpu.get(each["step"]), **each["validation"]}
         for each in records
-        if "held_out" in each
+        if "validation" in each
     ]
     training = [
         {name: each[name] for name in ("step", "train_cpu_seconds", "loss", "level")}
@@ -54,7 +54,7 @@ def lines_of(figures: dict[str, Any]) -> Iterator[str]:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Loss and held-out exact match over CPU time, and the answers through the live retriever; PNG or SVG by suffix.
+    """Loss and exact match in validation over CPU time, and the answers through the live retriever; PNG or SVG by suffix.
 
     Raises ArgumentError where the file cannot be written.
     """

@@ -86,7 +86,7 @@ class _Run:
             step += 1
             if step % config.log_every == 0 or record["advanced"]:
                 metrics.write({"step": step, **record})
-            if config.evaluation.every and step % config.evaluation.every == 0 and step < config.steps:
+            if config.evaluation.every and step % config.evaluation.every == 0:
                 metrics.write({"step": step, **self._evaluate("validation", config.evaluation.questions)})
             if config.checkpoint_every and step % config.checkpoint_every == 0:
                 self._save(step)
@@ -94,7 +94,7 @@ class _Run:
                 stopped_by = "max_seconds"
                 break
         self._save(step)
-        held_out = self._evaluate("held out", config.evaluation.final)
+        held_out = self._evaluate("held_out", config.evaluation.final)
         metrics.write({"step": step, **held_out})
         summary = {
             "steps": step,
@@ -149,7 +149,8 @@ class _Run:
         return {"loss": value, "level": number, "gradient_norm": norm, "learning_rate": rate, "advanced": advanced}
 
     def _evaluate(self, which: str, count: int) -> dict[str, Any]:
-        """Of the same questions at every step, other ones for each of `which`; `seen`: on what is trained on."""
+        """Under the name `which`: of the same questions at every step, other ones for each name; `seen`: on what is trained
+        on."""
         settings, model = self.config.evaluation, self.config.model
         rng, shape = Random(f"{self.config.seed} {which}"), (count, model.num_neighbors, model.neighbor_length)
         pairs, seen = self.source.held_out(rng, *shape), self.source.questions(rng, *shape)
@@ -157,7 +158,7 @@ class _Run:
         graded = grade(self.model, self.source.tokenizer, pairs, settings.max_tokens)
         graded["seen"] = grade_seen(self.model, self.source.tokenizer, seen, settings.max_tokens)
         self.model.train()
-        return {"held_out": {"questions": count, **{name: round(value, 4) for name, value in graded.items()}}}
+        return {which: {"questions": count, **{name: round(value, 4) for name, value in graded.items()}}}
 
     def _save(self, step: int) -> None:
         state: dict[str, Any] = {

@@ -143,8 +143,6 @@ def _index_entry(
 ) -> IndexEntry:
     if (kept := _kept_entry(index, corpus, settings, work)) is not None:
         return kept
-    if corpus.base is not None and not corpus.has_vectors and not index.exact:
-        return corpus.base.manifest.index  # there is nothing exact left to compare with
     parts = [
         Part(
             open_index(
@@ -168,16 +166,18 @@ def _index_entry(
 
 
 def _kept_entry(index: Recipe, corpus: Corpus, settings: BuildSettings, work: Workspace) -> IndexEntry | None:
-    """The base's entry, where few rows came or went since its recall was measured (docs/adr/0004); None: measure it.
+    """The base's entry, where few rows came or went since its recall was measured, or nothing exact is left to measure by
+    (docs/adr/0004); None: measure it.
 
     `changed` says how many, over all builds since.
     """
-    if corpus.base is None or not index.trained or not shares_quantiser(corpus.base, work.snapshot):
+    if corpus.base is None or index.exact:
         return None
     base = corpus.base.manifest
     kept = int(corpus.document_rows[corpus.base_documents >= 0].sum())
     changed = base.index.recall.get("changed", 0) + corpus.chunks + base.chunks - 2 * kept
-    if changed > _CHANGED * corpus.chunks or base.index.recall["target"] != settings.target_recall:
+    few = changed <= _CHANGED * corpus.chunks and base.index.recall["target"] == settings.target_recall
+    if corpus.has_vectors and not (few and index.trained and shares_quantiser(corpus.base, work.snapshot)):
         return None
     work.log.write("recall kept", changed=changed, chunks=corpus.chunks)
     return replace(base.index, recall={**base.index.recall, "changed": changed})
