@@ -35,6 +35,7 @@ from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
 DATABASE = "book"
 DIMENSION = 24
 SHARDS = 3
+MEMBERS = 2
 WORDS = [
     "river",
     "mountain",
@@ -177,9 +178,9 @@ def start_shard(registry: Path | str, log: Path, member: int, *options: str) -> 
 def cluster(
     folder: Path, registry: Path | str, *options: str, router: Sequence[str] = (), replicas: int = 1, routers: int = 1
 ) -> Iterator[list[Process]]:
-    """The routers, then shards 0 and 1 of 2, so often; the list may be changed, what is in it at the end is stopped."""
+    """The routers, then shards 0 and 1 of MEMBERS, so often; the list may be changed, what is in it at the end is stopped."""
     log = folder / "log.jsonl"
-    members = [("--member-index", str(member), "--member-count", "2") for member in (0, 1)] * replicas
+    members = [("--member-index", str(member), "--member-count", str(MEMBERS)) for member in range(MEMBERS)] * replicas
     popens = [spawn(registry, log, "--role", "router", *router) for _ in range(routers)]
     popens += [spawn(registry, log, "--role", "shard", *member, *options) for member in members]
     processes: list[Process] = []

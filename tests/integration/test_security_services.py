@@ -175,14 +175,14 @@ def test_an_answer_over_https_is_one_trace_through_all_services(secured: Secured
     retrieval = reply.model_extra["retrieval"]
     assert retrieval["passages"]
     outer = ["HTTP POST /v1/chat/completions", "Retriever/SearchText"]
-    inner = ["Embedder/Embed", *["Retriever/Search"] * support.SHARDS]
+    inner = ["Embedder/Embed", *["Retriever/Search"] * support.MEMBERS]  # one call for all shards of a process
     spans = secured.collector.wait_for(TRACE, [*outer, *inner])
     (root,), (router,) = ([span for span in spans if span.name == name] for name in outer)
     shards = [span for span in spans if span.name == "Retriever/Search"]
     assert (root.service, root.parent) == ("openbook-generator", "00f067aa0ba902b7")
     assert (router.service, router.parent) == ("openbook-router", root.id)
     assert {(span.service, span.parent) for span in shards} == {("openbook-shard", router.id)}
-    assert len(shards) == support.SHARDS
+    assert len(shards) == support.MEMBERS
     embeds = [span for span in spans if span.name == "Embedder/Embed"]
     assert {(span.service, span.parent) for span in embeds} == {("openbook-embedder", router.id)}
     assert {span.attributes["openbook.request_id"] for span in spans} == {"question-9"}

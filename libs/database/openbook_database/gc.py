@@ -166,7 +166,8 @@ def _base_of(work: Path) -> str | None:
         recipe = json.loads((work / "recipe.json").read_bytes())
     except (OSError, ValueError):
         return None
-    return recipe.get("base")
+    base: str | None = recipe.get("base")
+    return base
 
 
 def _freed(folders: Collection[Path]) -> int:
