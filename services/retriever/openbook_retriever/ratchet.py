@@ -84,7 +84,10 @@ class Ratchet:
     def tell(self, registry: Registry, database: str, actor: str) -> bool:
         """Write the record into a registry that has an older one or none; whether it was raised."""
         seen = self._seen.get(database)
-        return seen is not None and registry.restore(seen.contract, seen.control, seen.snapshots, actor=actor)
+        if seen is None or not registry.restore(seen.contract, seen.control, seen.snapshots, actor=actor):
+            return False
+        _log.warning("database %s: the registry had lost epoch %s, restored", database, seen.control.epoch)
+        return True
 
 
 def _record(seen: Seen) -> dict[str, object]:
