@@ -5,14 +5,12 @@ Coordinators and registries that fail are in `test_retriever_coordinators.py`.
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -235,33 +233,3 @@ def test_a_clock_that_jumps_fails_no_request(tmp_path: Path, editions: list[Snap
     finally:
         for process in processes:
             process.stop()
-
-
-def test_a_shard_that_hangs_while_it_checks_is_given_up(tmp_path: Path, editions: list[Snapshot]) -> None:
-    """The child that checks files is stopped: what serves does not notice, the swap is ended and a later one works."""
-    old, new, _ = editions
-    with (
-        support.cluster(tmp_path, tmp_path / "registry") as processes,
-        AdminClient(processes[0].address) as admin,
-    ):
-        for edition in (old, new):
-            admin.register(DATABASE, str(edition.path))
-        move(admin, old.id)
-        with unharmed(processes[0].address, editions):
-            admin.prepare(DATABASE, new.id)
-            stopped: list[int] = []
-
-            def catch() -> bool:
-                for process in processes[1:]:
-                    pid = process.popen.pid
-                    children = Path(f"/proc/{pid}/task").glob("*/children")
-                    stopped.extend(int(child) for path in children for child in path.read_text().split())
-                return bool(stopped) or held(admin, new.id).count("ready") == 2
-
-            support.wait_for(catch, "a check is under way")
-            for child in stopped:
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGSTOP)
-            admin.abort(DATABASE)
-            support.wait_for(lambda: held(admin, new.id) == [], "their loads are given up")
-            assert move(admin, new.id) == 2
