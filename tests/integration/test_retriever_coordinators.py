@@ -176,6 +176,9 @@ def test_a_redis_that_is_set_back_in_time_is_told(tmp_path: Path, editions: list
         earlier = client.get(key)
         assert json.loads(earlier)["epoch"] == 1
         registry = open_registry(server.url)
+        support.wait_for(
+            lambda: [router.epoch for router in registry.routers(DATABASE)] == [1, 1], "both routers route"
+        )
         with unharmed(processes[1].address, editions) as load:
             move(admin, new.id)
             support.wait_for(

@@ -5,7 +5,9 @@ Coordinators and registries that fail are in `test_retriever_coordinators.py`.
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 import sys
 import threading
 import time
@@ -61,6 +63,10 @@ def kill(process: Process) -> None:
 def held(admin: AdminClient, snapshot: str) -> list[str]:
     (state,) = admin.list(DATABASE)
     return [item.state for replica in state.replicas for item in replica.snapshots if item.snapshot == snapshot]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
 def test_replicas_die_serving_loading_and_draining_and_the_shard_count_changes(
@@ -233,3 +239,26 @@ def test_a_clock_that_jumps_fails_no_request(tmp_path: Path, editions: list[Snap
     finally:
         for process in processes:
             process.stop()
+
+
+def test_a_check_that_hangs_is_given_up_and_a_later_swap_works(tmp_path: Path, editions: list[Snapshot]) -> None:
+    """Row 3: the processes that check files are stopped; what serves does not notice, and the swap that is ended can be
+    made again."""
+    old, new, _ = editions
+    with (
+        support.cluster(tmp_path, tmp_path / "registry") as processes,
+        AdminClient(processes[0].address) as admin,
+    ):
+        for edition in (old, new):
+            admin.register(DATABASE, str(edition.path))
+        move(admin, old.id)
+        with unharmed(processes[0].address, editions):
+            checkers = [child for shard in processes[1:] for child in children(shard.popen.pid)]
+            assert len(checkers) == support.MEMBERS, "each shard keeps the process that checked the first one"
+            for checker in checkers:
+                os.kill(checker, signal.SIGSTOP)
+            admin.prepare(DATABASE, new.id)
+            support.wait_for(lambda: held(admin, new.id) == ["loading"] * support.MEMBERS, "both are at it")
+            admin.abort(DATABASE)
+            support.wait_for(lambda: held(admin, new.id) == [], "their loads are given up")
+            assert move(admin, new.id) == 2
