@@ -73,7 +73,7 @@ def _build(options: argparse.Namespace) -> None:
     with Processes(options.workdir / "logs") as processes:
         for year, edition in EDITIONS.items():
             source = str(_data() / "factbook" / f"{edition}.jsonl.zst")
-            out = ["--out", str(_book(options, year)), "--database", f"factbook-{year}"]
+            out = ["--out", str(_book(options.workdir, year)), "--database", f"factbook-{year}"]
             print("\n".join(processes.run(f"db build {year}", ["db", "build", source, *out, *limit])), flush=True)
 
 
@@ -88,7 +88,7 @@ def _train(options: argparse.Namespace) -> None:
         return
     resumed = (options.workdir / "run" / "checkpoint.pt").is_file()
     where, begun = environment(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    with _served(options, TRAINED_ON) as (processes, router):
+    with served(options.workdir, TRAINED_ON) as (processes, router):
         settings = [f"out={options.workdir / 'run'}", f"passages.address={router}", *options.set]
         chosen = [part for each in settings for part in ("--set", each)]
         lines = processes.run("train", ["train", "--config", CONFIG, *chosen])
@@ -107,7 +107,7 @@ def _ask(options: argparse.Namespace) -> None:
     where = environment()
     training = json.loads((options.workdir / "training.json").read_text(encoding="utf-8"))
     figures: dict[str, dict[str, Any]] = {}
-    with _served(options, ASKED) as (processes, router):
+    with served(options.workdir, ASKED) as (processes, router):
         for run in ("bare", "tuned"):
             parts = [_answers(options, processes, router, run, year) for year in ASKED]
             tasks = {name: task for part in parts for name, task in part["tasks"].items()}
@@ -161,11 +161,11 @@ def _answers(options: argparse.Namespace, processes: Processes, router: str, run
 
 
 @contextmanager
-def _served(options: argparse.Namespace, years: tuple[str, ...]) -> Iterator[tuple[Processes, str]]:
-    """The processes, and the address of a router under which these books are live."""
-    registry = options.workdir / "registry"
+def served(workdir: Path, years: tuple[str, ...]) -> Iterator[tuple[Processes, str]]:
+    """The processes, and the address of a router under which the books of these years in `workdir` are live."""
+    registry = workdir / "registry"
     shutil.rmtree(registry, ignore_errors=True)
-    with Processes(options.workdir / "logs") as processes:
+    with Processes(workdir / "logs") as processes:
         embedder = processes.start("embedder", ["serve", "embedder", "--port", "0"], deadline_s=START_S)
         arguments = ["serve", "retriever", "--role", "shard", "--registry", str(registry)]
         processes.start("shard", arguments, deadline_s=START_S)
@@ -173,7 +173,7 @@ def _served(options: argparse.Namespace, years: tuple[str, ...]) -> Iterator[tup
         router = processes.start("router", [*arguments, "--embedder", embedder], deadline_s=START_S)
         with AdminClient(router) as admin:
             for year in years:
-                folder = str(_book(options, year).absolute())
+                folder = str(_book(workdir, year).absolute())
                 swap_to(admin, f"factbook-{year}", admin.register(f"factbook-{year}", folder).snapshot)
         yield processes, router
 
@@ -182,8 +182,8 @@ def _data() -> Path:
     return Path(os.environ["OPENBOOK_DATA"])
 
 
-def _book(options: argparse.Namespace, year: str) -> Path:
-    return Path(options.workdir) / "books" / year
+def _book(workdir: Path, year: str) -> Path:
+    return workdir / "books" / year
 
 
 def _folder(options: argparse.Namespace, run: str, year: str) -> Path:

@@ -1,10 +1,12 @@
-"""Questions with and without the book: the bare model, and the same with the factbook's adapter.
+"""Questions with and without the book: the bare model, the same with the factbook's adapter, and retrofitted.
 
     python benchmarks/tasks.py [--quick] [--limit N] [--workdir FOLDER]
 
 Asks Natural Questions, NQ-open and SQuAD by `openbook eval tasks`; the factbook's rows are those of factbook-lora.json,
-which `benchmarks/factbook_lora.py` makes. Writes OUT.json, OUT-bare.png and OUT-adapter.png. A run that was stopped is
-gone on with. `--quick` asks a few questions, of the first documents, and writes to the working folder.
+which `benchmarks/factbook_lora.py` makes. The retrofit is trained here by examples/train/retrofit.yaml, with that
+script's book of 2015 live, and is asked with the cross attention off and on. Writes OUT.json and a picture of each run.
+A run that was stopped is gone on with. `--quick` asks a few questions, of the first documents, and writes to the
+working folder.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from factbook_lora import served
 from measure import ROOT, environment, write_result
 
 from openbook_cli.demo.processes import Processes, leave_on_signals
@@ -26,7 +29,8 @@ ADAPTER = "examples/adapters/factbook"
 FACTBOOK = ("factbook@2026-02-19", "factbook-fields@2026-02-19")
 # Each run here, and what it is called in factbook-lora.json.
 RUNS = {"bare": "bare", "adapter": "tuned"}
-QUICK_DOCUMENTS, QUICK_QUESTIONS = 20, 2
+RETROFIT, RETROFIT_STEPS, RETROFIT_BOOK = "retrofit", 150, "2015"
+QUICK_DOCUMENTS, QUICK_QUESTIONS, QUICK_STEPS = 20, 2, 3
 
 
 def main() -> None:
@@ -37,6 +41,9 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, help=".openbook/tasks, or .openbook/tasks-quick")
     parser.add_argument("--out", type=Path, help="docs/results/tasks, or WORKDIR/tasks")
     parser.add_argument("--lora", type=Path, default=ROOT / "docs" / "results" / "factbook-lora.json")
+    parser.add_argument(
+        "--lora-workdir", type=Path, default=ROOT / ".openbook" / "factbook-lora", help="with its books"
+    )
     options = parser.parse_args()
     if "OPENBOOK_DATA" not in os.environ:
         parser.error("set OPENBOOK_DATA to the folder of the data sets")
@@ -47,14 +54,16 @@ def main() -> None:
     size = ["--limit", str(QUICK_QUESTIONS if options.quick else options.limit)]
     size += ["--limit-documents", str(QUICK_DOCUMENTS)] if options.quick else []
     where = environment()
-    asked = {run: _figures(run, options.tasks, size, workdir) for run in RUNS}
+    training = _retrofit(workdir, options.lora_workdir, QUICK_STEPS if options.quick else RETROFIT_STEPS)
+    asked = {run: _figures(run, options.tasks, size, workdir) for run in (*RUNS, RETROFIT)}
     result = {
         "command": " ".join(["make results-tasks:", "benchmarks/tasks.py", *sys.argv[1:]]),
         "environment": where,
         "factbook": f"the factbook's rows are copies of {options.lora.name}",
         **with_factbook(asked, json.loads(options.lora.read_text(encoding="utf-8"))),
+        RETROFIT: {**asked[RETROFIT], "training": training},
     }
-    for run in RUNS:
+    for run in asked:
         print("\n".join([run, *table_lines(result[run])]))
         plot(result[run], out.with_name(f"{out.name}-{run}.png"))
     write_result(out.with_suffix(".json"), result)
@@ -74,9 +83,29 @@ def with_factbook(asked: dict[str, Any], lora: dict[str, Any]) -> dict[str, Any]
     return merged
 
 
+def _retrofit(workdir: Path, lora_workdir: Path, steps: int) -> dict[str, Any]:
+    """The training's summary; the model is in WORKDIR/run/model. A run that was stopped is gone on with."""
+    file = workdir / "training.json"
+    if not file.is_file():
+        settings = {
+            "out": workdir / "run",
+            "steps": steps,
+            "max_seconds": "null",
+            "retrieval.database": f"factbook-{RETROFIT_BOOK}",
+        }
+        with served(lora_workdir, (RETROFIT_BOOK,)) as (processes, router):
+            settings["retrieval.address"] = router
+            chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+            lines = processes.run("retrofit", ["train", "--config", "examples/train/retrofit.yaml", *chosen])
+        write_result(file, json.loads(lines[-1]))
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
 def _figures(run: str, tasks: str, size: list[str], workdir: Path) -> dict[str, Any]:
     file = workdir / f"{run}.json"
-    arguments = ["--model", DEFAULT_MODEL, "--tasks", tasks, *size, "--batch", "16", "--books", str(workdir / "books")]
+    model = str(workdir / "run" / "model") if run == RETROFIT else DEFAULT_MODEL
+    arguments = ["--model", model, "--tasks", tasks, *size, "--batch", "16", "--books", str(workdir / "books")]
     if run == "adapter":
         arguments += ["--adapter", ADAPTER]
     with Processes(workdir / "logs") as processes:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,8 +30,12 @@ def test_a_quick_run_is_merged_with_the_factbook_s(
 ) -> None:
     lora = json.loads(LORA.read_text(encoding="utf-8"))
     commands: list[list[str]] = []
+    trained: list[list[str]] = []
 
     def run(_: Any, __: str, arguments: list[str]) -> list[str]:
+        if arguments[0] == "train":
+            trained.append(arguments)
+            return [json.dumps({"steps": 3})]
         commands.append(arguments)
         options = dict(zip(arguments[2::2], arguments[3::2], strict=True))
         kind = "tuned" if "--adapter" in options else "bare"
@@ -39,19 +45,34 @@ def test_a_quick_run_is_merged_with_the_factbook_s(
         )
         return []
 
+    @contextmanager
+    def served(_: Path, years: tuple[str, ...]) -> Iterator[tuple[Any, str]]:
+        with module.Processes(tmp_path / "logs") as processes:
+            yield processes, f"router of {years}"
+
     monkeypatch.setattr(module.Processes, "run", run)
+    monkeypatch.setattr(module, "served", served)
     monkeypatch.setenv("OPENBOOK_DATA", str(tmp_path))
     monkeypatch.setattr(module, "leave_on_signals", lambda: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["tasks.py", "--quick", "--workdir", str(tmp_path)])
     module.main()
-    assert [("--adapter" in each, "--limit-documents" in each) for each in commands] == [(False, True), (True, True)]
+    assert [("--adapter" in each, "--limit-documents" in each) for each in commands] == [
+        (False, True),
+        (True, True),
+        (False, True),
+    ]
+    assert str(tmp_path / "run" / "model") in commands[-1]
+    assert "retrieval.address=router of ('2015',)" in trained[0]
     result = json.loads((tmp_path / "tasks.json").read_text(encoding="utf-8"))
     for kind, name in (("bare", "bare"), ("adapter", "tuned")):
         found = result[kind]["tasks"]
         assert list(found) == ["nq", "nq-open", "squad", *module.FACTBOOK]
         assert all(found[task] == lora[name]["tasks"][task] for task in module.FACTBOOK)
         assert (tmp_path / f"tasks-{kind}.png").read_bytes().startswith(b"\x89PNG")
+    assert list(result["retrofit"]["tasks"]) == ["nq", "nq-open", "squad"]
+    assert result["retrofit"]["training"] == {"steps": 3}
+    assert (tmp_path / "tasks-retrofit.png").is_file()
 
 
 def test_figures_of_other_weights_are_not_merged(module: ModuleType) -> None:
