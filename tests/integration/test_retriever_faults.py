@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ import pytest
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import DeadlineError, OpenbookError
 from openbook_database.registry.directory import DirectoryRegistry
+from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.registry.records import LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_database.snapshot import Snapshot
 
@@ -69,14 +70,18 @@ def children(pid: int) -> list[int]:
     return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
+@pytest.mark.parametrize("kind", ["directory", "redis"])
 def test_replicas_die_serving_loading_and_draining_and_the_shard_count_changes(
-    tmp_path: Path, editions: list[Snapshot]
+    tmp_path: Path, editions: list[Snapshot], kind: str
 ) -> None:
     """Rows 4, 15 and 16: also a rolling restart of every replica while another snapshot is prepared and made live."""
     old, new, third = editions
-    registry, log = tmp_path / "registry", tmp_path / "log.jsonl"
+    log = tmp_path / "log.jsonl"
     with (
-        support.cluster(tmp_path, registry, "--drain-s", "3", replicas=2) as processes,
+        LocalRedis(tmp_path / "redis") if kind == "redis" else nullcontext() as server,
+        support.cluster(
+            tmp_path, registry := server.url if server else str(tmp_path / "registry"), "--drain-s", "3", replicas=2
+        ) as processes,
         AdminClient(processes[0].address) as admin,
         RetrieverClient(processes[0].address) as client,
     ):
