@@ -31,7 +31,8 @@ class _Held:
 
 class Holds:
     """Safe to use from several threads. A snapshot that nothing uses is given back after `idle_s`, which spares a lease for
-    each request; where no lease can be had that is logged and the generation goes on without."""
+    each request; where no lease can be had that is logged, the generation goes on, and it is asked for again while it lasts.
+    """
 
     def __init__(self, client: RetrieverClient, *, idle_s: float = 10.0) -> None:
         self._client, self._idle_s = client, idle_s
@@ -48,7 +49,7 @@ class Holds:
         with self._lock:
             held = self._held.get(key)
             if held is None:
-                held = self._held[key] = _Held(self._take(pin))
+                held = self._held[key] = _Held(self._take(*key))
             held.users += 1
         weakref.finalize(owner, self._released.put, key).atexit = False
 
@@ -57,17 +58,20 @@ class Holds:
         self._released.put(None)
         self._thread.join()
 
-    def _take(self, pin: Pin) -> Hold | None:
+    def _take(self, database: str, snapshot: str) -> Hold | None:
         try:
-            return self._client.hold(pin.database, pin.snapshot, ttl_s=_TTL_S, timeout_s=_TIMEOUT_S)
+            return self._client.hold(database, snapshot, ttl_s=_TTL_S, timeout_s=_TIMEOUT_S)
         except OpenbookError as error:
-            _log.warning("snapshot %s is read without a lease: %s", pin.snapshot[:12], error)
+            # As a text: an error that a log handler keeps would keep its frames, and with them the owner.
+            _log.warning("snapshot %s is read without a lease: %s", snapshot[:12], str(error))
             return None
 
     def _run(self) -> None:
+        every_s = self._idle_s / 2
+        again = time.monotonic() + every_s
         while True:
             try:
-                key = self._released.get(timeout=self._idle_s / 2)
+                key = self._released.get(timeout=every_s)
                 if key is None:
                     break
                 with self._lock:
@@ -77,7 +81,17 @@ class Holds:
             except queue.Empty:
                 pass
             self._give_back(self._idle_s)
+            if time.monotonic() >= again:
+                self._take_missing()
+                again = time.monotonic() + every_s
         self._give_back(None)
+
+    def _take_missing(self) -> None:
+        """Only this thread takes snapshots out of what is held, so each is still there after it was asked for."""
+        with self._lock:
+            missing = [(key, held) for key, held in self._held.items() if held.users and held.hold is None]
+        for key, held in missing:
+            held.hold = self._take(*key)
 
     def _give_back(self, idle_s: float | None) -> None:
         """Those that were idle for so long; all where it is None."""

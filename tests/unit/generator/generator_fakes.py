@@ -83,6 +83,7 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
         self.open.set()
         self.on_tokens = lambda: None
         self.refusal: OpenbookError | None = None
+        self.pin_refusal: OpenbookError | None = None
         self.pins: list[str] = []
         self.contract: dict[str, Any] = {"tokenizer": byte_tokenizer().fingerprint.record, "chunk_length": M}
 
@@ -107,6 +108,8 @@ class FakeRetriever(retriever_pb2_grpc.RetrieverServicer):
         )
 
     def Pin(self, request: retriever_pb2.PinRequest, context: grpc.ServicerContext) -> retriever_pb2.PinReply:
+        if self.pin_refusal is not None:
+            raise self.pin_refusal
         if request.snapshot not in self.pins:
             self.pins.append(request.snapshot)
         return retriever_pb2.PinReply(snapshot=request.snapshot, epoch=self.epoch)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from openbook_core.clients import RetrieverClient
+from openbook_core.errors import UnavailableError
 from openbook_generator.holds import Holds
 from openbook_generator.schemas import CompletionRequest
 from openbook_prompt.passage import Pin
@@ -67,6 +68,23 @@ def test_without_a_lease_the_generation_goes_on(caplog: pytest.LogCaptureFixture
         holds.keep(Pin("wiki", "snapshot-a", 1), owner)
         holds.close()
     assert "read without a lease" in caplog.text
+
+
+def test_a_lease_that_was_not_to_be_had_is_asked_for_again(
+    fake: tuple[FakeRetriever, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    retriever, address = fake
+    retriever.pin_refusal = UnavailableError("the registry is away")
+    with RetrieverClient(address) as client:
+        holds = Holds(client, idle_s=0.05)
+        owner = Owner()
+        holds.keep(Pin("wiki", "snapshot-a", 1), owner)
+        assert "read without a lease" in caplog.text and retriever.pins == []
+        retriever.pin_refusal = None
+        wait_for(lambda: retriever.pins == ["snapshot-a"])
+        del owner
+        wait_for(lambda: retriever.pins == [])
+        holds.close()
 
 
 def test_a_prepared_request_holds_its_snapshot(fake: tuple[FakeRetriever, str]) -> None:
