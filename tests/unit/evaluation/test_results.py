@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+
+from openbook_database.streams import file_digest
+from openbook_trainer.eval.editions import judge
+from openbook_trainer.eval.metrics import exact_match, f1
+from openbook_trainer.eval.tasks.questions import find_task, read_questions
+from openbook_trainer.rows import read_rows
 
 ROOT = Path(__file__).parents[3]
+ADAPTER = ROOT / "examples" / "adapters" / "factbook"
 PAGES = ("docs/guides/instruction-tuning.md", "examples/adapters/factbook/README.md")
 TASKS = {"factbook": "people", "factbook-fields": "other fields"}
+EDITIONS = ("2015-11-18", "2026-02-19")
+RUNS = ("bare", "tuned")
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "docs/results/factbook-lora.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def answers(figures: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The single answers, by run and NAME@EDITION."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for _, row in read_rows(ROOT / "docs" / "results" / figures["rows"]):
+        found[row["run"], f"{row['task']}@{row['edition']}"].append(row)
+    return found
+
+
+def share(values: Iterator[float]) -> Any:
+    """Their mean, to be compared with."""
+    each = list(values)
+    return pytest.approx(sum(each) / len(each), abs=1e-12)
 
 
 def rows(figures: dict[str, Any]) -> Iterator[str]:
@@ -28,11 +60,111 @@ def rows(figures: dict[str, Any]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_the_adapter_s_table_is_that_of_its_run(page: str) -> None:
-    figures = json.loads((ROOT / "docs" / "results" / "factbook-lora.json").read_text(encoding="utf-8"))
+def test_the_adapter_s_table_is_that_of_its_run(page: str, figures: dict[str, Any]) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     missing = [row for row in rows(figures) if row not in text]
     assert not missing
+
+
+def test_the_card_s_fields_are_those_of_the_run(figures: dict[str, Any]) -> None:
+    text = (ADAPTER / "README.md").read_text(encoding="utf-8")
+    first, second = (figures["fields"][edition] for edition in EDITIONS)
+    for name in first:
+        cells = [f"{each[name][key]:.3f}" for each in (first, second) for key in ("bare", "tuned", "readable")]
+        assert f"| {name} | {first[name]['questions']} | {' | '.join(cells)} |" in text
+    assert [first[name]["questions"] for name in first] == [second[name]["questions"] for name in second]
+
+
+def test_the_adapter_s_figures_follow_from_its_answers(
+    figures: dict[str, Any], answers: dict[tuple[str, str], list[dict[str, Any]]]
+) -> None:
+    assert answers.keys() == {(run, f"{task}@{edition}") for run in RUNS for task in TASKS for edition in EDITIONS}
+    for (run, task), found in answers.items():
+        told = figures[run]["tasks"][task]
+        off, ceiling = told["sides"]["off"], told["ceiling"]
+        verdicts = [judge(row["prediction"], row["answers"], row["other_answers"]) for row in found]
+        assert [(each.right, each.stale) for each in verdicts] == [(row["right"], row["stale"]) for row in found]
+        assert len({row["id"] for row in found}) == len(found) == told["questions"] == off["count"]
+        assert off["right"] == share(float(each.right) for each in verdicts)
+        assert off["stale"] == share(float(each.stale) for each in verdicts)
+        assert off["exact_match"] == share(exact_match(row["prediction"], row["answers"]) for row in found)
+        assert off["f1"] == share(f1(row["prediction"], row["answers"]) for row in found)
+        assert ceiling["in_shown"] == share(float(row["readable"]) for row in found)
+        assert ceiling["in_passages"] == share(float(row["in_passages"]) for row in found)
+
+
+def test_the_figures_of_each_field_follow_from_the_answers(
+    figures: dict[str, Any], answers: dict[tuple[str, str], list[dict[str, Any]]]
+) -> None:
+    for edition in EDITIONS:
+        told = figures["fields"][edition]
+        for name in told:
+            for run in RUNS:
+                found = answers[run, f"factbook-fields@{edition}"]
+                asked = [row for row in found if name in ("all", row["field"])]
+                assert told[name]["questions"] == len(asked)
+                assert told[name][run] == share(float(row["right"]) for row in asked)
+
+
+def test_what_became_right_and_wrong_is_said(answers: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
+    pairs = [
+        (bare["right"], tuned["right"])
+        for edition in EDITIONS
+        for bare, tuned in zip(*(answers[run, f"factbook-fields@{edition}"] for run in RUNS), strict=True)
+    ]
+    gained, lost = pairs.count((False, True)), pairs.count((True, False))
+    said = f"Of {len(pairs)} answers about other fields {gained} that were wrong became right and {lost} that were right"
+    assert said in (ROOT / "docs" / "guides" / "instruction-tuning.md").read_text(encoding="utf-8")
+
+
+def test_where_an_answer_was_shown_follows_from_the_answers(
+    figures: dict[str, Any], answers: dict[tuple[str, str], list[dict[str, Any]]]
+) -> None:
+    for edition in EDITIONS:
+        asked = [row for task in TASKS for row in answers["tuned", f"{task}@{edition}"]]
+        best = [row for row in asked if row["in_best"]]
+        other = [row for row in asked if row["readable"] and not row["in_best"]]
+        told = figures["places"][edition]
+        assert all(row["readable"] for row in best)
+        assert [told[place]["questions"] for place in ("best line", "another line")] == [len(best), len(other)]
+        assert sum(each["questions"] for each in told.values()) == len(asked)
+        assert told["best line"]["right"] == share(float(row["right"]) for row in best)
+        assert told["another line"]["right"] == share(float(row["right"]) for row in other)
+
+
+def test_the_people_asked_about_are_all_of_the_part_that_tuning_leaves_out(
+    answers: dict[tuple[str, str], list[dict[str, Any]]],
+) -> None:
+    for (_, task), found in answers.items():
+        if task.startswith("factbook@"):
+            asked = read_questions(find_task(task, "test"), ROOT / "examples", None)
+            assert {row["id"]: (row["answers"], row["other_answers"]) for row in found} == {
+                each.id: (list(each.answers), list(each.other_answers or ())) for each in asked
+            }
+
+
+def test_the_adapter_reaches_its_goals(figures: dict[str, Any]) -> None:
+    for edition in EDITIONS:
+        people = figures["tuned"]["tasks"][f"factbook@{edition}"]["sides"]["off"]
+        assert people["right"] >= 0.85
+        fields = figures["fields"][edition]["all"]
+        assert fields["tuned"] >= fields["bare"]
+        assert max(people["stale"], fields["stale"]) <= 0.01
+    assert figures["training"]["cpu_seconds"] <= 3600
+    assert not figures["training"]["resumed"], "seconds of a resumed run are not all"
+
+
+def test_the_adapter_that_ships_is_the_one_that_was_asked(figures: dict[str, Any]) -> None:
+    file = ADAPTER / "adapter_model.safetensors"
+    size, digest = file_digest(file)
+    assert (size, digest) == (figures["adapter"]["bytes"], figures["adapter"]["blake3"])
+    assert digest == figures["tuned"]["adapter"]["blake3"]
+    assert figures["bare"]["adapter"] is None
+    assert size < 10e6
+    with safe_open(file, "pt") as weights:
+        names = list(weights.keys())
+        assert {weights.get_slice(name).get_dtype() for name in names} == {"BF16"}
+    assert all(name.startswith("base_model.model.blocks.") for name in names)
 
 
 def test_the_tasks_table_is_that_of_its_runs() -> None:
@@ -47,6 +179,21 @@ def test_the_tasks_table_is_that_of_its_runs() -> None:
         ceiling = figures["adapter"]["tasks"][name]["ceiling"]
         cells.append(f"{ceiling['in_passages']:.3f} / {ceiling['in_shown']:.3f}" if ceiling else "-")
         assert f"| {' | '.join(cells)} |" in text
+
+
+def test_the_retrofit_s_table_is_that_of_its_run() -> None:
+    """Off is the base to the bit, so its column is the bare model's."""
+    figures = json.loads((ROOT / "docs" / "results" / "tasks.json").read_text(encoding="utf-8"))
+    text = (ROOT / "docs" / "guides" / "tasks.md").read_text(encoding="utf-8")
+    for name, task in figures["retrofit"]["tasks"].items():
+        sides = task["sides"]
+        cells = [f"{found['exact_match']:.3f} / {found['f1']:.3f}" for side in ("off", "on") if (found := sides[side])]
+        if cells:
+            assert f"| {name} | {task['questions']} | {' | '.join(cells)} |" in text
+        for side in ("closed-book", "off"):
+            bare = figures["bare"]["tasks"][name]["sides"][side]
+            assert (sides[side] and sides[side]["f1"]) == (bare and bare["f1"])
+    assert figures["retrofit"]["tasks"]["squad"]["sides"]["on"] is not None
 
 
 def test_the_demo_s_figures_are_those_of_its_runs() -> None:
