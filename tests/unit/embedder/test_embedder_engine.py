@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -99,6 +100,15 @@ def test_auto_takes_one_of_the_two_and_says_why(caplog: pytest.LogCaptureFixture
         chosen = EncoderEngine.load(DEFAULT_EMBEDDER, dtype="auto")
     assert chosen.dtype in ("float32", "bfloat16")
     assert f"dtype auto: {chosen.dtype}" in caplog.text
+
+
+def test_compiled_kernels_are_bounded_unless_the_user_says_otherwise(
+    engine: EncoderEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert engine.dimension and int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) <= 256
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    EncoderEngine.load(DEFAULT_EMBEDDER, dtype="float32")
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "16"
 
 
 def test_token_counts_and_cuts(engine: EncoderEngine) -> None:

@@ -113,7 +113,9 @@ def test_what_became_right_and_wrong_is_said(answers: dict[tuple[str, str], list
         for bare, tuned in zip(*(answers[run, f"factbook-fields@{edition}"] for run in RUNS), strict=True)
     ]
     gained, lost = pairs.count((False, True)), pairs.count((True, False))
-    said = f"Of {len(pairs)} answers about other fields {gained} that were wrong became right and {lost} that were right"
+    said = (
+        f"Of {len(pairs)} answers about other fields {gained} that were wrong became right and {lost} that were right"
+    )
     assert said in (ROOT / "docs" / "guides" / "instruction-tuning.md").read_text(encoding="utf-8")
 
 
