@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, CorruptError
+from openbook_database.exclusions import RowRanges
 from openbook_database.index.flat import FlatReader, write_flat
 from openbook_database.scoring import Hits, exact_scores, float32_error, merge
-from openbook_database.search import RowRanges, check_query, search_rows
+from openbook_database.search import check_query, search_rows
 
+Ranges = Sequence[tuple[int, int]]
 SLOW_OK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -38,7 +40,7 @@ def brute_force(
     vectors_ND: NDArray[np.float32],
     query_D: NDArray[np.float32],
     k: int,
-    excluded: RowRanges = (),
+    excluded: Ranges = (),
     min_score: float | None = None,
 ) -> list[tuple[int, float]]:
     """(row, score) by exactly rounded sums in plain Python."""
@@ -79,7 +81,7 @@ def test_equals_brute_force(case: tuple[NDArray[np.float32], NDArray[np.float32]
     excluded = [list(zip(b[::2], b[1::2], strict=False)) for b in (data.draw(bounds) for _ in queries_QD)]
     min_score = data.draw(st.none() | st.floats(-3, 3, width=32))
     index = make_index(vectors_ND)
-    hits = search_rows(index, queries_QD, k, excluded=excluded, min_score=min_score)
+    hits = search_rows(index, queries_QD, k, excluded=RowRanges.of(excluded), min_score=min_score)
     assert hits.ids_QK.shape == hits.scores_QK.shape == (len(queries_QD), k)
     for query, query_D in enumerate(queries_QD):
         assert as_pairs(hits, query) == brute_force(vectors_ND, query_D, k, excluded[query], min_score)
@@ -122,8 +124,8 @@ def test_large_exclusions_are_passed_over_exactly() -> None:
     random = np.random.default_rng(4)
     vectors_ND = random.normal(size=(4000, 8)).astype(np.float32)
     queries_QD = random.normal(size=(6, 8)).astype(np.float32)
-    excluded: Sequence[RowRanges] = [[(0, 3995)], [(10, 2000), (2100, 3000)], [], [(5, 300)], [(0, 4000)], [(0, 3995)]]
-    hits = search_rows(make_index(vectors_ND), queries_QD, 9, excluded=excluded)
+    excluded: Sequence[Ranges] = [[(0, 3995)], [(10, 2000), (2100, 3000)], [], [(5, 300)], [(0, 4000)], [(0, 3995)]]
+    hits = search_rows(make_index(vectors_ND), queries_QD, 9, excluded=RowRanges.of(excluded))
     for query, ranges in enumerate(excluded):
         assert as_pairs(hits, query) == brute_force(vectors_ND, queries_QD[query], 9, ranges)
 

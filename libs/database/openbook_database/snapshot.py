@@ -13,6 +13,7 @@ from openbook_core.errors import ArgumentError, CorruptError, MismatchError, Rea
 from openbook_core.fingerprint import require_equal
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.documents import DocumentTable
+from openbook_database.exclusions import Exclusions
 from openbook_database.files import BLOCK_BYTES, block_digest, file_digests
 from openbook_database.filters import Filters
 from openbook_database.manifest import FileEntry, Manifest
@@ -90,7 +91,7 @@ class Snapshot:
         self,
         queries_QD: NDArray[np.float32],
         k: int,
-        exclude: Sequence[Collection[int]] | None = None,
+        exclude: Exclusions | Sequence[Collection[int]] | None = None,
         min_score: MinScore = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
