@@ -143,6 +143,18 @@ def test_score_is_the_rounded_exact_sum_within_one_unit_and_float32_within_its_b
     assert abs(float(np.cumsum(query_D * vector_D)[-1]) - exact) <= bound
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-42, 1e-38, 1e17])
+def test_vectors_of_any_length_that_is_taken_are_answered_exactly(scale: float) -> None:
+    """Products of the smallest ones underflow."""
+    random = np.random.default_rng(6)
+    vectors_ND = random.normal(size=(400, 24)).astype(np.float32)
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    queries_QD = check_query((random.normal(size=(8, 24)) * scale).astype(np.float32), 7, 24)
+    hits = search_rows(make_index(vectors_ND), queries_QD, 7)
+    for query, query_D in enumerate(queries_QD):
+        assert as_pairs(hits, query) == brute_force(vectors_ND, query_D, 7)
+
+
 def test_merge_marks_what_is_missing() -> None:
     empty = Hits(np.full((1, 2), -1), np.zeros((1, 2), np.float32))
     one = Hits(np.asarray([[7, -1]]), np.asarray([[-5.0, 0.0]], np.float32))
@@ -158,6 +170,8 @@ def test_merge_marks_what_is_missing() -> None:
         (np.zeros(4, np.float32), 1, "queries"),
         (np.full((1, 4), np.nan, np.float32), 1, "queries"),
         (np.full((1, 4), np.inf, np.float32), 1, "queries"),
+        (np.asarray([[0, 0, 0, 1], [1e19, 0, 0, 0]], np.float32), 1, "queries"),
+        (np.full((1, 4), -3e38, np.float32), 1, "queries"),
         (np.zeros((1, 4), np.float32), 0, "k"),
         (np.zeros((1, 4), np.float32), 10**9, "k"),
     ],

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from openbook_core.errors import ArgumentError
 from openbook_database.exclusions import RangeTable, RowRanges
 from openbook_database.index.base import Candidates, IndexReader
-from openbook_database.scoring import MISSING, Hits, merge
+from openbook_database.scoring import MISSING, Hits, merge, norms
 
 MAX_K = 4096
+# The square of a longer one may be more than a float32 holds, and Faiss forms squares.
+MAX_NORM = 1e18
 _SLACK = 6
 _GROWTH = 8
 _FEW, _OVERFETCH_LIMIT = 256, 1024
@@ -49,6 +51,11 @@ def check_query(queries_QD: NDArray[np.float32], k: int, dimension: int) -> NDAr
         )
     if not np.isfinite(queries_QD).all():
         raise ArgumentError("queries: hold values that are not finite", field="queries")
+    largest = float(norms(queries_QD).max(initial=0.0))
+    if largest > MAX_NORM:
+        raise ArgumentError(
+            f"queries: a vector is {largest:.3g} long, at most {MAX_NORM:g} may be: scale it down", field="queries"
+        )
     if not 1 <= k <= MAX_K:
         raise ArgumentError(f"k: must be from 1 to {MAX_K}, given {k}", field="k")
     return queries_QD

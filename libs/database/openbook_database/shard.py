@@ -18,6 +18,7 @@ from openbook_database.documents import DocumentTable
 from openbook_database.exclusions import Exclusions, RowRanges, starts_of, sums_of
 from openbook_database.files import map_array
 from openbook_database.index.files import open_index
+from openbook_database.index.gpu import Gpu
 from openbook_database.index.recipe import parse_recipe
 from openbook_database.manifest import Manifest, ShardEntry
 from openbook_database.scoring import MISSING, Hits, best
@@ -71,6 +72,15 @@ class Shard:
     def token_dtype(self) -> np.dtype[np.unsignedinteger]:
         """Type of token ids: uint16 or uint32."""
         return self._tokens_NM.dtype
+
+    @property
+    def gpu_bytes(self) -> int:
+        """What `move_to` takes on the device; ConfigError where no GPU can hold such an index."""
+        return self._index.gpu_bytes
+
+    def move_to(self, gpu: Gpu) -> None:
+        """Have a GPU compute the rough scores, before the first search. Answers stay as they are."""
+        self._index.move_to(gpu)
 
     def search(
         self,

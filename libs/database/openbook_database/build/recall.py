@@ -22,11 +22,11 @@ from openbook_database.build.workspace import Workspace
 from openbook_database.exclusions import RowRanges, starts_of
 from openbook_database.index.base import IndexReader
 from openbook_database.index.files import regular_blocks
-from openbook_database.index.flat import FlatReader, norms
+from openbook_database.index.flat import FlatReader
 from openbook_database.index.ivf import IVFReader
 from openbook_database.index.recipe import Recipe
 from openbook_database.manifest import IndexEntry
-from openbook_database.scoring import MISSING, Hits, exact_scores, merge
+from openbook_database.scoring import MISSING, Hits, exact_scores, merge, norms
 from openbook_database.search import search_rows
 
 K = 10
