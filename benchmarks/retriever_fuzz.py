@@ -60,12 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", choices=list(WEIGHTS), default=list(WEIGHTS), metavar="KIND", help="of request"
     )
+    parser.add_argument("--members", type=int, default=2, help="shard processes")
     parser.add_argument("--documents", type=int, default=60, help="of each database")
     parser.add_argument("--limit-s", type=int, default=3600, help="ends it without a result")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the outcome")
     options = parser.parse_args(arguments)
     return run_benchmark(
-        lambda work: run(options.requests, options.seed, options.documents, work, only=options.only),
+        lambda work: run(
+            options.requests, options.seed, options.documents, work, members=options.members, only=options.only
+        ),
         report,
         limit_s=options.limit_s,
         json_file=options.json,
@@ -79,7 +82,7 @@ def report(result: dict[str, Any]) -> list[str]:
 
 
 def run(
-    requests: int, seed: int, documents: int, work: Path, *, only: Sequence[str] = tuple(WEIGHTS)
+    requests: int, seed: int, documents: int, work: Path, *, members: int = 2, only: Sequence[str] = tuple(WEIGHTS)
 ) -> dict[str, Any]:
     """{passed, counts, raw}."""
     from retriever_books import SHARDS, build_books
@@ -89,14 +92,16 @@ def run(
     circumstances = environment()
     books = build_books(work, documents)
     limits = ["--max-calls", str(MAX_CALLS), "--max-workers", "8", "--max-queue-queries", str(MAX_QUEUE_QUERIES)]
-    with Cluster(work, 1, 2, replicas=1, options=limits) as cluster:
+    with Cluster(work, 1, members, replicas=1, options=limits) as cluster:
         _serve(cluster, books)
         servers = [Server(cluster.routers[0])]
-        servers += [Server(address, tuple(range(member, SHARDS, 2))) for member, address in enumerate(cluster.shards)]
+        servers += [
+            Server(address, tuple(range(member, SHARDS, members))) for member, address in enumerate(cluster.shards)
+        ]
         begun = time.monotonic()
         outcomes, violations, samples = _fuzz(cluster, servers, books, requests, seed, only)
         seconds = time.monotonic() - begun
-        after = {
+        after: dict[str, Any] = {
             "ready": [_ready(server.address) for server in servers],
             "idle": [_idle(server, books[0]) for server in servers],
             "watchers": _free_watchers(cluster.routers[0]),
@@ -119,7 +124,7 @@ def run(
         "violations": len(violations),
         "resident_growth_mb": [round(each / 1e6, 1) for each in growth],
         "raw": {
-            "command": f"python benchmarks/retriever_fuzz.py --requests {requests} --seed {seed}",
+            "command": f"python benchmarks/retriever_fuzz.py --requests {requests} --seed {seed} --members {members}",
             **circumstances,
             "callers": CALLERS,
             "chunks": books[0].chunks,
@@ -197,10 +202,12 @@ def _status_bytes(pid: int) -> int:
 
 def _growth(samples: Sequence[tuple[float, Sequence[int]]], place: int) -> float:
     end = max(samples[-1][0], 1e-9)
-    quarters = [
-        median(sizes[place] for second, sizes in samples if low <= second / end <= low + 0.25) for low in (0.25, 0.75)
-    ]
-    return quarters[1] - quarters[0]
+
+    def typical(low: float) -> float:
+        sizes = [sizes[place] for second, sizes in samples if low <= second / end <= low + 0.25]
+        return median(sizes or [samples[0][1][place]])
+
+    return typical(0.75) - typical(0.25)
 
 
 def _ready(address: str) -> bool:
