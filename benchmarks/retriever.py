@@ -60,10 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="100,000 vectors and no growth, under three minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and all trials")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the figures")
+    parser.add_argument(
+        "--device", default="cpu", help="of the shard: cpu, or a GPU (cuda, cuda:1); bare Faiss stays on the CPU"
+    )
     options = parser.parse_args(arguments)
     size = QUICK if options.quick else FULL
     return run_benchmark(
-        partial(run, size),
+        partial(run, size, device=options.device),
         report,
         limit_s=size.limit_s,
         json_file=options.json,
@@ -71,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def run(size: Size, work: Path) -> dict[str, Any]:
+def run(size: Size, work: Path, device: str = "cpu") -> dict[str, Any]:
     """All parts, one after another: {figures, raw}."""
+    import faiss
     import retriever_sides as sides
     from retriever_data import bare_index, build, fast_scan_index
     from retriever_growth import growth
@@ -91,9 +95,12 @@ def run(size: Size, work: Path) -> dict[str, Any]:
         seed=SEED,
     )
     raw: dict[str, Any] = {
-        "command": "python benchmarks/retriever.py" + " --quick" * (size is QUICK),
+        "command": "python benchmarks/retriever.py"
+        + " --quick" * (size is QUICK)
+        + f" --device {device}" * (device != "cpu"),
         **circumstances,
-        "versions": {name: version(name) for name in ("faiss-cpu", "grpcio", "numpy")},
+        "device": device,
+        "versions": {"faiss": faiss.__version__, **{name: version(name) for name in ("grpcio", "numpy")}},
         "size": asdict(size),
         "seed": SEED,
         "k": sides.K,
@@ -110,7 +117,7 @@ def run(size: Size, work: Path) -> dict[str, Any]:
     }
     with ExitStack() as stack:
         _say("starting the processes")
-        everyone["openbook"] = stack.enter_context(sides.retriever(data, work))
+        everyone["openbook"] = stack.enter_context(sides.retriever(data, work, device))
         everyone |= stack.enter_context(sides.baselines(data, work, threads))
         raw["same_ids"] = _same_ids(everyone, data.queries[:256])
         plan = {

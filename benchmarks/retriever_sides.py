@@ -125,14 +125,14 @@ def started(command: Sequence[str], log: Path) -> Iterator[tuple[int, str]]:
 
 
 @contextmanager
-def retriever(work: Work, folder: Path) -> Iterator[Side]:
-    """A router and a shard with their defaults, the snapshot live."""
+def retriever(work: Work, folder: Path, device: str = "cpu") -> Iterator[Side]:
+    """A router and a shard with their defaults but the shard's device, the snapshot live."""
     registry = folder / "registry"
     common = ["-m", "openbook_retriever", "--registry", str(registry)]
     with ExitStack() as stack:
         addresses, pids = [], []
-        for role in ("router", "shard"):
-            pid, line = stack.enter_context(started([*common, "--role", role], folder / f"{role}.log"))
+        for role, options in (("router", []), ("shard", ["--device", device])):
+            pid, line = stack.enter_context(started([*common, "--role", role, *options], folder / f"{role}.log"))
             addresses.append(json.loads(line)["address"])
             pids.append(pid)
         with AdminClient(addresses[0]) as admin:

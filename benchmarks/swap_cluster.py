@@ -24,20 +24,33 @@ _SAMPLE_S = 0.5
 
 
 class Cluster:
-    """`routers` routers and two processes for each of `members` shares of the shards; ends them all at its end."""
+    """`routers` routers and `replicas` processes for each of `members` shares of the shards; ends them all at its end."""
 
-    def __init__(self, folder: Path, routers: int, members: int, *, guard: bool = True, drain_s: float = 0.3) -> None:
-        self._log = folder / "processes.log"
+    def __init__(
+        self,
+        folder: Path,
+        routers: int,
+        members: int,
+        *,
+        replicas: int = 2,
+        guard: bool = True,
+        drain_s: float = 0.3,
+        options: Sequence[str] = (),
+    ) -> None:
+        """`options`: of all of them."""
+        self.log = folder / "processes.log"
         common = ["--registry", str(folder / "registry"), "--snapshot-guard" if guard else "--no-snapshot-guard"]
+        common += options
         if not guard:
             common += ["--poll-interval-s", "0.5"]
         self._processes: list[subprocess.Popen[str]] = []
         self.routers: list[str] = []
+        self.shards: list[str] = []
         self.shard_pids: list[int] = []
         try:
-            for member in (*range(members), *range(members)):
+            for member in [*range(members)] * replicas:
                 share = ["--member-index", str(member), "--member-count", str(members)]
-                self._start(["--role", "shard", "--drain-s", str(drain_s), *share, *common])
+                self.shards.append(self._start(["--role", "shard", "--drain-s", str(drain_s), *share, *common]))
                 self.shard_pids.append(self._processes[-1].pid)
             self.routers = [self._start(["--role", "router", *common]) for _ in range(routers)]
         except BaseException:
@@ -50,6 +63,14 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    @property
+    def pids(self) -> list[int]:
+        """Shards, then routers; one that has ended is an error."""
+        ended = [process.args for process in self._processes if process.poll() is not None]
+        if ended:
+            raise OpenbookError(f"{len(ended)} processes have ended: {tail(self.log)}")
+        return [process.pid for process in self._processes]
+
     def stop(self) -> None:
         for process in self._processes:
             process.send_signal(signal.SIGTERM)
@@ -61,7 +82,7 @@ class Cluster:
                 process.wait()
 
     def _start(self, options: Sequence[str]) -> str:
-        with self._log.open("a") as errors:
+        with self.log.open("a") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "openbook_retriever", *options],
                 stdin=subprocess.DEVNULL,
@@ -74,8 +95,13 @@ class Cluster:
         assert process.stdout is not None
         line = process.stdout.readline()
         if not line:
-            raise UnavailableError(f"a retriever did not start: {self._log.read_text()[-2000:]}")
+            raise UnavailableError(f"a retriever did not start: {tail(self.log)}")
         return str(json.loads(line)["address"])
+
+
+def tail(log: Path) -> str:
+    """Its last lines."""
+    return log.read_text(errors="replace")[-2000:]
 
 
 @contextmanager

@@ -76,6 +76,12 @@ def retriever(
     drain_s: Annotated[
         float, typer.Option(help="Shard role: seconds that a snapshot answers after it is not wanted any more.")
     ] = 60.0,
+    device: Annotated[
+        str, typer.Option(help="Shard role: cpu, or the GPU (cuda:N) that the index is copied to.")
+    ] = "cpu",
+    device_fallback: Annotated[
+        bool, typer.Option(help="Shard role: the processor does what the GPU cannot, instead of an error.")
+    ] = False,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
     *,
     security: dict[str, Any],
@@ -89,6 +95,7 @@ def retriever(
     settings |= {"databases": tuple(database or ()), "member_index": member_index, "member_count": member_count}
     settings |= {"metrics_port": metrics_port, "state_dir": state_dir}
     settings |= {"memory_limit_mb": memory_limit_mb, "drain_s": drain_s}
+    settings |= {"device": device, "device_fallback": device_fallback}
     serve(RetrieverConfig.parse(settings | security, source="openbook serve retriever"))
 
 

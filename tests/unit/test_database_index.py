@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, CorruptError
 from openbook_database.build.train_stage import sample_rows
+from openbook_database.exclusions import RowRanges
 from openbook_database.index.base import one_thread
 from openbook_database.index.files import index_writers, open_index, write_index, write_list_sizes
 from openbook_database.index.flat import FlatReader
@@ -26,7 +28,9 @@ from openbook_database.index.quantiser import Quantiser, train_quantiser, write_
 from openbook_database.index.recipe import choose_recipe, parse_recipe, resolve_recipe
 from openbook_database.index.rotation import Rotation
 from openbook_database.scoring import Hits, merge
-from openbook_database.search import RowRanges, search_rows
+from openbook_database.search import search_rows
+
+Ranges = Sequence[tuple[int, int]]
 
 ROWS, DIMENSION = 600, 16
 RECIPES = [
@@ -112,7 +116,7 @@ def search(
     shards: list[tuple[IVFReader, int]],
     queries_QD: NDArray[np.float32],
     k: int,
-    excluded: list[RowRanges],
+    excluded: list[Ranges],
     min_score: float | None = None,
     effort: int | None = None,
 ) -> Hits:
@@ -128,7 +132,9 @@ def search(
             ]
             for ranges in excluded
         ]
-        hits = search_rows(reader, queries_QD, k, excluded=local, min_score=min_score, wanted_Q=wanted_Q, effort=effort)
+        hits = search_rows(
+            reader, queries_QD, k, excluded=RowRanges.of(local), min_score=min_score, wanted_Q=wanted_Q, effort=effort
+        )
         parts.append(Hits(np.where(hits.ids_QK == -1, -1, hits.ids_QK + start), hits.scores_QK))
     return merge(parts, k)
 
@@ -138,7 +144,7 @@ def product(left: NDArray[np.floating], right: NDArray[np.floating]) -> float:
 
 
 def oracle(
-    reader: IVFReader, query_D: NDArray[np.float32], k: int, excluded: RowRanges, min_score: float | None, nprobe: int
+    reader: IVFReader, query_D: NDArray[np.float32], k: int, excluded: Ranges, min_score: float | None, nprobe: int
 ) -> list[tuple[int, float]]:
     """Lists by exact products, twice as many until they hold enough, then all their rows by exact products."""
     quantiser = reader.quantiser
@@ -172,7 +178,7 @@ def test_any_number_of_shards_and_any_batch_give_what_the_codes_say(case: Case, 
     queries_QD[:3] = VECTORS[own]
     k, nprobe = data.draw(st.sampled_from([1, 7, 40])), data.draw(st.sampled_from([1, 2, 5, 30]))
     width = data.draw(st.sampled_from([0, 5, 300, ROWS]))
-    excluded: list[RowRanges] = [
+    excluded: list[Ranges] = [
         [],
         *([(max(0, row - width), min(ROWS, row + width))] if width else [] for row in own),
         [],
@@ -297,11 +303,11 @@ def test_a_graph_finds_the_nearest_and_scores_exactly(tmp_path: Path) -> None:
     graph = HNSWReader.open(path, rows=ROWS, dimension=DIMENSION, max_norm=1.001, effort=64)
     write_index(tmp_path / "flat", parse_recipe("Flat"), DIMENSION, [VECTORS])
     flat = FlatReader.open(tmp_path / "flat", rows=ROWS, dimension=DIMENSION, max_norm=1.001)
-    excluded: list[RowRanges] = [[(row, row + 1)] for row in range(50)]
-    found, expected = (search_rows(index, VECTORS[:50], 5, excluded=excluded) for index in (graph, flat))
+    excluded: list[Ranges] = [[(row, row + 1)] for row in range(50)]
+    found, expected = (search_rows(index, VECTORS[:50], 5, excluded=RowRanges.of(excluded)) for index in (graph, flat))
     assert (found.scores_QK == expected.scores_QK).mean() > 0.95
-    all_but_few: list[RowRanges] = [[(0, 590)]] * 2
-    few = search_rows(graph, VECTORS[:2], 20, excluded=all_but_few)
+    all_but_few: list[Ranges] = [[(0, 590)]] * 2
+    few = search_rows(graph, VECTORS[:2], 20, excluded=RowRanges.of(all_but_few))
     assert (few.ids_QK != -1).sum(axis=1).tolist() == [10, 10]
     with pytest.raises(CorruptError, match="600 vectors of 16"):
         HNSWReader.open(path, rows=599, dimension=DIMENSION, max_norm=1.001)

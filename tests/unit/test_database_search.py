@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, CorruptError
+from openbook_database.exclusions import RowRanges
 from openbook_database.index.flat import FlatReader, write_flat
 from openbook_database.scoring import Hits, exact_scores, float32_error, merge
-from openbook_database.search import RowRanges, check_query, search_rows
+from openbook_database.search import check_query, search_rows
 
+Ranges = Sequence[tuple[int, int]]
 SLOW_OK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -38,7 +40,7 @@ def brute_force(
     vectors_ND: NDArray[np.float32],
     query_D: NDArray[np.float32],
     k: int,
-    excluded: RowRanges = (),
+    excluded: Ranges = (),
     min_score: float | None = None,
 ) -> list[tuple[int, float]]:
     """(row, score) by exactly rounded sums in plain Python."""
@@ -79,7 +81,7 @@ def test_equals_brute_force(case: tuple[NDArray[np.float32], NDArray[np.float32]
     excluded = [list(zip(b[::2], b[1::2], strict=False)) for b in (data.draw(bounds) for _ in queries_QD)]
     min_score = data.draw(st.none() | st.floats(-3, 3, width=32))
     index = make_index(vectors_ND)
-    hits = search_rows(index, queries_QD, k, excluded=excluded, min_score=min_score)
+    hits = search_rows(index, queries_QD, k, excluded=RowRanges.of(excluded), min_score=min_score)
     assert hits.ids_QK.shape == hits.scores_QK.shape == (len(queries_QD), k)
     for query, query_D in enumerate(queries_QD):
         assert as_pairs(hits, query) == brute_force(vectors_ND, query_D, k, excluded[query], min_score)
@@ -122,8 +124,8 @@ def test_large_exclusions_are_passed_over_exactly() -> None:
     random = np.random.default_rng(4)
     vectors_ND = random.normal(size=(4000, 8)).astype(np.float32)
     queries_QD = random.normal(size=(6, 8)).astype(np.float32)
-    excluded: Sequence[RowRanges] = [[(0, 3995)], [(10, 2000), (2100, 3000)], [], [(5, 300)], [(0, 4000)], [(0, 3995)]]
-    hits = search_rows(make_index(vectors_ND), queries_QD, 9, excluded=excluded)
+    excluded: Sequence[Ranges] = [[(0, 3995)], [(10, 2000), (2100, 3000)], [], [(5, 300)], [(0, 4000)], [(0, 3995)]]
+    hits = search_rows(make_index(vectors_ND), queries_QD, 9, excluded=RowRanges.of(excluded))
     for query, ranges in enumerate(excluded):
         assert as_pairs(hits, query) == brute_force(vectors_ND, queries_QD[query], 9, ranges)
 
@@ -141,6 +143,18 @@ def test_score_is_the_rounded_exact_sum_within_one_unit_and_float32_within_its_b
     assert abs(float(np.cumsum(query_D * vector_D)[-1]) - exact) <= bound
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-42, 1e-38, 1e17])
+def test_vectors_of_any_length_that_is_taken_are_answered_exactly(scale: float) -> None:
+    """Products of the smallest ones underflow."""
+    random = np.random.default_rng(6)
+    vectors_ND = random.normal(size=(400, 24)).astype(np.float32)
+    vectors_ND /= np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    queries_QD = check_query((random.normal(size=(8, 24)) * scale).astype(np.float32), 7, 24)
+    hits = search_rows(make_index(vectors_ND), queries_QD, 7)
+    for query, query_D in enumerate(queries_QD):
+        assert as_pairs(hits, query) == brute_force(vectors_ND, query_D, 7)
+
+
 def test_merge_marks_what_is_missing() -> None:
     empty = Hits(np.full((1, 2), -1), np.zeros((1, 2), np.float32))
     one = Hits(np.asarray([[7, -1]]), np.asarray([[-5.0, 0.0]], np.float32))
@@ -156,6 +170,8 @@ def test_merge_marks_what_is_missing() -> None:
         (np.zeros(4, np.float32), 1, "queries"),
         (np.full((1, 4), np.nan, np.float32), 1, "queries"),
         (np.full((1, 4), np.inf, np.float32), 1, "queries"),
+        (np.asarray([[0, 0, 0, 1], [1e19, 0, 0, 0]], np.float32), 1, "queries"),
+        (np.full((1, 4), -3e38, np.float32), 1, "queries"),
         (np.zeros((1, 4), np.float32), 0, "k"),
         (np.zeros((1, 4), np.float32), 10**9, "k"),
     ],

@@ -17,12 +17,14 @@ from typing import Any
 import blake3
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, CorruptError
 
 METADATA_PREFIX = "metadata."
 DIGEST_BYTES = 32
+_FEW_IDS = 48
 _TEXT_COLUMNS = ("external_id", "title", "uri", "licence")
 
 
@@ -83,6 +85,7 @@ class DocumentTable:
         self.contents: NDArray[np.uint8] = np.frombuffer(digests, np.uint8, documents * DIGEST_BYTES).reshape(
             documents, -1
         )
+        self._ids = self._columns["external_id"].cast(pa.large_binary())
         _, offsets, data = self._columns["external_id"].buffers()
         self._id_offsets = np.frombuffer(offsets, dtype=np.int64, count=documents + 1)
         self._id_data = memoryview(data)
@@ -123,9 +126,29 @@ class DocumentTable:
 
     def numbers(self, external_ids: Iterable[str]) -> tuple[set[int], int]:
         """Numbers of the documents that there are, and how many ids are unknown."""
-        found = [self.number(external_id) for external_id in external_ids]
-        known = {number for number in found if number is not None}
-        return known, sum(number is None for number in found)
+        found_N = self.find(list(external_ids))
+        return set(found_N[found_N >= 0].tolist()), int((found_N < 0).sum())
+
+    def find(self, external_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Number of each document, -1 where the snapshot does not hold it: all are looked for at once."""
+        if len(external_ids) <= _FEW_IDS:
+            found = [self.number(external_id) for external_id in external_ids]
+            return np.asarray([-1 if number is None else number for number in found], dtype=np.int64)
+        if not len(self):
+            return np.full(len(external_ids), -1, dtype=np.int64)
+        wanted_N = pa.array([each.encode("utf-8", "surrogatepass") for each in external_ids], pa.large_binary())
+        low_N = np.zeros(len(external_ids), dtype=np.int64)
+        high_N = np.full(len(external_ids), len(self), dtype=np.int64)
+        for _ in range(len(self).bit_length()):
+            middle_N = (low_N + high_N) // 2
+            less_N = pc.less(self._at(middle_N), wanted_N).to_numpy(zero_copy_only=False) & (low_N < high_N)
+            low_N, high_N = np.where(less_N, middle_N + 1, low_N), np.where(less_N, high_N, middle_N)
+        same_N = pc.equal(self._at(low_N), wanted_N).to_numpy(zero_copy_only=False)
+        return np.where(same_N & (low_N < len(self)), low_N, -1)
+
+    def _at(self, numbers_N: NDArray[np.int64]) -> pa.Array:
+        """External ids in UTF-8, the last document's for a number behind it."""
+        return self._ids.take(pa.array(np.minimum(numbers_N, len(self) - 1)))
 
     def of_rows(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Document number of each chunk id."""

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MISSING = -1
+# What a float32 product and an addition may lose where they underflow, flushed to zero or not.
+UNDERFLOW = 2.0**-125
 _BLOCK_ELEMENTS = 1 << 19
 
 
@@ -46,6 +48,11 @@ def tree_sum(terms: NDArray[np.float64]) -> NDArray[np.float64]:
         terms[..., : length - half] += terms[..., half:length]
         length = half
     return terms[..., 0] + 0.0
+
+
+def norms(vectors_ND: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Euclidean norm of each row."""
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float64)))
 
 
 def float32_error(dimension: int) -> float:

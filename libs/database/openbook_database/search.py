@@ -13,17 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError
+from openbook_database.exclusions import RangeTable, RowRanges
 from openbook_database.index.base import Candidates, IndexReader
-from openbook_database.scoring import MISSING, Hits, merge
+from openbook_database.scoring import MISSING, Hits, merge, norms
 
 MAX_K = 4096
+# The square of a longer one may be more than a float32 holds, and Faiss forms squares.
+MAX_NORM = 1e18
 _SLACK = 6
 _GROWTH = 8
 _FEW, _OVERFETCH_LIMIT = 256, 1024
 _GATHER_ELEMENTS = 1 << 23
 _RESULT_ELEMENTS = 1 << 24
 
-RowRanges = Sequence[tuple[int, int]]
 # For all queries, or for each one [q] (-inf: none).
 MinScore = float | NDArray[np.float32] | None
 
@@ -39,28 +41,6 @@ class _Group:
     passed_over_N: NDArray[np.bool_] | None = None
 
 
-class RangeTable:
-    """Row ranges of several queries, to be looked up for all of them at once.
-
-    `excluded`: for each query ranges [first, end) in ascending order that do not overlap; `rows`: above every row.
-    """
-
-    def __init__(self, excluded: Sequence[RowRanges], rows: int) -> None:
-        self._stride = rows + 1
-        bounds = [(query, first, end) for query, ranges in enumerate(excluded) for first, end in ranges if first < end]
-        table_R3 = np.asarray(bounds, dtype=np.int64).reshape(-1, 3)
-        self._first_R = table_R3[:, 0] * self._stride + table_R3[:, 1]
-        self._end_R = table_R3[:, 0] * self._stride + table_R3[:, 2]
-
-    def holds(self, queries: NDArray[np.intp], rows_QF: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows [q, f] are in a range of their query; `queries` [q] are places in `excluded`, rows may be -1."""
-        if not len(self._first_R):
-            return np.zeros(rows_QF.shape, dtype=np.bool_)
-        keys_QF = np.asarray(queries, dtype=np.int64)[:, None] * self._stride + rows_QF
-        place_QF = np.searchsorted(self._first_R, keys_QF, side="right") - 1
-        return (rows_QF >= 0) & (place_QF >= 0) & (keys_QF < self._end_R[np.maximum(place_QF, 0)])
-
-
 def check_query(queries_QD: NDArray[np.float32], k: int, dimension: int) -> NDArray[np.float32]:
     """The queries as contiguous float32; ArgumentError naming the field for a wrong shape, value or k."""
     queries_QD = np.ascontiguousarray(queries_QD, dtype=np.float32)
@@ -71,6 +51,11 @@ def check_query(queries_QD: NDArray[np.float32], k: int, dimension: int) -> NDAr
         )
     if not np.isfinite(queries_QD).all():
         raise ArgumentError("queries: hold values that are not finite", field="queries")
+    largest = float(norms(queries_QD).max(initial=0.0))
+    if largest > MAX_NORM:
+        raise ArgumentError(
+            f"queries: a vector is {largest:.3g} long, at most {MAX_NORM:g} may be: scale it down", field="queries"
+        )
     if not 1 <= k <= MAX_K:
         raise ArgumentError(f"k: must be from 1 to {MAX_K}, given {k}", field="k")
     return queries_QD
@@ -81,7 +66,7 @@ def search_rows(
     queries_QD: NDArray[np.float32],
     k: int,
     *,
-    excluded: Sequence[RowRanges] | None = None,
+    excluded: RowRanges | None = None,
     allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     min_score: MinScore = None,
     wanted_Q: NDArray[np.int64] | None = None,
@@ -90,17 +75,18 @@ def search_rows(
     """The k best of each query's candidates by exact score, then row (all rows are, for an exact index). -1 where fewer
     qualify.
 
-    `excluded`: for each query the row ranges [first, end) that must not come back. `allowed`: for each query which rows
+    `excluded`: the rows of each query that must not come back. `allowed`: for each query which rows
     [n] alone may, None for all; queries that share the array are searched together. `wanted_Q`: how many candidates
     there should be in the whole snapshot; by default k and as many as may not come back here. `effort`: nprobe or
     efSearch, instead of the default.
     """
     if wanted_Q is None:
-        left_out = _sizes(excluded, len(queries_QD))
+        wanted_Q = np.full(len(queries_QD), k, dtype=np.int64)
+        if excluded is not None:
+            wanted_Q += excluded.sizes_Q
         for query, allowed_N in enumerate(allowed or ()):
             if allowed_N is not None:
-                left_out[query] += len(allowed_N) - int(np.count_nonzero(allowed_N))
-        wanted_Q = k + left_out
+                wanted_Q[query] += len(allowed_N) - int(np.count_nonzero(allowed_N))
     least_Q = np.full(len(queries_QD), -np.inf if min_score is None else min_score, dtype=np.float32)
     candidates = index.begin(queries_QD, wanted_Q, effort)
     hits = Hits(
@@ -114,37 +100,35 @@ def search_rows(
     return hits
 
 
-def _sizes(excluded: Sequence[RowRanges] | None, queries: int) -> NDArray[np.int64]:
-    if excluded is None:
-        return np.zeros(queries, dtype=np.int64)
-    return np.asarray([sum(end - first for first, end in ranges) for ranges in excluded], dtype=np.int64)
-
-
 def _groups(
-    excluded: Sequence[RowRanges] | None, allowed: Sequence[NDArray[np.bool_] | None] | None, queries: int, rows: int
+    excluded: RowRanges | None, allowed: Sequence[NDArray[np.bool_] | None] | None, queries: int, rows: int
 ) -> list[_Group]:
+    """Queries of one filter with few, with more, and with one and the same large set of excluded rows."""
     if not queries:
         return []
     if excluded is None and allowed is None:
         return [_Group(np.arange(queries))]
-    ranges_of = excluded or [()] * queries
-    sizes_Q = _sizes(excluded, queries)
-    members: dict[tuple[int, bool, tuple[tuple[int, int], ...]], list[int]] = {}
-    for query, (ranges, size) in enumerate(zip(ranges_of, sizes_Q.tolist(), strict=True)):
-        filtered = 0 if allowed is None or allowed[query] is None else id(allowed[query])
-        large = tuple(ranges) if size > _OVERFETCH_LIMIT else ()
-        members.setdefault((filtered, size <= _FEW, large), []).append(query)
+    sizes_Q = np.zeros(queries, dtype=np.int64) if excluded is None else excluded.sizes_Q
+    table = None if excluded is None else excluded.table(rows)
+    kind_Q = (sizes_Q > _FEW).astype(np.int64)
+    if excluded is not None:
+        large: dict[bytes, int] = {}
+        for query in np.flatnonzero(sizes_Q > _OVERFETCH_LIMIT).tolist():
+            kind_Q[query] = 2 + large.setdefault(excluded.key(query), len(large))
+    if allowed is not None:
+        filter_Q = np.unique([id(allowed_N) for allowed_N in allowed], return_inverse=True)[1]
+        kind_Q += (int(kind_Q.max()) + 1) * filter_Q
     groups = []
-    for (_, _, large), some in members.items():
-        allowed_N = None if allowed is None else allowed[some[0]]
+    for kind in np.unique(kind_Q):
+        some = np.flatnonzero(kind_Q == kind)
+        first, largest = int(some[0]), int(sizes_Q[some].max())
+        allowed_N = None if allowed is None else allowed[first]
         passed_over_N = None if allowed_N is None else ~allowed_N
-        if large:
-            passed_over_N = np.zeros(rows, dtype=np.bool_) if passed_over_N is None else passed_over_N
-            for first, end in large:
-                passed_over_N[first:end] = True
-        largest = 0 if large else int(sizes_Q[some].max())
-        dropped = RangeTable([ranges_of[query] for query in some], rows) if largest else None
-        groups.append(_Group(np.asarray(some), dropped, largest, passed_over_N))
+        if excluded is not None and largest > _OVERFETCH_LIMIT:
+            excluded_N = excluded.mask(first, rows)
+            passed_over_N = excluded_N if passed_over_N is None else passed_over_N | excluded_N
+            largest = 0
+        groups.append(_Group(some, table if largest else None, largest, passed_over_N))
     return groups
 
 
@@ -172,7 +156,7 @@ def _search_group(
             last_Q = np.where(rows_QF[:, -1] == MISSING, -np.inf, rough_QF[:, -1].astype(np.float64))
             if group.dropped is not None:
                 kept = count if count == rows else count - group.largest
-                rows_QF[group.dropped.holds(some, rows_QF)] = MISSING
+                rows_QF[group.dropped.holds(queries, rows_QF)] = MISSING
                 rows_QF, rough_QF, last_Q = _keep(rows_QF, rough_QF, last_Q, kept)
             found = _rescore(candidates, queries, _contenders(rows_QF, rough_QF, k, margin_Q[some]), k)
             kth_Q = np.where(found.ids_QK[:, -1] == MISSING, -np.inf, found.scores_QK[:, -1].astype(np.float64))

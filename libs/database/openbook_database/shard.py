@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from openbook_core.errors import ArgumentError, CorruptError
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.documents import DocumentTable
+from openbook_database.exclusions import Exclusions, RowRanges, starts_of, sums_of
 from openbook_database.files import map_array
 from openbook_database.index.files import open_index
+from openbook_database.index.gpu import Gpu
 from openbook_database.index.recipe import parse_recipe
 from openbook_database.manifest import Manifest, ShardEntry
 from openbook_database.scoring import MISSING, Hits, best
-from openbook_database.search import MinScore, RowRanges, check_query, search_rows
+from openbook_database.search import MinScore, check_query, search_rows
 from openbook_database.text import CONTEXT, chunk_text
 
 
@@ -71,11 +73,20 @@ class Shard:
         """Type of token ids: uint16 or uint32."""
         return self._tokens_NM.dtype
 
+    @property
+    def gpu_bytes(self) -> int:
+        """What `move_to` takes on the device; ConfigError where no GPU can hold such an index."""
+        return self._index.gpu_bytes
+
+    def move_to(self, gpu: Gpu) -> None:
+        """Have a GPU compute the rough scores, before the first search. Answers stay as they are."""
+        self._index.move_to(gpu)
+
     def search(
         self,
         queries_QD: NDArray[np.float32],
         k: int,
-        exclude: Sequence[Collection[int]] | None = None,
+        exclude: Exclusions | Sequence[Collection[int]] | None = None,
         min_score: MinScore = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
@@ -97,10 +108,10 @@ class Shard:
             raise ArgumentError(
                 f"allowed: give one filter for each of {len(queries_QD)} queries, given {len(allowed)}", field="filters"
             )
-        excluded = None if exclude is None else [self._row_ranges(numbers) for numbers in exclude]
-        wanted_Q = np.full(len(queries_QD), k, dtype=np.int64)
+        excluded, wanted_Q = None, np.full(len(queries_QD), k, dtype=np.int64)
         if exclude is not None:
-            wanted_Q += np.asarray([self._chunks_of(numbers) for numbers in exclude], dtype=np.int64)
+            excluded, chunks_Q = self._left_out(Exclusions.of(exclude))
+            wanted_Q += chunks_Q
         allowed_rows = None
         if allowed is not None:
             rows_of, filtered_of = self._filtered(allowed)
@@ -195,10 +206,18 @@ class Shard:
         left = self._tokens_NM[first:row].reshape(-1)[-CONTEXT:]
         return chunk_text(self._tokenizer, left, self._tokens_NM[row, : self._lengths_N[row]], last=bool(last))
 
-    def _chunks_of(self, numbers: Collection[int]) -> int:
-        """Chunks of documents in the whole snapshot."""
-        known = [n for n in set(numbers) if 0 <= n < len(self.documents.rows)]
-        return int(self.documents.rows[known].sum()) if known else 0
+    def _left_out(self, exclude: Exclusions) -> tuple[RowRanges, NDArray[np.int64]]:
+        """Local row ranges of this shard's documents among the excluded ones, and the chunks [q] of all of them in the
+        whole snapshot."""
+        known_E = exclude.numbers_E < len(self.documents)
+        numbers_E = np.where(known_E, exclude.numbers_E, 0)
+        rows_E = self.documents.rows[numbers_E]
+        first_E = self.documents.first_rows[numbers_E] - self.entry.first_row
+        mine_E = known_E & (numbers_E >= self.entry.first_document) & (numbers_E < self.entry.end_document)
+        ranges = RowRanges(
+            first_E[mine_E], (first_E + rows_E)[mine_E], starts_of(sums_of(mine_E.astype(np.int64), exclude.starts_Q))
+        )
+        return ranges, sums_of(np.where(known_E, rows_E, 0), exclude.starts_Q)
 
     def _filtered(
         self, allowed: Sequence[NDArray[np.bool_] | None]
@@ -216,10 +235,3 @@ class Shard:
                 rows_of[id(mask_N)] = np.repeat(mask_N[mine], self.documents.rows[mine])
                 filtered_of[id(mask_N)] = int(self.documents.rows[~mask_N].sum())
         return rows_of, filtered_of
-
-    def _row_ranges(self, numbers: Collection[int]) -> RowRanges:
-        """Local row ranges of this shard's documents among `numbers`, in order."""
-        entry = self.entry
-        mine = sorted(n for n in numbers if entry.first_document <= n < entry.end_document)
-        first_rows, rows = self.documents.first_rows, self.documents.rows
-        return [(int(first_rows[n]) - entry.first_row, int(first_rows[n] + rows[n]) - entry.first_row) for n in mine]

@@ -9,12 +9,14 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import ArgumentError, CorruptError, MismatchError, Reason
+from openbook_core.errors import ArgumentError, CorruptError, MismatchError, OpenbookError, Reason
 from openbook_core.fingerprint import require_equal
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.documents import DocumentTable
+from openbook_database.exclusions import Exclusions
 from openbook_database.files import BLOCK_BYTES, block_digest, file_digests
 from openbook_database.filters import Filters
+from openbook_database.index.gpu import Gpu
 from openbook_database.manifest import FileEntry, Manifest
 from openbook_database.scoring import Hits, merge
 from openbook_database.search import MinScore
@@ -90,12 +92,26 @@ class Snapshot:
         self,
         queries_QD: NDArray[np.float32],
         k: int,
-        exclude: Sequence[Collection[int]] | None = None,
+        exclude: Exclusions | Sequence[Collection[int]] | None = None,
         min_score: MinScore = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
         """As `Shard.search`, over all opened shards."""
         return merge([shard.search(queries_QD, k, exclude, min_score, allowed) for shard in self.shards], k)
+
+    def move_to(self, gpu: Gpu) -> None:
+        """Have a GPU compute the rough scores of every opened shard, before the first search. Answers stay as they are.
+
+        Raises ConfigError for an index that no GPU can hold and OpenbookError with the numbers (OUT_OF_MEMORY), both before
+        anything is copied; OpenbookError where the golden queries are answered otherwise than before.
+        """
+        gpu.require(sum(shard.gpu_bytes for shard in self.shards), f"snapshot {self.id[:12]}")
+        for shard in self.shards:
+            shard.move_to(gpu)
+        try:
+            self.check_golden()
+        except CorruptError as error:
+            raise OpenbookError(f"{gpu} does not compute what it should: {error}", reason=Reason.INTERNAL) from error
 
     def shard_of(self, chunk_id: int) -> Shard:
         """The opened shard that holds a chunk; raises ArgumentError where there is none."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from openbook_core.admission import Admission
 from openbook_core.errors import DeadlineError, OpenbookError, UnavailableError
 from openbook_core.telemetry import get_logger
+from openbook_database.exclusions import Exclusions
 from openbook_database.scoring import Hits
 from openbook_database.search import check_query
 from openbook_database.shard import Shard
@@ -48,14 +49,15 @@ class Ticket:
         shard: Shard,
         queries_QD: NDArray[np.float32],
         k: int,
-        exclude: Sequence[Collection[int]] | None = None,
+        exclude: Exclusions | Sequence[Collection[int]] | None = None,
         min_score: float | None = None,
         allowed: Sequence[NDArray[np.bool_] | None] | None = None,
         deadline: float | None = None,
     ) -> None:
         self.shard, self.k = shard, k
         self.queries_QD = check_query(queries_QD, k, shard.dimension)
-        self.exclude, self.min_score, self.allowed = exclude, min_score, allowed
+        self.exclude = None if exclude is None else Exclusions.of(exclude)
+        self.min_score, self.allowed = min_score, allowed
         self.deadline = deadline
         self.submitted = time.monotonic()
         self.started: float | None = None
@@ -135,8 +137,15 @@ class _Slice(NamedTuple):
     def __len__(self) -> int:
         return self.end - self.first
 
-    def of(self, per_query: Sequence[Any] | None, otherwise: Any) -> Sequence[Any]:
-        return [otherwise] * len(self) if per_query is None else per_query[self.first : self.end]
+    @property
+    def exclude(self) -> Exclusions:
+        given = self.ticket.exclude
+        return Exclusions.none(len(self)) if given is None else given.part(self.first, self.end)
+
+    @property
+    def allowed(self) -> Sequence[NDArray[np.bool_] | None]:
+        given = self.ticket.allowed
+        return [None] * len(self) if given is None else given[self.first : self.end]
 
 
 class SearchBatcher:
@@ -302,9 +311,9 @@ def _search(batch: Sequence[_Slice]) -> None:
     first = batch[0].ticket
     exclude = allowed = min_score = None
     if any(part.ticket.exclude is not None for part in batch):
-        exclude = [numbers for part in batch for numbers in part.of(part.ticket.exclude, ())]
+        exclude = Exclusions.join([part.exclude for part in batch])
     if any(part.ticket.allowed is not None for part in batch):
-        allowed = [mask for part in batch for mask in part.of(part.ticket.allowed, None)]
+        allowed = [mask for part in batch for mask in part.allowed]
     if any(part.ticket.min_score is not None for part in batch):
         least = [-np.inf if part.ticket.min_score is None else part.ticket.min_score for part in batch]
         min_score = np.repeat(np.asarray(least, dtype=np.float32), [len(part) for part in batch])

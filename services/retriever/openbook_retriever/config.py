@@ -40,6 +40,17 @@ class RetrieverConfig(DialingServerOptions):
         description="shard role: most MB of mapped files; a snapshot that would take more is not loaded. By default none: "
         "what is mapped is read from disk where memory is short",
     )
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|cuda(:\d{1,3})?)$",
+        description="shard role: cpu, or the GPU (cuda:N) that computes rough scores; it holds a copy of each index",
+    )
+    device_fallback: bool = Field(
+        default=False, description="shard role: what the GPU cannot hold or do is the processor's, instead of an error"
+    )
+    device_work_mb: float = Field(
+        default=256, gt=0, description="shard role: memory of the GPU to work with, for each snapshot, beside its index"
+    )
     poll_interval_s: float = Field(default=0.1, gt=0, le=60)
     heartbeat_s: float = Field(default=1.0, gt=0, le=60, description="between two reports to the registry")
     load_retry_s: float = Field(default=5.0, gt=0, description="before a snapshot that failed to load is tried again")

@@ -22,6 +22,7 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_database.registry.records import KnownSnapshot
 from openbook_database.snapshot import Snapshot
 from openbook_retriever.config import RetrieverConfig
+from openbook_retriever.placement import Placement
 
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"
@@ -36,7 +37,9 @@ class Loader:
     """Loads one snapshot at a time. `stop` ends the check that is under way."""
 
     def __init__(self, config: RetrieverConfig) -> None:
+        """Raises ConfigError where the device is not there (`Placement`)."""
         self._config = config
+        self._placement = Placement(config)
         self._lock = Lock()
         self._checker: subprocess.Popen[str] | None = None
         self._checked = ""
@@ -58,8 +61,12 @@ class Loader:
 
     def load(self, known: KnownSnapshot, shards: tuple[int, ...]) -> Snapshot:
         """Raises GivenUpError after `give_up`; CorruptError naming what is damaged, also where the check of it crashed; with
-        the reason OUT_OF_MEMORY an OpenbookError where it was refused memory or was killed for it."""
+        the reason OUT_OF_MEMORY an OpenbookError where it was refused memory, also of the GPU, or was killed for it."""
         self._check(known, shards)
+        opened = self._open(known, shards)
+        return opened if self._placement.place(opened) else self._open(known, shards)
+
+    def _open(self, known: KnownSnapshot, shards: tuple[int, ...]) -> Snapshot:
         opened = Snapshot.open(
             Path(known.url), "sizes", shards=shards, expected_id=known.snapshot, known_tokenizer=self._tokenizer
         )

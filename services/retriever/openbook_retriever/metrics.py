@@ -22,3 +22,9 @@ BATCH_QUERIES = Histogram(
     "openbook_retriever_batch_queries", "Queries of each batch", buckets=[2**power for power in range(15)]
 )
 BATCH_FAILURES = Counter("openbook_retriever_batch_failures", "Batches that failed, whose calls were searched alone")
+DEVICE_PASSES = Counter(
+    "openbook_retriever_device_passes", "Queries of which the processor did what is beyond the GPU's limits"
+)
+DEVICE_FALLBACKS = Counter(
+    "openbook_retriever_device_fallbacks", "Snapshots and searches that fell back from the GPU to the processor"
+)

@@ -68,9 +68,9 @@ def read_ids(data: bytes, chunks: int) -> NDArray[np.int64]:
     """Chunk ids [n] of a snapshot with `chunks` chunks."""
     if not data or len(data) % 8:
         raise ArgumentError(f"ids: 8 bytes for each id and at least one, given {len(data)} bytes", field="ids")
+    if len(data) > 8 * MAX_RESULTS:
+        raise ArgumentError(f"ids: at most {MAX_RESULTS}, given {len(data) // 8}", field="ids")
     ids = np.frombuffer(data, dtype="<i8").astype(np.int64)
-    if len(ids) > MAX_RESULTS:
-        raise ArgumentError(f"ids: at most {MAX_RESULTS}, given {len(ids)}", field="ids")
     wrong = ids[(ids < 0) | (ids >= chunks)]
     if len(wrong):
         raise ArgumentError(f"ids: the snapshot holds chunks 0 to {chunks - 1}, given {wrong[0]}", field="ids")

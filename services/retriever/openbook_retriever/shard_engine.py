@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from openbook_core.errors import ArgumentError
 from openbook_core.tracing import annotate
+from openbook_database.documents import DocumentTable
+from openbook_database.exclusions import Exclusions
 from openbook_database.manifest import Manifest
 from openbook_database.scoring import MISSING, merge
 from openbook_database.snapshot import Snapshot
@@ -48,7 +53,7 @@ class ShardEngine:
         with self._lease(request.database, request.snapshot) as opened:
             shards = [find_shard(opened, number) for number in numbers]
             queries_QD = read_queries(request, opened.manifest.contract.dimension)
-            exclude, unknown = _excluded_numbers(opened, request)
+            exclude, unknown = _excluded(opened.documents, request)
             min_score = request.min_score if request.HasField("min_score") else None
             filters = read_filters(request.filters, len(queries_QD))
             allowed = allowed_documents(opened.filters, filters, len(queries_QD))
@@ -127,18 +132,16 @@ def describe(manifest: Manifest, database: str) -> pb.DescribeReply:
     )
 
 
-def _excluded_numbers(opened: Snapshot, request: pb.SearchRequest) -> tuple[list[set[int]] | None, int]:
-    """Document numbers to leave out for each query, and how many different ids the snapshot does not hold."""
+def _excluded(documents: DocumentTable, request: pb.SearchRequest) -> tuple[Exclusions | None, int]:
+    """Documents to leave out for each query, and how many different ids the snapshot does not hold."""
     if not request.exclusions:
         return None, 0
-    asked = {external_id for exclusion in request.exclusions for external_id in exclusion.document_ids}
-    numbers = {external_id: opened.documents.number(external_id) for external_id in asked}
-    known = {external_id: number for external_id, number in numbers.items() if number is not None}
-    exclude = [
-        {known[external_id] for external_id in exclusion.document_ids if external_id in known}
-        for exclusion in request.exclusions
-    ]
-    return exclude, len(asked) - len(known)
+    asked = [exclusion.document_ids for exclusion in request.exclusions]
+    counts_Q = np.fromiter(map(len, asked), dtype=np.int64, count=len(asked))
+    ids = list(itertools.chain.from_iterable(asked))
+    numbers_E = documents.find(ids)
+    unknown = {ids[place] for place in np.flatnonzero(numbers_E < 0).tolist()}
+    return Exclusions.of_pairs(np.repeat(np.arange(len(asked)), counts_Q), numbers_E, len(asked)), len(unknown)
 
 
 def _asked_shards(request: pb.SearchRequest) -> list[int]:

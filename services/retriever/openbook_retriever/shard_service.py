@@ -34,3 +34,13 @@ class ShardService(retriever_pb2_grpc.RetrieverServicer):
 
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
         return self._engine.describe(request)
+
+    def Pin(self, request: pb.PinRequest, context: grpc.ServicerContext) -> pb.PinReply:
+        raise _of_the_router("Pin")
+
+    def Unpin(self, request: pb.UnpinRequest, context: grpc.ServicerContext) -> pb.UnpinReply:
+        raise _of_the_router("Unpin")
+
+
+def _of_the_router(method: str) -> ArgumentError:
+    return ArgumentError(f"{method}: a shard keeps what the registry says: ask the router")

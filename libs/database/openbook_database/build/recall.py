@@ -19,13 +19,14 @@ from openbook_database.build.embed_stage import read_rows, read_vectors
 from openbook_database.build.settings import BuildSettings
 from openbook_database.build.train_stage import sample_rows, training_rows
 from openbook_database.build.workspace import Workspace
+from openbook_database.exclusions import RowRanges, starts_of
 from openbook_database.index.base import IndexReader
 from openbook_database.index.files import regular_blocks
-from openbook_database.index.flat import FlatReader, norms
+from openbook_database.index.flat import FlatReader
 from openbook_database.index.ivf import IVFReader
 from openbook_database.index.recipe import Recipe
 from openbook_database.manifest import IndexEntry
-from openbook_database.scoring import MISSING, Hits, exact_scores, merge
+from openbook_database.scoring import MISSING, Hits, exact_scores, merge, norms
 from openbook_database.search import search_rows
 
 K = 10
@@ -146,7 +147,9 @@ def _search(
 
 def _search_part(part: Part, rows_Q: NDArray[np.int64], queries_QD: NDArray[np.float32], effort: int | None) -> Hits:
     local_Q = rows_Q - part.first_row
-    excluded = [[(row, row + 1)] if 0 <= row < part.index.rows else [] for row in local_Q.tolist()]
+    held_Q = (local_Q >= 0) & (local_Q < part.index.rows)
+    own_R = local_Q[held_Q]
+    excluded = RowRanges(own_R, own_R + 1, starts_of(held_Q.astype(np.int64)))
     wanted_Q = np.full(len(rows_Q), K + 1, dtype=np.int64)
     hits = search_rows(part.index, queries_QD, K, excluded=excluded, wanted_Q=wanted_Q, effort=effort)
     return Hits(np.where(hits.ids_QK == MISSING, MISSING, hits.ids_QK + part.first_row), hits.scores_QK)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError
+from openbook_database.index.gpu import Gpu
 
 
 class Candidates(Protocol):
@@ -51,6 +52,13 @@ class IndexReader(Protocol):
 
     def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Vectors [..., d] as the index holds them; decoded, where they are held as codes."""
+
+    @property
+    def gpu_bytes(self) -> int:
+        """What `move_to` takes on the device; ConfigError where no GPU can hold such an index."""
+
+    def move_to(self, gpu: Gpu) -> None:
+        """Have a GPU compute the rough scores, before the first search. Answers stay as they are."""
 
 
 @contextmanager

@@ -16,14 +16,11 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError
 from openbook_database.index.base import read_mapped, selector_of
-from openbook_database.scoring import exact_scores, float32_error
+from openbook_database.index.gpu import Fetched, Gpu, Moved
+from openbook_database.scoring import UNDERFLOW, exact_scores, float32_error, norms
 
+_faiss: Any = faiss  # its types lack some names
 _ROWS_AT = 8  # after the four letters of the kind and the dimension (i32)
-
-
-def norms(vectors_ND: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Euclidean norm of each row."""
-    return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float64)))
 
 
 def write_flat(path: Path, dimension: int, blocks: Iterable[NDArray[np.float32]]) -> None:
@@ -50,12 +47,13 @@ class FlatReader:
 
     def __init__(self, index: Any, max_norm: float) -> None:
         self._index = index
+        self._moved: Moved | None = None
         self.rows, dimension = int(index.ntotal), int(index.d)
         self.max_norm = max_norm
         self.vectors_ND: NDArray[np.float32] = faiss.rev_swig_ptr(index.get_xb(), self.rows * dimension).reshape(
             self.rows, dimension
         )
-        self._error = float32_error(dimension)
+        self._error, self._underflow = float32_error(dimension), dimension * UNDERFLOW
 
     @classmethod
     def open(cls, path: Path, *, rows: int, dimension: int, max_norm: float) -> FlatReader:
@@ -72,19 +70,40 @@ class FlatReader:
         """All rows, for every query."""
         return FlatCandidates(self, queries_QD)
 
-    def move_to_gpu(self) -> None:
-        """Have the GPUs compute the rough scores; they hold a copy."""
-        self._index = faiss.index_cpu_to_all_gpus(self._index)
+    @property
+    def gpu_bytes(self) -> int:
+        """What `move_to` takes on the device: vectors and their norms."""
+        return int(self.vectors_ND.nbytes) + 4 * self.rows
+
+    def move_to(self, gpu: Gpu) -> None:
+        """Have a GPU compute the rough scores; it holds a copy."""
+        self._moved = gpu.move(self._index)
+
+    def move_to_gpus(self) -> None:
+        """The same with all GPUs that there are."""
+        self._moved = Moved(_faiss.index_cpu_to_all_gpus(self._index))
 
     def margin(self, queries_QD: NDArray[np.float32]) -> NDArray[np.float64]:
         """For each query, how far a rough and an exact score of one row can lie apart at most."""
-        return self._error * self.max_norm * norms(queries_QD)
+        return self._error * self.max_norm * norms(queries_QD) + self._underflow
 
     def fetch(
         self, queries_QD: NDArray[np.float32], count: int, excluded_N: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """As `Candidates.fetch`, for all of the queries."""
-        count = min(count, self.rows)
+        count, moved = min(count, self.rows), self._moved
+        if moved is None:
+            return self._scan(queries_QD, count, excluded_N)
+        return moved.fetch(
+            lambda wanted: moved.index.search(queries_QD, wanted),
+            lambda some: self._scan(queries_QD[some], count, excluded_N),
+            len(queries_QD),
+            count,
+            excluded_N,
+            self.rows,
+        )
+
+    def _scan(self, queries_QD: NDArray[np.float32], count: int, excluded_N: NDArray[np.bool_] | None) -> Fetched:
         if excluded_N is None:
             scores_QF, rows_QF = self._index.search(queries_QD, count)
         else:

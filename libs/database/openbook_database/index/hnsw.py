@@ -15,9 +15,10 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import CorruptError
+from openbook_core.errors import ConfigError, CorruptError
 from openbook_database.index.base import faiss_write_errors, one_thread, read_mapped, selector_of
 from openbook_database.index.flat import FlatCandidates, FlatReader, require_shape
+from openbook_database.index.gpu import ON_GPU
 from openbook_database.scoring import MISSING
 
 _faiss: Any = faiss  # its types lack some names
@@ -61,6 +62,10 @@ class HNSWReader(FlatReader):
             raise CorruptError(f"{path}: holds {type(index).__name__}, expected an HNSW graph")
         require_shape(path, index, rows, dimension)
         return cls(index, max_norm, effort)
+
+    @property
+    def gpu_bytes(self) -> int:
+        raise ConfigError(f"device: no GPU walks a graph; {ON_GPU}", field="device")
 
     def begin(
         self, queries_QD: NDArray[np.float32], wanted_Q: NDArray[np.int64], effort: int | None = None

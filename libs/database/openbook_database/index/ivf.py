@@ -16,20 +16,31 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import CorruptError
+from openbook_core.errors import ConfigError, CorruptError
 from openbook_database.files import map_array
 from openbook_database.index.base import selector_of
-from openbook_database.index.codec import BitCodec, FlatCodec
-from openbook_database.index.flat import norms
+from openbook_database.index.codec import BitCodec, FlatCodec, ProductCodec
+from openbook_database.index.gpu import (
+    MAX_PROBES,
+    ON_GPU,
+    PRODUCT_CODES,
+    WHOLE_TABLES,
+    Fetched,
+    Gpu,
+    Moved,
+    list_bytes,
+)
 from openbook_database.index.lists import Lists, map_places, write_lists
 from openbook_database.index.quantiser import Quantiser
-from openbook_database.scoring import exact_scores
+from openbook_database.scoring import UNDERFLOW, exact_scores, norms
 
 _globals: Any = faiss.cvar
 _UNIT = 2.0**-24
 _BLAS_PART = 16
 # Faiss shares the queries of a scan of given lists among threads in this mode alone.
 _BY_QUERY = 3
+# Rows of a list that a GPU holds side by side, and what 256 codewords take for each dimension.
+_GPU_BLOCK, _CODEWORDS_BYTES = 32, 4 * 256
 
 
 def write_ivf(
@@ -41,7 +52,7 @@ def write_ivf(
     """
     quantiser = Quantiser(quantiser_path, dimension=dimension)
     if gpu:
-        quantiser.move_to_gpu()
+        quantiser.move_to_gpus()
     index = quantiser.lists
     for vectors_ND in blocks:
         rows_NE = np.ascontiguousarray(quantiser.rotate(vectors_ND))
@@ -92,6 +103,8 @@ class IVFReader:
         self.sizes_L = sizes_L
         self.nprobe = nprobe
         self._places_N2 = places_N2
+        self._moved: Moved | None = None
+        self._half_tables = False
         self._max_norm, self._reach = max_norm * 1.0001, reach * 1.0001
         self._scanned = quantiser.lists
         self._scanned.replace_invlists(lists.faiss, False)
@@ -119,6 +132,24 @@ class IVFReader:
             max_norm=max_norm, reach=reach, nprobe=nprobe,
         )  # fmt: skip
 
+    @property
+    def gpu_bytes(self) -> int:
+        """What `move_to` takes on the device; ConfigError where no GPU scans such lists."""
+        quantiser, code_size = self.quantiser, self.lists.code_size
+        coded = isinstance(quantiser.codec, ProductCodec)
+        if isinstance(quantiser.codec, BitCodec) or (coded and code_size not in PRODUCT_CODES):
+            kind = f"product codes of {code_size} bytes" if coded else "RaBitQ"
+            raise ConfigError(f"device: no GPU scans lists of {kind}; {ON_GPU}", field="device")
+        lists = list_bytes(self.lists.sizes, code_size, blocks=1 if coded else _GPU_BLOCK)
+        tables = 4 * _CODEWORDS_BYTES * quantiser.dimension if coded else 0
+        return lists + tables + 2 * quantiser.gpu_bytes
+
+    def move_to(self, gpu: Gpu) -> None:
+        """Have a GPU scan the lists, and find those of a query where no graph does; it holds copies."""
+        self._half_tables = isinstance(self.quantiser.codec, ProductCodec) and self.lists.code_size > WHOLE_TABLES
+        self._moved = gpu.move(self._scanned, half_tables=self._half_tables)
+        self.quantiser.move_to(gpu)
+
     def begin(
         self, queries_QD: NDArray[np.float32], wanted_Q: NDArray[np.int64], effort: int | None = None
     ) -> IVFCandidates:
@@ -135,6 +166,49 @@ class IVFReader:
         excluded_N: NDArray[np.bool_] | None,
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Rough scores and rows of the `count` best rows in lists."""
+        moved = self._moved
+        if moved is not None and lists_QP.shape[1] > MAX_PROBES:
+            moved.passed(len(queries_QE))
+            moved = None
+        if moved is None:
+            return self._scan(self._scanned, queries_QE, count, lists_QP, scores_QP, excluded_N)
+        return moved.fetch(
+            lambda wanted: self._scan_moved(moved.index, queries_QE, wanted, lists_QP, scores_QP),
+            lambda some: self._scan(
+                self._scanned, queries_QE[some], count, lists_QP[some], scores_QP[some], excluded_N
+            ),
+            len(queries_QE),
+            count,
+            excluded_N,
+            self.rows,
+        )
+
+    def _scan_moved(
+        self,
+        index: Any,
+        queries_QE: NDArray[np.float32],
+        count: int,
+        lists_QP: NDArray[np.int64],
+        scores_QP: NDArray[np.float32],
+    ) -> Fetched:
+        """In tables of float16 queries are at most 1 long, by powers of two, which changes no other digit."""
+        if not self._half_tables:
+            return self._scan(index, queries_QE, count, lists_QP, scores_QP, None)
+        exponents_Q1 = np.frexp(norms(queries_QE))[1][:, None]
+        scaled_QE, scaled_QP = np.ldexp(queries_QE, -exponents_Q1), np.ldexp(scores_QP, -exponents_Q1)
+        rough_QF, rows_QF = self._scan(index, scaled_QE, count, lists_QP, scaled_QP, None)
+        with np.errstate(over="ignore"):  # of what there is not
+            return np.ldexp(rough_QF, exponents_Q1), rows_QF
+
+    def _scan(
+        self,
+        index: Any,
+        queries_QE: NDArray[np.float32],
+        count: int,
+        lists_QP: NDArray[np.int64],
+        scores_QP: NDArray[np.float32],
+        excluded_N: NDArray[np.bool_] | None,
+    ) -> Fetched:
         bits = isinstance(self.quantiser.codec, BitCodec)
         parameters: Any = faiss.IVFRaBitQSearchParameters() if bits else faiss.SearchParametersIVF()
         if bits:
@@ -147,9 +221,7 @@ class IVFReader:
         rows_QF = np.empty((len(queries_QE), count), dtype=np.int64)
         arrays = [np.ascontiguousarray(array) for array in (queries_QE, lists_QP, scores_QP)]
         pointers = [faiss.swig_ptr(array) for array in (*arrays, rough_QF, rows_QF)]
-        self._scanned.search_preassigned_c(
-            len(queries_QE), pointers[0], int(count), *pointers[1:], False, parameters, None
-        )
+        index.search_preassigned_c(len(queries_QE), pointers[0], int(count), *pointers[1:], False, parameters, None)
         return rough_QF, rows_QF
 
     def decode(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -168,18 +240,26 @@ class IVFReader:
 
     def margin(self, queries_QE: NDArray[np.float32]) -> NDArray[np.float64]:
         """As `Candidates.margin_Q`: bounds on float32 sums in any order (Higham 2002, (3.5)), with a few roundings more
-        of the terms themselves."""
+        of the terms themselves, and what underflows."""
         operations = self.quantiser.dimension + 24
         error = operations * _UNIT / (1 - operations * _UNIT)
+        margin_Q = operations * UNDERFLOW + error * self._magnitude(queries_QE)
+        if self._half_tables:
+            # Each entry of a table is rounded to 11 bits, or to steps of 2^-24 of a query of at most 1.
+            margin_Q += norms(queries_QE) * (1.01 * 2.0**-11 * self._reach + self.lists.code_size * 2.0**-23)
+        return margin_Q
+
+    def _magnitude(self, queries_QE: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Bound on the sum of the magnitudes of the terms of a rough score."""
         norms_Q, centre = norms(queries_QE), self.quantiser.max_norm
         if isinstance(self.quantiser.codec, FlatCodec):
-            return error * norms_Q * self._max_norm
+            return norms_Q * self._max_norm
         if isinstance(self.quantiser.codec, BitCodec):
             # Faiss forms |r|^2 - |o|^2 + |q - c|^2 - 2 p <q - c, s> / sqrt(d) - |q|^2 and halves it.
             apart_Q = norms_Q + centre
             squares_Q = np.square(apart_Q) + (self._max_norm + centre) ** 2 + self._max_norm**2 + np.square(norms_Q)
-            return error * (squares_Q + 6 * self._reach * apart_Q)
-        return error * norms_Q * (centre + self._reach)
+            return squares_Q + 6 * self._reach * apart_Q
+        return norms_Q * (centre + self._reach)
 
 
 class IVFCandidates:

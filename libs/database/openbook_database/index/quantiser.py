@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from openbook_core.errors import CorruptError
 from openbook_database.index.base import faiss_write_errors, one_thread, read_mapped
 from openbook_database.index.codec import BitCodec, codec_of
-from openbook_database.index.flat import FlatReader, norms
+from openbook_database.index.flat import FlatReader
+from openbook_database.index.gpu import Gpu
 from openbook_database.index.hnsw import HNSWReader
 from openbook_database.index.recipe import LIST_ITERATIONS, Recipe
 from openbook_database.index.rotation import Rotation
-from openbook_database.scoring import MISSING
+from openbook_database.scoring import MISSING, norms
 from openbook_database.search import search_rows
 
 _LEAST_EF = 64
@@ -138,9 +139,19 @@ class Quantiser:
                 f"{self.path}: is a quantiser of another recipe than {recipe.factory}: {mine}, expected {other}"
             )
 
-    def move_to_gpu(self) -> None:
-        """Have the GPUs find the lists of rows: the same ones, as near calls are decided by exact scores."""
-        self._flat.move_to_gpu()
+    def move_to_gpus(self) -> None:
+        """Have all GPUs find the lists of rows: the same ones, as near calls are decided by exact scores."""
+        self._flat.move_to_gpus()
+
+    @property
+    def gpu_bytes(self) -> int:
+        """What the centroids take on a device."""
+        return self._flat.gpu_bytes
+
+    def move_to(self, gpu: Gpu) -> None:
+        """The same with one GPU, where no graph finds them."""
+        if self._graph is None:
+            self._flat.move_to(gpu)
 
     def rotate(self, vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
         """Vectors [n, e] as the lists see them."""

@@ -155,8 +155,7 @@ class _Search:
     def _own_documents(self) -> NDArray[np.int64]:
         """For each chunk the number of its document in the snapshot, -1 where it is not there."""
         documents, table = self._corpus.documents, self._snapshot.documents
-        numbers = [number if (number := table.number(each)) is not None else MISSING for each in documents.ids]
-        return np.repeat(np.asarray(numbers, dtype=np.int64), documents.counts)
+        return np.repeat(table.find(documents.ids), documents.counts)
 
     def _block(self, first: int, end: int, own_C: NDArray[np.int64]) -> Hits:
         k = int(self._settings["k"])
