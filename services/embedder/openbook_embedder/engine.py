@@ -39,8 +39,8 @@ from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 _BATCH_TOKENS, _GPU_SUB_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 8192, 16_384
 
 # oneDNN (bfloat16 on a CPU) keeps a compiled kernel for each shape of a product, 1,024 by default. Lengths that vary
-# make a new one nearly always: 0.6 GB that help nobody. A few dozen serve chunks of one length.
-_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+# make a new one nearly always, of megabytes: a GB that helps nobody. A few dozen serve chunks of one length.
+_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 _log = get_logger(__name__)
 
