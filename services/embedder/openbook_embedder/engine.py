@@ -38,9 +38,11 @@ from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 # Padded tokens of the sub-batches of `encode`, and of the service's batches. What is enough for a CPU leaves a GPU idle.
 _BATCH_TOKENS, _GPU_SUB_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 8192, 16_384
 
-# oneDNN (bfloat16 on a CPU) keeps a compiled kernel for each shape of a product, 1,024 by default. Lengths that vary
-# make a new one nearly always, of megabytes: a GB that helps nobody. A few dozen serve chunks of one length.
-_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+# In bfloat16 on a CPU, oneDNN and torch's layer over it (on each thread) keep a compiled kernel for each shape of a product,
+# 1,024 by default. Lengths that vary make a new one nearly always, of megabytes: a GB that helps nobody. A few dozen
+# serve chunks of one length.
+_KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+_MOST_KERNELS = "64"
 
 _log = get_logger(__name__)
 
@@ -99,7 +101,8 @@ class EncoderEngine:
         for options against it or against what is installed, CorruptError for a file that was changed, ArgumentError for
         an unknown dtype, backend or device.
         """
-        os.environ.setdefault(*_KERNELS)  # read at its first use
+        for name in _KERNELS:
+            os.environ.setdefault(name, _MOST_KERNELS)  # each is read at its first use
         if threads is not None:
             torch.set_num_threads(threads)
         folder = EncoderFolder.read(resolve_model(str(name_or_path)), options or EncoderOptions())
