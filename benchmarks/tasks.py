@@ -97,14 +97,15 @@ def _retrofit(workdir: Path, lora_workdir: Path, steps: int) -> dict[str, Any]:
             settings["retrieval.address"] = router
             chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
             lines = processes.run("retrofit", ["train", "--config", "examples/train/retrofit.yaml", *chosen])
-        write_result(file, json.loads(lines[-1]))
+        summary = json.loads(lines[-1])
+        write_result(file, {name: value for name, value in summary.items() if name not in ("checkpoint", "model")})
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
 
 
 def _figures(run: str, tasks: str, size: list[str], workdir: Path) -> dict[str, Any]:
     file = workdir / f"{run}.json"
-    model = str(workdir / "run" / "model") if run == RETROFIT else DEFAULT_MODEL
+    model = os.path.relpath(workdir / "run" / "model") if run == RETROFIT else DEFAULT_MODEL
     arguments = ["--model", model, "--tasks", tasks, *size, "--batch", "16", "--books", str(workdir / "books")]
     if run == "adapter":
         arguments += ["--adapter", ADAPTER]
