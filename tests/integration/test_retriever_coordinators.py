@@ -68,15 +68,6 @@ def editions(tmp_path_factory: pytest.TempPathFactory) -> list[Snapshot]:
     return [Snapshot.open(support.build_edition(folder, name)) for name in ("old", "new", "third")]
 
 
-@pytest.fixture(params=["directory", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "directory":
-        yield str(tmp_path / "registry")
-    else:
-        with LocalRedis(tmp_path / "redis") as server:
-            yield server.url
-
-
 @contextmanager
 def unharmed(router: str, editions: list[Snapshot]) -> Iterator[Load]:
     load = Load(router, QUERIES)

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ import pytest
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import DeadlineError, OpenbookError
 from openbook_database.registry.directory import DirectoryRegistry
-from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.registry.records import LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_database.snapshot import Snapshot
 
@@ -70,18 +69,14 @@ def children(pid: int) -> list[int]:
     return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
 
 
-@pytest.mark.parametrize("kind", ["directory", "redis"])
 def test_replicas_die_serving_loading_and_draining_and_the_shard_count_changes(
-    tmp_path: Path, editions: list[Snapshot], kind: str
+    tmp_path: Path, place: str, editions: list[Snapshot]
 ) -> None:
     """Rows 4, 15 and 16: also a rolling restart of every replica while another snapshot is prepared and made live."""
     old, new, third = editions
     log = tmp_path / "log.jsonl"
     with (
-        LocalRedis(tmp_path / "redis") if kind == "redis" else nullcontext() as server,
-        support.cluster(
-            tmp_path, registry := server.url if server else str(tmp_path / "registry"), "--drain-s", "3", replicas=2
-        ) as processes,
+        support.cluster(tmp_path, place, "--drain-s", "3", replicas=2) as processes,
         AdminClient(processes[0].address) as admin,
         RetrieverClient(processes[0].address) as client,
     ):
@@ -95,14 +90,14 @@ def test_replicas_die_serving_loading_and_draining_and_the_shard_count_changes(
             kill(processes[2])  # loading
             assert move(admin, new.id) == 2
             for member in (0, 1):  # both come back in the drain of the old one, and load what is live
-                processes[member + 1] = support.start_shard(registry, log, member, "--drain-s", "3")
+                processes[member + 1] = support.start_shard(place, log, member, "--drain-s", "3")
             support.wait_for(lambda: held(admin, new.id).count("ready") == 4, "all replicas serve the new one")
             # A rolling restart while the third is prepared and made live.
             admin.prepare(DATABASE, third.id)
-            for place in range(1, 5):
-                assert processes[place].stop() == 0
-                processes[place] = support.start_shard(registry, log, (place - 1) % 2, "--drain-s", "3")
-                if place == 2:
+            for number in range(1, 5):
+                assert processes[number].stop() == 0
+                processes[number] = support.start_shard(place, log, (number - 1) % 2, "--drain-s", "3")
+                if number == 2:
                     assert move(admin, third.id) == 3
             support.wait_for(lambda: client.search(DATABASE, QUERIES, 3).epoch == 3, "the router has moved")
         assert {result.snapshot for thread in load.replies for _, result in thread} == {old.id, new.id, third.id}

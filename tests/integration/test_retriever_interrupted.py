@@ -15,7 +15,6 @@ import pytest
 
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_database.registry import open_registry
-from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.snapshot import Snapshot
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,15 +28,6 @@ QUERIES = TinyEncoder().encode(["president of the senate", "railway on the coast
 def editions(tmp_path_factory: pytest.TempPathFactory) -> list[Snapshot]:
     folder = tmp_path_factory.mktemp("editions")
     return [Snapshot.open(support.build_edition(folder, name)) for name in ("old", "new", "third")]
-
-
-@pytest.fixture(params=["directory", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "directory":
-        yield str(tmp_path / "registry")
-    else:
-        with LocalRedis(tmp_path / "redis") as server:
-            yield server.url
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ import pytest
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import PreconditionError, Reason
 from openbook_database.registry import open_registry
-from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.snapshot import Snapshot
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -29,15 +27,6 @@ client = RetrieverClient(sys.argv[1])
 print(client.hold("book", sys.argv[2], ttl_s=2.0).snapshot, flush=True)
 time.sleep(60)
 """
-
-
-@pytest.fixture(params=["directory", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "directory":
-        yield str(tmp_path / "registry")
-    else:
-        with LocalRedis(tmp_path / "redis") as server:
-            yield server.url
 
 
 def test_a_held_snapshot_answers_across_three_swaps_until_its_holder_is_gone(tmp_path: Path, place: str) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,6 @@ from openbook_cli.swap import swap_terms, swap_to
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import ArgumentError, PreconditionError, Reason, UnavailableError
 from openbook_database.registry import open_registry
-from openbook_database.registry.local_redis import LocalRedis
 from openbook_database.registry.records import Control
 from openbook_database.snapshot import Snapshot
 
@@ -32,15 +30,6 @@ QUERIES = TinyEncoder().encode(["president of the senate", "railway on the coast
 def editions(tmp_path_factory: pytest.TempPathFactory) -> list[Snapshot]:
     folder = tmp_path_factory.mktemp("editions")
     return [Snapshot.open(support.build_edition(folder, name)) for name in ("old", "new")]
-
-
-@pytest.fixture(params=["directory", "redis"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "directory":
-        yield str(tmp_path / "registry")
-    else:
-        with LocalRedis(tmp_path / "redis") as server:
-            yield server.url
 
 
 def test_deadline_canary_limits_and_standby(tmp_path: Path, place: str, editions: list[Snapshot]) -> None:

@@ -32,7 +32,7 @@ from fake_gpus import FakeDevices, install
 DIMENSION = 16
 RECIPES = ["Flat", "IVF8,Flat", "IVF16,SQ8", "IVF8,PQ4", "OPQ4_8,IVF8,PQ4", "IVF24_HNSW4,SQ8"]
 NO_GPU = not hasattr(faiss, "StandardGpuResources") or not faiss.get_num_gpus()
-NEEDS_GPU = pytest.mark.skipif(NO_GPU, reason="this Faiss has no GPU: install faiss-gpu on a machine with one")
+NEEDS_GPU = pytest.mark.skipif(NO_GPU, reason="there is no GPU here that Faiss could use")
 Build = Callable[[str], Path]
 
 

@@ -39,7 +39,7 @@ from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 _BATCH_TOKENS, _GPU_SUB_BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 8192, 16_384
 
 # In bfloat16 on a CPU, oneDNN and torch's layer over it (on each thread) keep a compiled kernel for each shape of a product,
-# 1,024 by default. Lengths that vary make a new one nearly always, of megabytes: a GB that helps nobody. A few dozen
+# 1,024 by default. Lengths that vary make a new one nearly always, over 0.6 GB that help nobody. A few dozen
 # serve chunks of one length.
 _KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _MOST_KERNELS = "64"
