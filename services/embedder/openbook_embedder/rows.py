@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 # Where there is less than this for each core, torch divides the operations: one core alone would take too long.
-_LEAST_TOKENS = 256
+_LEAST_TOKENS = 64
 # Padded tokens of a batch that a core's caches hold best.
 BEST_TOKENS = 1024
 
