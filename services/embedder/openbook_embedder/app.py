@@ -20,6 +20,7 @@ from openbook_embedder.cache import VectorCache, open_cache
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.engine import EncoderEngine
 from openbook_embedder.intake import Intake
+from openbook_embedder.memory import share_arenas
 from openbook_embedder.metrics import EmbedderMetrics
 from openbook_embedder.service import SERVICE_NAME, EmbedderService
 from openbook_proto.v1 import embedder_pb2_grpc
@@ -41,6 +42,7 @@ def serve(config: EmbedderConfig) -> None:
     Raises ConfigError, NotFoundError or InputError for a setting or model that cannot be served, and the error for
     a port that is in use.
     """
+    share_arenas()
     setup_logging("embedder")
     setup_traces("embedder", config.traces_endpoint)
     protection = config.protection(config.host)
