@@ -25,7 +25,7 @@ from openbook_core.errors import (
 from openbook_embedder.batching import Batcher
 from openbook_embedder.config import EmbedderConfig
 from openbook_embedder.metrics import EmbedderMetrics
-from openbook_embedder.queueing import BATCH_COST_TOKENS, Item, choose_batch
+from openbook_embedder.queueing import BATCH_COST_TOKENS, Item, Lane, choose_batch
 from openbook_embedder.ticket import Ticket
 
 
@@ -225,6 +225,38 @@ def test_a_batch_holds_the_oldest_and_the_nearest_up_to_its_budget_and_its_share
         candidates = [item.width for item in left if abs(item.width - lengths[0]) == nearest]
         padded = {length: max(width, length) * (len(batch) + 1) for length in candidates}
         assert any(size > budget or size - read - length > BATCH_COST_TOKENS for length, size in padded.items())
+
+
+def _lane(*calls: int) -> Lane:
+    """One call of so many texts of 10 tokens each after the other."""
+    lane = Lane()
+    for texts in calls:
+        ticket = Ticket([[0] * 10] * texts, None)
+        lane.add([Item(ticket, [place]) for place in range(texts)])
+    return lane
+
+
+def test_of_several_calls_half_of_what_waits_goes_unless_that_is_little() -> None:
+    lane = _lane(*[1] * 16)
+    assert [len(lane.take(1000, 40)) for _ in range(3)] == [8, 4, 4]
+    assert len(_lane(*[1] * 16).take(1000, 120)) == 12
+    assert len(_lane(*[1] * 16).take(30, 120)) == 3
+
+
+def test_one_call_is_not_halved() -> None:
+    assert len(_lane(16).take(1000, 40)) == 16
+
+
+def test_callers_in_a_loop_go_in_equal_batches() -> None:
+    """Sixteen who come again as soon as they are answered: no batch is the first one's alone, but for the very first."""
+    lane, sizes = _lane(1), []
+    running = lane.take(1000, 80)
+    lane.add(_lane(*[1] * 15).items)
+    for _ in range(6):
+        done, running = running, lane.take(1000, 80)
+        sizes.append(len(running))
+        lane.add(_lane(*[1] * len(done)).items)
+    assert sizes[2:] == [8] * 4
 
 
 def test_a_queue_smaller_than_one_batch_is_refused() -> None:

@@ -64,6 +64,7 @@ def serve(config: EmbedderConfig) -> None:
     batcher = Batcher(
         engine.encode_batch,
         batch_tokens=config.batch_tokens,
+        enough_tokens=engine.enough_tokens,
         max_queue_tokens=config.max_queue_tokens,
         metrics=metrics,
         encode_alone=engine.encode_ids,

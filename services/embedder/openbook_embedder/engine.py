@@ -31,7 +31,7 @@ from openbook_embedder.folder import EncoderFolder
 from openbook_embedder.network import Network, TorchNetwork
 from openbook_embedder.pooling import pool
 from openbook_embedder.queueing import BATCH_COST_TOKENS
-from openbook_embedder.rows import BEST_TOKENS, RowThreads, padded
+from openbook_embedder.rows import BEST_TOKENS, ENOUGH_TOKENS, RowThreads, padded
 from openbook_embedder.shapes import cuda_graph
 from openbook_embedder.tokens import EncoderTokenizer, TokenizedTexts
 
@@ -152,6 +152,11 @@ class EncoderEngine:
     def batch_tokens(self) -> int:
         """Padded tokens of a batch that is large enough for the device."""
         return _BATCH_TOKENS if self.device == "cpu" else _GPU_BATCH_TOKENS
+
+    @property
+    def enough_tokens(self) -> int:
+        """Padded tokens of a batch from which a larger one takes hardly less time for each text."""
+        return min(self.batch_tokens, ENOUGH_TOKENS * self._rows.count) if self.device == "cpu" else self.batch_tokens
 
     def tokenize(self, texts: Sequence[str], role: str = "passage") -> TokenizedTexts:
         """Token ids with the prompt of `role` ("query" or "passage") and special tokens, cut to `max_tokens`."""

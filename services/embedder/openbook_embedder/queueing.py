@@ -36,8 +36,14 @@ class Lane:
         self.items += items
         self._count(items, 1)
 
-    def take(self, batch_tokens: int) -> list[Item]:
-        """Remove and return the next batch of a lane that is not empty."""
+    def take(self, batch_tokens: int, enough_tokens: int) -> list[Item]:
+        """Remove and return the next batch of a lane that is not empty: of at most `batch_tokens`, padded.
+
+        Where several calls wait, it takes at most half, or `enough_tokens` if that is more: while one half is encoded, the
+        callers of the other get their answers and come again. Else the first to be back goes alone, the others after it.
+        """
+        if any(item.ticket is not self.items[0].ticket for item in self.items):
+            batch_tokens = min(batch_tokens, max(enough_tokens, self.tokens // 2))
         batch = choose_batch(self.items, batch_tokens)
         taken = set(map(id, batch))
         self.items = [item for item in self.items if id(item) not in taken]
