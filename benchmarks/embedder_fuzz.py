@@ -73,13 +73,16 @@ def run(model: str, requests: int, seed: int, work: Path) -> dict[str, Any]:
     from embedder_process import EmbedderProcess
     from embedder_requests import Oracle
 
+    from openbook_core.clients.embedder import EmbedderClient
     from openbook_embedder.engine import EncoderEngine
 
     circumstances = environment()
-    engine = EncoderEngine.load(model, dtype="float32")
-    oracle = Oracle(engine, fuzz_texts(engine, model), model=model, max_texts=MAX_TEXTS)
-    options = ["--model", model, "--dtype", "float32", "--max-texts", str(MAX_TEXTS), "--max-calls", str(MAX_CALLS)]
+    options = ["--model", model, "--max-texts", str(MAX_TEXTS), "--max-calls", str(MAX_CALLS)]
     with EmbedderProcess(work / "embedder.log", options) as server:
+        with EmbedderClient(server.address) as client:
+            dtype = client.info().dtype
+        engine = EncoderEngine.load(model, dtype="float32" if dtype == "float32" else "bfloat16")
+        oracle = Oracle(engine, fuzz_texts(engine, model), model=model, max_texts=MAX_TEXTS)
         begun = time.monotonic()
         outcomes, violations, samples = _fuzz(server, oracle, requests, seed)
         seconds = time.monotonic() - begun
@@ -109,7 +112,7 @@ def run(model: str, requests: int, seed: int, work: Path) -> dict[str, Any]:
             "command": f"python benchmarks/embedder_fuzz.py --requests {requests} --seed {seed}",
             **circumstances,
             "model": model,
-            "dtype": "float32",
+            "dtype": dtype,
             "callers": CALLERS,
             "seconds": round(seconds, 1),
             "outcomes": dict(sorted(outcomes.items())),

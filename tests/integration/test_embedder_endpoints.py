@@ -275,8 +275,9 @@ def test_calls_over_their_number_are_refused_and_health_still_answers(engine: En
     with running_embedder(engine, max_calls=2) as running, ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(over_grpc, running, {"texts": [f"text {n}"]}) for n in range(2)]
         wait_for(lambda: running.intake._free._value == 0)
-        with pytest.raises(OverloadedError, match="max_calls"):
+        with pytest.raises(OverloadedError, match="max_calls") as refused:
             over_grpc(running, {"texts": ["third"]})
+        assert refused.value.retry_after_s is not None
         assert health(running) == health_pb2.HealthCheckResponse.SERVING
         held.gate.set()
         for each in calls:
@@ -330,6 +331,77 @@ def test_who_leaves_costs_nothing(engine: EncoderEngine, held: HeldEncoder) -> N
         assert [len(batch) for batch in held.batches] == [1, 1]
 
 
+def test_who_leaves_the_queue_over_http_costs_nothing(engine: EncoderEngine, held: HeldEncoder) -> None:
+    body = json.dumps({"model": MODEL, "input": ["left"] * 10, "input_type": "query"}).encode()
+    with running_embedder(engine) as running, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(over_grpc, running, {"texts": ["first"]})
+        wait_for(lambda: held.batches)
+        with socket.create_connection(_http_place(running)) as connection:
+            connection.sendall(
+                b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+            )
+            wait_for(lambda: running.value("openbook_embedder_queue_texts") == 10)
+        wait_for(lambda: running.intake._free._value == running.intake.config.max_calls - 1)
+        held.gate.set()
+        first.result(60)
+        over_grpc(running, {"texts": ["after"]})
+        assert [len(batch) for batch in held.batches] == [1, 1]
+
+
+def test_a_deadline_passes_in_the_queue_over_http(
+    engine: EncoderEngine, held: HeldEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openbook_embedder.http.TIMEOUT_S", 0.3)
+    with running_embedder(engine) as running, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(over_grpc, running, {"texts": ["first"]})
+        wait_for(lambda: held.batches)
+        status, answer, _ = post(running, {"model": MODEL, "input": ["late"], "input_type": "query"})
+        assert (status, answer["error"]["code"]) == (504, "DEADLINE")
+        held.gate.set()
+        first.result(60)
+        over_grpc(running, {"texts": ["after"]})
+        assert [len(batch) for batch in held.batches] == [1, 1]
+
+
+def test_a_stream_that_waits_for_room_ends_at_its_deadline(engine: EncoderEngine, held: HeldEncoder) -> None:
+    with (
+        running_embedder(engine, batch_tokens=256, max_queue_tokens=256) as running,
+        ThreadPoolExecutor(1) as pool,
+        open_channel(running.address) as channel,
+    ):
+        first = pool.submit(over_grpc, running, {"texts": ["first"]})
+        wait_for(lambda: held.batches)
+        stream = embedder_pb2_grpc.EmbedderStub(channel).EmbedStream
+        messages = [
+            embedder_pb2.EmbedStreamRequest(sequence=n, request=request_of({"texts": ["land " * 200]})) for n in (0, 1)
+        ]
+        with pytest.raises(grpc.RpcError) as late:
+            list(stream(iter(messages), timeout=0.5))
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        wait_for(lambda: running.intake._free._value == running.intake.config.max_calls - 1)
+        held.gate.set()
+        first.result(60)
+        over_grpc(running, {"texts": ["after"]})
+        assert [len(batch) for batch in held.batches] == [1, 1]
+
+
+def test_a_body_that_does_not_come_gives_its_place_back(
+    embedder: RunningEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openbook_core.http._BODY_S", 0.3)
+    monkeypatch.setattr("openbook_core.http._DRAIN_S", 0.1)
+    with socket.create_connection(_http_place(embedder)) as connection:
+        connection.sendall(b'POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"input"')
+        reply = connection.recv(4096)
+        assert reply.startswith(b"HTTP/1.1 504")
+        wait_for(lambda: embedder.intake._free._value == embedder.intake.config.max_calls)
+
+
+def _http_place(running: RunningEmbedder) -> tuple[str, int]:
+    host, _, port = running.http.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
 def over_grpc_within(running: RunningEmbedder, timeout_s: float) -> None:
     with EmbedderClient(running.address) as client:
         client.embed(["late"], "query", timeout_s=timeout_s)
@@ -340,8 +412,7 @@ def test_who_leaves_in_the_middle_of_a_body_is_no_fault_of_ours(embedder: Runnin
         return embedder.value("openbook_embedder_requests_total", endpoint="HTTP", outcome=outcome)
 
     left, faults = outcomes("DEADLINE"), outcomes("INTERNAL")
-    host, _, port = embedder.http.removeprefix("http://").rpartition(":")
-    with socket.create_connection((host, int(port))) as connection:
+    with socket.create_connection(_http_place(embedder)) as connection:
         connection.sendall(b'POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"input"')
     wait_for(lambda: outcomes("DEADLINE") + outcomes("INTERNAL") > left + faults)
     assert (outcomes("DEADLINE"), outcomes("INTERNAL")) == (left + 1, faults)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,6 +37,9 @@ from openbook_core.tracing import annotate, serving
 # Answered without a token: the page, which asks for one, probes, and numbers without text for Prometheus.
 OPEN_PATHS = ("/", "/healthz", "/readyz", "/metrics")
 
+# A whole body must have come within this.
+_BODY_S = 60.0
+
 # Of a refused request's body, the most that is read and dropped, and the longest that this may take.
 _DRAIN_BYTES = 64 * 1024 * 1024
 _DRAIN_S = 10.0
@@ -58,18 +62,21 @@ class BodyTooLargeError(ArgumentError):
 
 async def read_body(request: Request, limit: int) -> bytes:
     """The whole body; raises BodyTooLargeError as soon as it is known to be over `limit` bytes, DeadlineError where the
-    client leaves before its end."""
+    client leaves before its end or takes more than a minute to send it."""
     size, parts = 0, []
     declared = request.headers.get("content-length", "")
     if declared.isdecimal():
         _require_size(int(declared), limit)
     try:
-        async for part in request.stream():
-            size += len(part)
-            _require_size(size, limit)
-            parts.append(part)
+        async with asyncio.timeout(_BODY_S):
+            async for part in request.stream():
+                size += len(part)
+                _require_size(size, limit)
+                parts.append(part)
     except ClientDisconnect:
         raise DeadlineError("the caller went away before its body was read") from None
+    except TimeoutError:
+        raise DeadlineError(f"after {_BODY_S:g} s only {size} bytes of the body had come; send it at once") from None
     return b"".join(parts)
 
 
@@ -126,7 +133,7 @@ def route_error_response(request: Request, error: HTTPException, endpoint: str) 
 
 def error_response(error: OpenbookError) -> JSONResponse:
     """OpenAI's error object, with Retry-After where the error says when to come back."""
-    headers = {"retry-after": str(max(1, round(error.retry_after_s)))} if error.retry_after_s is not None else {}
+    headers = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))} if error.retry_after_s is not None else {}
     if isinstance(error, AuthenticationError):
         headers["www-authenticate"] = 'Bearer realm="openbook"'
     elif isinstance(error, ForbiddenError):

@@ -156,7 +156,9 @@ class EncoderEngine:
     @property
     def enough_tokens(self) -> int:
         """Padded tokens of a batch from which a larger one takes hardly less time for each text."""
-        return min(self.batch_tokens, ENOUGH_TOKENS * self._rows.count) if self.device == "cpu" else self.batch_tokens
+        if self.device != "cpu":
+            return self.batch_tokens
+        return min(self.batch_tokens, ENOUGH_TOKENS * torch.get_num_threads())
 
     def tokenize(self, texts: Sequence[str], role: str = "passage") -> TokenizedTexts:
         """Token ids with the prompt of `role` ("query" or "passage") and special tokens, cut to `max_tokens`."""

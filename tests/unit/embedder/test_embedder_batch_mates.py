@@ -7,7 +7,7 @@ rounds a batch's activations is that of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,15 @@ BATCH = st.lists(st.integers(1, 64), min_size=1, max_size=6)
 # What a GPU's batches are padded to, without its graphs; and the compiler's front, whose code is torch's affair.
 FIXED, COMPILED = "fixed-", "compiled-"
 SHAPES = [(rows, tokens) for rows in (1, 8) for tokens in (16, 64)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_threads() -> Iterator[None]:
+    """So that batches are divided between them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 # An export of the real one takes long; the tiny ones are of its kind.

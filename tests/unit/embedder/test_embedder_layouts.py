@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,9 @@ def write_layout(
     later: bool = False,
     lower_case: bool = False,
     prompts: dict[str, str] | None = None,
+    tokenizer_of: str | None = None,
 ) -> Path:
-    write_encoder(folder, model_type, pooling=None)
+    write_encoder(folder, model_type, pooling=None, tokenizer_of=tokenizer_of)
     kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else [])]
     modules = [
         {
@@ -63,7 +65,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "bge-small-en-v1.5": {"model_type": "bert", "pooling": "cls_token", "lower_case": True, "prompts": {}},
     "bge-m3": {"model_type": "xlm-roberta", "pooling": "cls_token", "prompts": {}},
     "e5-base-v2": {"model_type": "bert", "pooling": "mean_tokens"},
-    "multilingual-e5-small": {"model_type": "xlm-roberta", "pooling": "mean_tokens"},
+    "multilingual-e5-base": {"model_type": "xlm-roberta", "pooling": "mean_tokens"},
+    "multilingual-e5-small": {"model_type": "bert", "pooling": "mean_tokens", "tokenizer_of": "xlm-roberta"},
     "gte-base": {"model_type": "bert", "pooling": "mean_tokens"},
     "gte-modernbert-base": {"model_type": "modernbert", "pooling": "cls_token", "normalize": False, "later": True},
 }
@@ -77,6 +80,8 @@ def test_a_published_layout(tmp_path: Path, name: str) -> None:
         weights["embeddings.position_ids"] = torch.arange(POSITIONS)[None]
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         edit_json(folder / "config.json", torch_dtype="float16")
+    if name == "multilingual-e5-small":  # BERT's padding id beside a tokenizer that has another
+        edit_json(folder / "config.json", pad_token_id=0)
     prompts = {"query": "query: ", "passage": "passage: "} if "e5" in name else {"query": "", "passage": ""}
     options = EncoderOptions(query_prompt=prompts["query"], passage_prompt=prompts["passage"])
     engine = EncoderEngine.load(folder, dtype="float32", options=options)
@@ -92,6 +97,31 @@ def test_a_published_layout(tmp_path: Path, name: str) -> None:
         assert lowest_cosine(encode(TEXTS), wanted_ND) >= 0.99999
     lengths_N = np.linalg.norm(engine.encode(TEXTS[:9]), axis=1)
     assert np.allclose(lengths_N, 1, atol=1e-5) == LAYOUTS[name].get("normalize", True)
+
+
+def test_berts_weights_as_they_were_published(tmp_path: Path) -> None:
+    """Under `bert.`, layer norms with gamma and beta, the heads of pretraining beside them, no files of sentence-transformers."""
+    plain = write_encoder(tmp_path / "plain", "bert", pooling=None)
+    published = Path(shutil.copytree(plain, tmp_path / "published"))
+    weights = {
+        "bert." + key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
+        for key, tensor in load_file(plain / "model.safetensors").items()
+    }
+    assert sum("gamma" in key for key in weights) == 5
+    vocabulary = len(weights["bert.embeddings.word_embeddings.weight"])
+    weights |= {
+        "cls.predictions.bias": torch.ones(vocabulary),
+        "cls.predictions.transform.LayerNorm.gamma": torch.ones(DIMENSION),
+        "cls.seq_relationship.weight": torch.ones(2, DIMENSION),
+    }
+    save_file(weights, published / "model.safetensors", metadata={"format": "pt"})
+    edit_json(published / "config.json", architectures=["BertForMaskedLM"])
+    expected, found = (
+        EncoderEngine.load(folder, dtype="float32", options=EncoderOptions(pooling="mean"))
+        for folder in (plain, published)
+    )
+    assert np.array_equal(expected.encode(TEXTS), found.encode(TEXTS))
+    assert expected.fingerprint == found.fingerprint
 
 
 @pytest.mark.parametrize(("name", "dimension"), [("bert-base", 768), ("bert-large", 1024)])

@@ -128,10 +128,11 @@ def test_what_the_last_bits_follow_from_on_a_gpu(
     network = engine._network
     assert isinstance(network, TorchNetwork)
     assert (engine.device, engine.batch_tokens) == ("cpu", 4096)
+    assert engine.enough_tokens == min(4096, 256 * torch.get_num_threads())
     network.device = "cuda"
     plain = {"gpu": "a card", "torch": torch.__version__, "compile": "off", "graphs": "off"}
     assert engine.arithmetic == plain
-    assert (engine.device, engine.batch_tokens) == ("cuda", 16_384)
+    assert (engine.device, engine.batch_tokens, engine.enough_tokens) == ("cuda", 16_384, 16_384)
     network.device = "cpu"
     network.fix_shapes(POSITIONS, PAD, rerun)
     network.compile()

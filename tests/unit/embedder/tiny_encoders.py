@@ -61,13 +61,15 @@ def write_encoder(
     pooling: str | None = "mean",
     normalize: bool = True,
     prompts: Mapping[str, str] | None = None,
+    tokenizer_of: str | None = None,
     **settings: Any,
 ) -> Path:
-    """`pooling` by sentence-transformers' name, None for a folder without its files; `settings` for the network."""
+    """`pooling` by sentence-transformers' name, None for a folder without its files; `tokenizer_of` another model type;
+    `settings` for the network."""
     folder.mkdir(parents=True)
-    tokenizer = _tokenizer(model_type)
+    tokenizer = _tokenizer(tokenizer_of or model_type)
     tokenizer.save_pretrained(folder)
-    edit_json(folder / "tokenizer_config.json", tokenizer_class=_TOKENIZER_CLASSES[model_type])
+    edit_json(folder / "tokenizer_config.json", tokenizer_class=_TOKENIZER_CLASSES[tokenizer_of or model_type])
     config = AutoConfig.for_model(
         model_type,
         vocab_size=len(tokenizer),
