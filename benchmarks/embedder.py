@@ -183,7 +183,7 @@ def run(size: Size, model: str, peers: bool, soak_minutes: float, work: Path) ->
             )
         for part, texts, per_call in (
             ("calls_of_32", (chunks * 32)[: 32 * served.CALLERS], 32),
-            ("calls_of_1", chunks[: size.singles], 1),
+            ("calls_of_1", (chunks * 2)[: size.singles], 1),
             ("mixed_calls_of_4", mixed, 4),
         ):
             _say(f"served, {part}")

@@ -97,6 +97,7 @@ def running_embedder(
         lambda ids: engine.encode_batch(ids),
         batch_tokens=config.batch_tokens,
         enough_tokens=engine.enough_tokens,
+        cores=engine.cores,
         max_queue_tokens=config.max_queue_tokens,
         metrics=metrics,
         encode_alone=lambda ids: engine.encode_ids(ids),

@@ -243,6 +243,12 @@ def test_of_several_calls_half_of_what_waits_goes_unless_that_is_little() -> Non
     assert len(_lane(*[1] * 16).take(30, 120)) == 3
 
 
+def test_a_batch_is_divided_evenly_where_something_is_left_for_the_next() -> None:
+    assert [len(_lane(*[1] * 16).take(budget, 0, cores)) for budget, cores in ((70, 2), (70, 3), (70, 8))] == [6, 6, 7]
+    lane = _lane(*[1] * 7)
+    assert [len(lane.take(50, 50, 2)) for _ in range(2)] == [4, 3]
+
+
 def test_one_call_is_not_halved() -> None:
     assert len(_lane(16).take(1000, 40)) == 16
 

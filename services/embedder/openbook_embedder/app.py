@@ -65,6 +65,7 @@ def serve(config: EmbedderConfig) -> None:
         engine.encode_batch,
         batch_tokens=config.batch_tokens,
         enough_tokens=engine.enough_tokens,
+        cores=engine.cores,
         max_queue_tokens=config.max_queue_tokens,
         metrics=metrics,
         encode_alone=engine.encode_ids,

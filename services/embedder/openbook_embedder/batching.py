@@ -38,7 +38,8 @@ _log = get_logger(__name__)
 class Batcher:
     """Owns the queue and the worker thread that calls `encode`, or `encode_alone` for batches that nothing else joins.
 
-    Of several calls a batch takes at most half of what waits, or `enough_tokens`, by default `batch_tokens`.
+    Of several calls a batch takes at most half of what waits, or `enough_tokens`, by default `batch_tokens`; `encode`
+    divides it between `cores`.
     `probe` are the token ids that tell whether the encoder answers; `on_ready` hears of every change of `ready`.
     `timeout_s`, `restart_s`, `on_dead` and `clock` are as of `EncoderWatch`.
     """
@@ -51,6 +52,7 @@ class Batcher:
         max_queue_tokens: int,
         metrics: EmbedderMetrics,
         enough_tokens: int | None = None,
+        cores: int = 1,
         encode_alone: EncodeBatch | None = None,
         probe: Sequence[int] = (0,),
         on_ready: Callable[[bool], None] = lambda ready: None,
@@ -61,6 +63,7 @@ class Batcher:
     ) -> None:
         self._encode, self._encode_alone = encode, encode_alone or encode
         self._batch_tokens, self._enough_tokens = batch_tokens, enough_tokens or batch_tokens
+        self._cores = cores
         self._admission = Admission("tokens", max_queue_tokens, _ASSUMED_TOKENS_PER_S)
         self._metrics = metrics
         self._probe = probe
@@ -252,7 +255,7 @@ class Batcher:
                     return []
                 self._changed.wait()
             self._last = waiting[0] if len(waiting) == 1 or self._last is not waiting[0] else waiting[1]
-            batch = self._last.take(self._batch_tokens, self._enough_tokens)
+            batch = self._last.take(self._batch_tokens, self._enough_tokens, self._cores)
             self._show()
             self._changed.notify_all()
             return batch

@@ -154,6 +154,11 @@ class EncoderEngine:
         return _BATCH_TOKENS if self.device == "cpu" else _GPU_BATCH_TOKENS
 
     @property
+    def cores(self) -> int:
+        """Between how many a batch is divided by rows."""
+        return self._rows.count
+
+    @property
     def enough_tokens(self) -> int:
         """Padded tokens of a batch from which a larger one takes hardly less time for each text."""
         if self.device != "cpu":

@@ -36,8 +36,10 @@ class Lane:
         self.items += items
         self._count(items, 1)
 
-    def take(self, batch_tokens: int, enough_tokens: int) -> list[Item]:
+    def take(self, batch_tokens: int, enough_tokens: int, cores: int = 1) -> list[Item]:
         """Remove and return the next batch of a lane that is not empty: of at most `batch_tokens`, padded.
+
+        What would leave one of the `cores` that divide the batch idle stays for the next one, if there is one.
 
         Where several calls wait, it takes at most half, or `enough_tokens` if that is more: while one half is encoded, the
         callers of the other get their answers and come again. Else the first to be back goes alone, the others after it.
@@ -45,6 +47,8 @@ class Lane:
         if any(item.ticket is not self.items[0].ticket for item in self.items):
             batch_tokens = min(batch_tokens, max(enough_tokens, self.tokens // 2))
         batch = choose_batch(self.items, batch_tokens)
+        if cores < len(batch) < len(self.items):
+            batch = batch[: len(batch) - len(batch) % cores]
         taken = set(map(id, batch))
         self.items = [item for item in self.items if id(item) not in taken]
         self._count(batch, -1)
