@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import numpy as np
 import pytest
+import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from openbook_core.clients.embedder import EmbedderClient, VectorType
@@ -127,7 +128,12 @@ def test_vectors_in_narrower_types(
 ) -> None:
     texts = ["Canada", "land and water " * 30]
     request = embedder_pb2.EmbedRequest(texts=texts, role=QUERY, type=VECTOR_TYPES[type_])
-    assert len(call(address, request).vectors.data) == 2 * 384 * width
+    sent = call(address, request).vectors
+    assert len(sent.data) == 2 * 384 * width
+    raw = torch.frombuffer(bytearray(sent.data), dtype=getattr(torch, type_)).float().reshape(2, 384)
+    if type_ == "int8":
+        raw *= torch.frombuffer(bytearray(sent.scales), dtype=torch.float32)[:, None]
+    assert np.array_equal(raw.numpy(), client.embed(texts, "query", type=type_).vectors)
     exact, narrow = client.embed(texts, "query").vectors, client.embed(texts, "query", type=type_).vectors
     assert ((exact * narrow).sum(1) / np.linalg.norm(narrow, axis=1)).min() > cosine
 
