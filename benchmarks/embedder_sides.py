@@ -209,7 +209,7 @@ def program(peer: str, name: str) -> Path:
     return peers_folder() / peer / "bin" / name
 
 
-def peer_environment(policy: str) -> dict[str, str]:
+def peer_environment(policy: str = "default") -> dict[str, str]:
     """Ours without what is set for us, with one of POLICIES; nobody asks a hub."""
     ours = ("PYTHONPATH", "TOKENIZERS_PARALLELISM", "OMP_WAIT_POLICY")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
