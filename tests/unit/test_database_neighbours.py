@@ -155,6 +155,7 @@ def test_killed_and_gone_on_with_it_is_the_same_bytes(
     find(text_corpus(rows, book), book, tmp_path / "cache", progress=seen.append)
     assert tree(tmp_path / "cache") == tree(tmp_path / "expected")
     assert len(seen) == blocks_left
+    assert [update.seconds_left == 0 for update in seen] == [False] * (blocks_left - 1) + [True]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "expected"]
     assert find(text_corpus(rows, book), book, tmp_path / "cache").reused
 
