@@ -400,6 +400,11 @@ def test_a_text_without_tokens_is_a_bad_line(tmp_path: Path) -> None:
     assert (result.documents, result.skipped) == (1, {"no tokens": 1})
 
 
+def all_vectors(path: Path) -> NDArray[np.float32]:
+    shards = Snapshot.open(path).shards
+    return np.concatenate([each.vectors(np.arange(each.entry.first_row, each.entry.end_row)) for each in shards])
+
+
 class OfItsBatch(HashEncoder):
     """Rounds by the texts that are encoded together, as networks do on processors."""
 
@@ -423,13 +428,7 @@ def test_what_is_encoded_together_follows_from_the_block_alone(source: Path, tmp
     build(source, tmp_path / "parts", encoder=encoder)
     assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
     build(source, tmp_path / "single", SETTINGS.model_copy(update={"shards": 1}), encoder=encoder)
-    vectors = [
-        np.concatenate(
-            [shard.vectors(np.arange(shard.entry.first_row, shard.entry.end_row)) for shard in opened.shards]
-        )
-        for opened in map(Snapshot.open, (tmp_path / "whole", tmp_path / "single"))
-    ]
-    np.testing.assert_array_equal(*vectors)
+    np.testing.assert_array_equal(all_vectors(tmp_path / "whole"), all_vectors(tmp_path / "single"))
 
 
 def test_a_source_that_may_not_be_read_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_several_files_go_at_once_and_the_manifest_last(
     book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two wait for each other: one after the other, neither would go on."""
-    url, written = (tmp_path / "store").as_uri(), []
+    url, written = (tmp_path / "store").as_uri(), list[str]()
     upload, write, read_range = Store.upload, Store.write, Store.read_range
     together = {"upload": Barrier(2, timeout=60), "read": Barrier(2, timeout=60)}
     met: set[str] = set()
