@@ -43,7 +43,7 @@ class Meter:
         self._stopped = False
         self._started = time.monotonic()
         if kept:
-            progress(Update(stage, kept, total, 0.0, unit="bytes"))
+            progress(Update(stage, kept, total, 0.0, time_left(total - kept, 0.0), unit="bytes"))
 
     def advance(self, count: int) -> None:
         """`count` more bytes; fewer where it is negative."""
