@@ -24,13 +24,13 @@ def gc(
     ] = 24.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="File for what was found, as JSON.")] = None,
 ) -> None:
-    """Find snapshots that no registry names and work of builds that are dead, and delete them if asked."""
+    """Find snapshots that no registry names and what dead builds and pulls left, and delete them if asked."""
     from openbook_database.gc import collect
     from openbook_database.registry import open_registry
 
     found = collect([open_registry(url) for url in registry], under, delete=delete, older_than=3600 * older_than)
     for each in found.garbage:
-        what = f"snapshot {each.snapshot[:12]}" if each.snapshot is not None else f"{each.kind} of a build"
+        what = f"snapshot {each.snapshot[:12]}" if each.snapshot is not None else f"{each.kind} of a build or pull"
         state = "deleted" if each.path in found.deleted else "can go" if not delete else "stays"
         print(f"{state}: {each.path} ({what}, {each.bytes} bytes)")
     for path, reason in found.kept:

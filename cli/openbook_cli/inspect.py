@@ -88,10 +88,12 @@ def _overview(shown: dict[str, Any]) -> Iterator[str]:
     yield "\nsources"
     for source in shown["sources"]:
         skipped = sum(source["skipped"].values())
+        removed = [f"{number:,} {kind}" for kind, number in source["removed"].items()]
         yield (
             f"  {source['name']}: {source['documents']:,} documents, {source['chunks']:,} chunks, "
             f"{source['tokens']:,} tokens; licence {', '.join(source['licences']) or 'not stated'}"
             + (f"; {skipped:,} lines skipped" if skipped else "")
+            + (f"; left out: {', '.join(removed)}" if removed else "")
         )
     yield "\nshards"
     for shard in shown["shards"]:

@@ -13,6 +13,7 @@ from openbook_cli.figures import write_figures
 from openbook_cli.option_group import takes
 from openbook_cli.progress_line import ProgressLine
 from openbook_cli.query_encoder import DEFAULT, DtypeOption, Embedder, load_encoder
+from openbook_core.errors import InputError
 
 if TYPE_CHECKING:
     from openbook_database.neighbours.corpus import Corpus
@@ -20,11 +21,15 @@ if TYPE_CHECKING:
 
 @takes(ENCODER, "given")
 def neighbours(
-    corpus: Annotated[
-        list[Path], typer.Option(help="JSON Lines file, plain, .gz or .zst, repeatable; or a snapshot's folder.")
-    ],
     database: Annotated[Path, typer.Option(help="Folder of the snapshot that is searched.")],
     out: Annotated[Path, typer.Option(help="Folder of the cache.")],
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(help="A snapshot's folder; or file, folder or quoted glob as of `db build --input`, repeatable."),
+    ] = None,
+    source_list: Annotated[
+        Path | None, typer.Option("--sources", help="YAML or JSON file that lists sources, as of `db build`.")
+    ] = None,
     k: Annotated[int, typer.Option("--k", help="Neighbours of each chunk.")] = 2,
     max_score: Annotated[
         float | None, typer.Option(help="A document with a chunk that scores more is a near-duplicate: left out.")
@@ -42,17 +47,26 @@ def neighbours(
     from openbook_database.manifest import MANIFEST_NAME
     from openbook_database.neighbours.corpus import SnapshotCorpus, TextCorpus
     from openbook_database.neighbours.find import find_neighbours
-    from openbook_database.reader import FieldNames, Source
+    from openbook_database.reader import FieldNames
     from openbook_database.snapshot import Snapshot
+    from openbook_database.sources.listing import expand_sources, read_source_list, require_files
 
-    snapshot = Snapshot.open(database)
+    if not corpus and source_list is None:
+        raise InputError("no corpus was given: name one with --corpus or --sources", field="corpus")
+    snapshot, given_paths = Snapshot.open(database), corpus or []
+    single = given_paths[0] if len(given_paths) == 1 and source_list is None else None
+    sources = None
+    if single is None or not (single / MANIFEST_NAME).exists():
+        sources = expand_sources([*given_paths, *(read_source_list(source_list) if source_list else ())])
+        require_files(sources)
 
     def make(folder: Path) -> Corpus:
-        if len(corpus) == 1 and (corpus[0] / MANIFEST_NAME).exists():
-            own = corpus[0].resolve() == database.resolve()
-            return SnapshotCorpus(snapshot if own else Snapshot.open(corpus[0]))
+        if sources is None:
+            assert single is not None
+            own = single.resolve() == database.resolve()
+            return SnapshotCorpus(snapshot if own else Snapshot.open(single))
         return TextCorpus(
-            [Source(path=path) for path in corpus],
+            sources,
             folder,
             snapshot.tokenizer,
             snapshot.manifest.contract.chunk_length,

@@ -22,7 +22,7 @@ class ProgressLine:
         text = f"{self._label}{update.stage}: {update.done}"
         text += f" of {update.total}" if update.total else f" (about {share:.0%})" if share else ""
         if update.rate:
-            text += f", {update.rate:,.{1 if update.rate < 100 else 0}f} chunks/s"
+            text += f", {update.rate:,.{1 if update.rate < 100 else 0}f} {update.unit}/s"
         if update.seconds_left:
             text += f", {duration(update.seconds_left)} left"
         print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)

@@ -45,6 +45,8 @@ def test_memory_sample_and_vectors_from_the_command_line(tmp_path: Path) -> None
     given = ("--memory", "2MiB", "--train-sample", 40, "--no-keep-vectors", "--overlap-threshold", 0.5)
     output, error = run(source, "--out", tmp_path / "one", "--index", "IVF2,SQ8", "--chunk-length", 16, *given)
     assert error is None, output
+    again, error = run(source, "--out", tmp_path / "one", "--index", "IVF2,SQ8", "--chunk-length", 16, *given)
+    assert error is None and "was there already" in again
     manifest = Snapshot.open(tmp_path / "one").manifest
     settings = manifest.recipe["settings"]
     assert (settings["memory"], settings["train_sample"], settings["keep_vectors"]) == (2 << 20, 40, False)
@@ -54,6 +56,31 @@ def test_memory_sample_and_vectors_from_the_command_line(tmp_path: Path) -> None
     )
     assert error is None, output
     assert not Snapshot.open(tmp_path / "two").manifest.recipe["settings"]["keep_vectors"]
+
+
+def test_recall_shards_fields_and_cleaning_reach_the_settings(tmp_path: Path) -> None:
+    rows = [{"key": row["id"], "body": row["text"], "head": row["title"], "year": 2000} for row in tiny_rows(40)]
+    source = tmp_path / "a.jsonl"
+    source.write_text("not JSON\n" + "".join(json.dumps(row) + "\n" for row in rows))
+    output, error = run(
+        *(source, "--out", tmp_path / "one", "--index", "IVF8,SQ8", "--target-recall", 0.5, "--shards", 3),
+        *("--template", "{title} > {text}", "--text-field", "body", "--id-field", "key", "--title-field", "head"),
+        *("--metadata", "year", "--skip-bad-lines", "--limit-documents", 30, "--workers", 2, "--device", "cpu"),
+        *("--dedup", "near", "--near-threshold", 0.9, "--longest-run", 0, "--json", tmp_path / "figures.json"),
+    )
+    assert error is None, output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["documents"], figures["shards"], figures["skipped"]) == (30, 3, {"not JSON": 1})
+    assert "skipped: 1 lines (not JSON)" in output
+    manifest = Snapshot.open(tmp_path / "one").manifest
+    settings, recall = manifest.recipe["settings"], manifest.index.recall
+    assert (recall["target"], recall["chosen"] >= 0.5, len(manifest.shards)) == (0.5, True, 3)
+    assert all(line["recall"] < 0.5 for line in recall["measured"] if line["nprobe"] < manifest.index.search["nprobe"])
+    assert manifest.contract.passage_template == "{title} > {text}"
+    assert (settings["cleaning"]["dedup"], settings["cleaning"]["near_threshold"]) == ("near", 0.9)
+    assert settings["cleaning"]["longest_run"] is None
+    record = Snapshot.open(tmp_path / "one").documents.record(0)
+    assert (record.title is not None, record.metadata) == (True, {"year": 2000})
 
 
 def test_sources_and_cleaning_from_the_command_line(tmp_path: Path) -> None:

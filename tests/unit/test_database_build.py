@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from openbook_core.errors import ArgumentError, ConfigError, ConflictError, CorruptError, InputError
+from openbook_core.tokenizer import Tokenizer
 from openbook_database.build import recipe
 from openbook_database.build.add_stage import split_documents
+from openbook_database.build.erase import erase_documents
 from openbook_database.build.progress import Update
 from openbook_database.build.run import build_snapshot, recorded_dtype
 from openbook_database.build.settings import BuildSettings
@@ -348,14 +354,95 @@ def test_a_long_document_spans_blocks(tmp_path: Path) -> None:
     assert "".join(shard.text(np.arange(record.first_row, record.first_row + record.rows))) == text
 
 
-def test_a_large_vocabulary_takes_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = tiny_tokenizer()
-    monkeypatch.setattr(type(tokenizer), "vocab_size", property(lambda self: 65_537))
-    source = write_rows(tmp_path / "input.jsonl", tiny_rows(3))
-    result = build(source, tmp_path / "snapshot", tokenizer=tokenizer)
-    snapshot = Snapshot.open(result.path)
-    assert snapshot.shards[0].token_dtype == np.uint32
-    verify(result.path)
+def large_tokenizer() -> Tokenizer:
+    """A token for each byte, all above what 16 bits hold; below there is a gap."""
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    raw = RawTokenizer(models.BPE(vocab={symbol: 70_000 + n for n, symbol in enumerate(symbols)}, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return Tokenizer(raw)
+
+
+def test_a_large_vocabulary_takes_32_bits(tmp_path: Path) -> None:
+    """Also where rows are taken from a base, and where documents are erased."""
+    tokenizer, rows = large_tokenizer(), tiny_rows(8)
+    source = write_rows(tmp_path / "input.jsonl", rows)
+    first = build(source, tmp_path / "first", tokenizer=tokenizer)
+    changed = write_rows(tmp_path / "changed.jsonl", [{**rows[0], "text": "Other words."}, *rows[1:]])
+    second = build(changed, tmp_path / "second", tokenizer=tokenizer, base=first.path)
+    third = erase_documents(second.path, [rows[1]["id"]], tmp_path / "third")
+    for path, left in ((first.path, rows), (second.path, rows[1:]), (third.path, rows[2:])):
+        verify(path)
+        snapshot = Snapshot.open(path)
+        for row in left:
+            number = snapshot.documents.number(row["id"])
+            assert number is not None
+            record = snapshot.documents.record(number)
+            shard, ids = (
+                snapshot.shard_of(record.first_row),
+                np.arange(record.first_row, record.first_row + record.rows),
+            )
+            assert shard.token_dtype == np.uint32
+            tokens_N2M, lengths_N2 = shard.tokens(ids)
+            tokens = tokens_N2M[:, : tokens_N2M.shape[1] // 2].reshape(-1)[: int(lengths_N2[:, 0].sum())]
+            assert tokens.min() >= 70_000
+            np.testing.assert_array_equal(tokens, tokenizer.encode(row["text"]))
+            assert "".join(shard.text(ids)) == row["text"]
+
+
+def test_a_text_without_tokens_is_a_bad_line(tmp_path: Path) -> None:
+    raw = RawTokenizer.from_str(tiny_tokenizer()._raw.to_str())
+    raw.normalizer = normalizers.Replace("\u00ad", "")  # a soft hyphen is nothing
+    tokenizer = Tokenizer(raw)
+    source = write_rows(tmp_path / "input.jsonl", [{"id": "a", "text": "x"}, {"id": "b", "text": "\u00ad\u00ad"}])
+    with pytest.raises(InputError, match=r"line 2: document 'b' has no tokens\. Correct it, or skip"):
+        build(source, tmp_path / "s", tokenizer=tokenizer)
+    result = build(source, tmp_path / "s", SETTINGS.model_copy(update={"skip_bad_lines": True}), tokenizer=tokenizer)
+    assert (result.documents, result.skipped) == (1, {"no tokens": 1})
+
+
+def all_vectors(path: Path) -> NDArray[np.float32]:
+    shards = Snapshot.open(path).shards
+    return np.concatenate([each.vectors(np.arange(each.entry.first_row, each.entry.end_row)) for each in shards])
+
+
+class OfItsBatch(HashEncoder):
+    """Rounds by the texts that are encoded together, as networks do on processors."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return super().encode(texts) * np.float32(1 + zlib.crc32("|".join(texts).encode()) % 97 * 1e-6)
+
+
+def test_what_is_encoded_together_follows_from_the_block_alone(source: Path, tmp_path: Path) -> None:
+    encoder = OfItsBatch()
+    assert (encoder.encode(["a", "b"])[0] != encoder.encode(["a"])[0]).any()
+    build(source, tmp_path / "whole", encoder=encoder)
+
+    def stop(update: Update) -> None:
+        if update.stage == "embed" and update.done > stop_after[0]:
+            raise KeyboardInterrupt
+
+    stop_after = [0]
+    for stop_after[0] in (0, 40, 100, 200):
+        with pytest.raises(KeyboardInterrupt):
+            build(source, tmp_path / "parts", encoder=encoder, progress=stop)
+    build(source, tmp_path / "parts", encoder=encoder)
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    build(source, tmp_path / "single", SETTINGS.model_copy(update={"shards": 1}), encoder=encoder)
+    np.testing.assert_array_equal(all_vectors(tmp_path / "whole"), all_vectors(tmp_path / "single"))
+
+
+def test_a_source_that_may_not_be_read_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_file = Path.open
+
+    def refuse(path: Path, *arguments: Any, **named: Any) -> Any:
+        if path == source:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return open_file(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"input\.jsonl cannot be read: Permission denied"):
+        build(source, tmp_path / "s")
+    assert not (tmp_path / "s.building").exists()
 
 
 @pytest.mark.parametrize(

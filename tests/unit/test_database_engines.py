@@ -236,6 +236,13 @@ def test_a_ray_cluster_gives_the_same_bytes(
     events = [json.loads(line) for line in (tmp_path / "snapshot.log.jsonl").read_text().splitlines()]
     embedded = [event for event in events if event.get("stage") == "embed" and event["event"] == "end"]
     assert embedded[0]["done"] == updates[-1].total
+    # From a base, too: what is new is encoded there, and changed shards are written there.
+    rows = tiny_rows(40, seed=2)
+    changed = write_rows(tmp_path / "changed.jsonl", [*rows[1:], {**rows[0], "text": "Other words."}])
+    for name, other in (("ray", RayEngine(HashEncoder, address=cluster)), ("local", LocalEngine(1))):
+        made = build(changed, tmp_path / name / "snapshot", other, base=out)
+        assert (made.shared["documents"], made.shared["shards"]) == (39, 2)
+    assert tree(tmp_path / "ray" / "snapshot") == tree(tmp_path / "local" / "snapshot")
 
 
 def test_the_command_builds_on_a_cluster(cluster: str, tmp_path: Path) -> None:

@@ -24,6 +24,9 @@ from openbook_database.registry.directory import DirectoryRegistry
 from openbook_database.registry.readiness import no_check
 from openbook_database.registry.records import LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_database.testing import build_tiny_snapshot, tiny_rows
+from openbook_database.testing import tree as tree_bytes
+from openbook_database.transport.publish import publish
+from openbook_database.transport.pull import pull
 
 ROWS = tiny_rows(12, seed=9, words=20)
 
@@ -153,6 +156,32 @@ def test_a_running_build_and_its_base_stay(registry: DirectoryRegistry, under: P
     assert not seen[-1]
     assert base.exists()
     assert names(collect([registry], under), under) == {"deep/er/unknown", "new"}
+
+
+def test_a_running_pull_stays_and_what_a_dead_one_left_goes(
+    registry: DirectoryRegistry, templates: Path, under: Path, tmp_path: Path
+) -> None:
+    """It holds the manifest of a snapshot that no registry knows yet."""
+    url, work = (tmp_path / "store").as_uri(), under / "pulled.pulling"
+    publish(templates / "other", url)
+    kept: list[tuple[Path, str]] = []
+
+    def look(update: object) -> None:
+        kept.extend(collect([registry], under, delete=True).kept)
+
+    def stop(update: object) -> None:
+        raise KeyboardInterrupt
+
+    pull(url, under / "pulled", progress=look, threads=1)
+    assert (work, "a pull works in it") in kept
+    assert tree_bytes(under / "pulled") == tree_bytes(templates / "other")
+    with pytest.raises(KeyboardInterrupt):
+        pull(url, under / "again", progress=stop, threads=1)
+    left = under / "again.pulling"
+    assert (left / "snapshot" / "manifest.json").exists() and (left / "parts").exists()
+    assert names(collect([registry], under, older_than=3600.0), under) == set()
+    assert names(collect([registry], under, delete=True), under) == {"pulled", "again.pulling"}
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(("age_s", "stays"), [(0.0, True), (2 * 86_400.0, False)])

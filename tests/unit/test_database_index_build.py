@@ -16,6 +16,8 @@ from openbook_database.build.device import uses_gpu
 from openbook_database.build.progress import Update
 from openbook_database.build.run import BuildResult, build_snapshot
 from openbook_database.build.settings import BuildSettings
+from openbook_database.build.train_stage import sample_rows
+from openbook_database.index.quantiser import train_quantiser
 from openbook_database.inspect import inspect
 from openbook_database.snapshot import Snapshot
 from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, tree, write_rows
@@ -27,7 +29,7 @@ def without_flushing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.mark.parametrize("factory", ["IVF8,SQ8", "IVF12_HNSW4,Flat"])
+@pytest.mark.parametrize("factory", ["IVF8,SQ8", "IVF12_HNSW4,Flat", "IVF8,RaBitQ", "OPQ4_8,IVF24_HNSW4,PQ4"])
 def test_a_sharded_snapshot_answers_as_a_single_one(tmp_path: Path, factory: str) -> None:
     rows = [*tiny_rows(25, seed=4), *({**row, "id": f"again-{row['id']}"} for row in tiny_rows(9, seed=4))]
     queries_QD = np.random.default_rng(1).normal(size=(30, 16)).astype(np.float32)
@@ -44,6 +46,23 @@ def test_a_sharded_snapshot_answers_as_a_single_one(tmp_path: Path, factory: str
         answers.append((index.search, index.recall, hits.ids_QK.tolist(), hits.scores_QK.tolist()))
         assert (result.path / "quantiser.faiss").read_bytes() == (tmp_path / "1" / "quantiser.faiss").read_bytes()
     assert all(answer == answers[0] for answer in answers)
+
+
+def test_what_is_trained_on_is_a_random_sample_of_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Any] = []
+
+    def train(recipe: Any, sample_ND: Any, **named: Any) -> Any:
+        trained.append(sample_ND)
+        return train_quantiser(recipe, sample_ND, **named)
+
+    monkeypatch.setattr("openbook_database.build.train_stage.train_quantiser", train)
+    result = build_tiny_snapshot(tmp_path / "s", documents=40, shards=3, index="IVF8,Flat", train_sample=100)
+    snapshot = Snapshot.open(result.path)
+    parts = [shard.vectors(np.arange(shard.entry.first_row, shard.entry.end_row)) for shard in snapshot.shards]
+    rows = sample_rows(result.chunks, 100)
+    assert result.chunks > 500 and rows[0] < 50 and rows[-1] > result.chunks - 50
+    np.testing.assert_array_equal(trained[0], np.concatenate(parts)[rows])
+    assert snapshot.manifest.index.trained_on == 100
 
 
 def test_a_graph_is_not_exact_and_says_so(tmp_path: Path) -> None:

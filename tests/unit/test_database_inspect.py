@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from openbook_cli.main import app
 from openbook_core.errors import ArgumentError, MismatchError
+from openbook_database import inspect_plot
 from openbook_database.inspect import describe_chunk, inspect, neighbours_of_chunk, neighbours_of_text
 from openbook_database.inspect_plot import chunk_lengths, plot
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder, build_tiny_snapshot
+from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows
 
 
 class QueryEncoder(HashEncoder):
@@ -105,6 +107,69 @@ def test_the_overview_in_a_terminal_and_as_json(snapshot: Snapshot) -> None:
     text = look(snapshot)
     for part in (snapshot.id, "Flat, exact", "1 by definition", "tokens.bin", "tiny.jsonl: 30 documents"):
         assert part in text
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """With an index whose recall is measured, metadata, and a document that was left out."""
+    rows: list[dict[str, Any]] = [{**row, "year": 2000 + number} for number, row in enumerate(tiny_rows(40))]
+    rows.append({**rows[0], "id": "twin"})
+    folder = tmp_path_factory.mktemp("measured") / "tiny"
+    settings: dict[str, Any] = {"fields": {"metadata": ("year",)}, "cleaning": {"dedup": "exact"}}
+    build_tiny_snapshot(folder, rows=rows, index="IVF16,SQ8", shards=2, **settings)
+    return Snapshot.open(folder)
+
+
+def test_measured_recall_cleaning_and_metadata_are_shown(measured: Snapshot) -> None:
+    text, index = look(measured), measured.manifest.index
+    for line in index.recall["measured"]:
+        mark = "  <- the default" if line["nprobe"] == index.search["nprobe"] else "\n"
+        assert f"{line['nprobe']:>10} {line['recall']:>8.4f} {line['distances']:>12,.0f}{mark}" in text
+    assert f"{index.recall['chosen']:.4f} @10, 0.95 was wanted" in text
+    assert "IVF16,SQ8, trained on" in text and "left out: 1 exact duplicate" in text
+    found = json.loads(look(measured, "--neighbours-of", "5", "--json"))["neighbours"]
+    for each in found:
+        record = measured.documents.record(each["document"]["number"])
+        assert each["document"]["metadata"] == record.metadata and record.metadata["year"] >= 2000
+    year = describe_chunk(measured, 5)["document"]["metadata"]["year"]
+    assert f"year         {year}" in look(measured, "--chunk", "5")
+
+
+def test_the_curve_is_what_was_measured_over_latency(measured: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, int]] = []
+
+    def latencies(snapshots: Sequence[Snapshot]) -> list[float]:
+        asked.extend(snapshot.manifest.index.search for snapshot in snapshots)
+        return [1.0 + number for number in range(len(snapshots))]
+
+    monkeypatch.setattr(inspect_plot, "latencies_ms", latencies)
+    recall_axis, length_axis = Figure().subplots(1, 2)
+    inspect_plot._draw_recall(recall_axis, measured)
+    table = measured.manifest.index.recall["measured"]
+    assert asked == [{"nprobe": line["nprobe"]} for line in table] and len(table) > 1
+    curve = recall_axis.lines[0]
+    assert list(curve.get_ydata()) == [line["recall"] for line in table]
+    assert list(curve.get_xdata()) == [1.0 + number for number in range(len(table))]
+    bold = [each.get_text() for each in recall_axis.texts if each.get_fontweight() == "bold"]
+    assert bold == [f"nprobe {measured.manifest.index.search['nprobe']}"]
+    counts = chunk_lengths(measured)
+    inspect_plot._draw_lengths(length_axis, counts, 16)
+    assert [bar.get_height() for bar in length_axis.patches] == counts[1:].tolist()
+
+
+def test_latency_is_measured_for_each_setting(measured: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspect_plot, "_SECONDS", 0.0)
+    searched: list[int] = []
+    search = Snapshot.search
+
+    def counted(self: Snapshot, *arguments: Any, **named: Any) -> Any:
+        searched.append(self.manifest.index.search["nprobe"])
+        return search(self, *arguments, **named)
+
+    monkeypatch.setattr(Snapshot, "search", counted)
+    found = inspect_plot.latencies_ms([inspect_plot.with_search(measured, {"nprobe": each}) for each in (1, 16)])
+    assert len(found) == 2 and min(found) > 0
+    assert searched.count(1) == searched.count(16) == 2 * len(measured.manifest.golden.queries_ND)
 
 
 def test_chunk_and_neighbours_fit_the_terminal(snapshot: Snapshot) -> None:

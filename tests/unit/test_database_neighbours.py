@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from openbook_cli import neighbours as verb
+from openbook_cli.main import app
 from openbook_core.errors import ConfigError, ConflictError, CorruptError, InputError, MismatchError, NotFoundError
 from openbook_database.build.progress import Update
 from openbook_database.neighbours import NeighbourCache
@@ -20,7 +23,10 @@ from openbook_database.neighbours.corpus import Corpus, SnapshotCorpus, TextCorp
 from openbook_database.neighbours.find import Found, find_neighbours
 from openbook_database.reader import Source
 from openbook_database.snapshot import Snapshot
-from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tree, write_rows
+from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows, tiny_tokenizer, tree, write_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+from megatron_files import write_megatron
 
 M = 16
 
@@ -111,6 +117,36 @@ def test_a_snapshot_as_its_own_corpus(book: Snapshot, tmp_path: Path) -> None:
     assert tree(tmp_path / "other") == tree(tmp_path / "cache")
 
 
+def test_the_command_takes_every_format_of_a_build(
+    book: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenised dataset of Megatron, named in a list with its tokenizer, is the corpus that its texts are."""
+    monkeypatch.setattr(verb, "load_encoder", lambda *given: RoleEncoder())
+    tiny_tokenizer().save(tmp_path / "tokenizer")
+    texts = [str(row["text"]) for row in tiny_rows(6)]
+    write_megatron(tmp_path / "corpus", [[tiny_tokenizer().encode(text).tolist()] for text in texts], 8)
+    (tmp_path / "list.yaml").write_text("sources: [{path: corpus, tokenizer: %s}]" % (tmp_path / "tokenizer"))
+    write_rows(tmp_path / "1.rows", [{"key": f"corpus:{n}", "body": text} for n, text in enumerate(texts[:4])])
+    write_rows(tmp_path / "2.rows", [{"key": f"corpus:{n + 4}", "body": text} for n, text in enumerate(texts[4:])])
+
+    def run(out: str, *options: object) -> Any:
+        command = ["db", "neighbours", "--database", book.path, "--out", tmp_path / out, "--k", 3, *options]
+        return CliRunner().invoke(app, [str(each) for each in command])
+
+    rows = ("--corpus", tmp_path / "*.rows", "--text-field", "body", "--id-field", "key", "--max-score", 0.7)
+    for out, options in (("lines", rows), ("tokens", ("--sources", tmp_path / "list.yaml", "--max-score", 0.7))):
+        done = run(out, *options)
+        assert done.exit_code == 0, done.output
+        assert "of 6 documents (0 of them in the snapshot" in done.stdout
+        assert "no document of the corpus is in the snapshot under its id" in done.stderr
+    assert tree(tmp_path / "tokens") == tree(tmp_path / "lines")
+    assert not (NeighbourCache.open(tmp_path / "tokens").scores_CK > 0.7).any()
+    for options, message in (((), "no corpus was given"), (("--corpus", tmp_path / "*.gone"), "no file matches")):
+        refused = run("none", *options)
+        assert isinstance(refused.exception, InputError) and message in str(refused.exception)
+    assert not (tmp_path / "none.building").exists()
+
+
 def test_fewer_chunks_than_wanted_are_marked(tmp_path: Path) -> None:
     build_tiny_snapshot(tmp_path / "book", documents=1, chunk_length=M)
     book = Snapshot.open(tmp_path / "book")
@@ -155,6 +191,7 @@ def test_killed_and_gone_on_with_it_is_the_same_bytes(
     find(text_corpus(rows, book), book, tmp_path / "cache", progress=seen.append)
     assert tree(tmp_path / "cache") == tree(tmp_path / "expected")
     assert len(seen) == blocks_left
+    assert [update.seconds_left == 0 for update in seen] == [False] * (blocks_left - 1) + [True]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "expected"]
     assert find(text_corpus(rows, book), book, tmp_path / "cache").reused
 

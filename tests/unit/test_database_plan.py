@@ -66,6 +66,7 @@ def test_a_billion_chunks_by_hand() -> None:
     assert made.shards.value == 7
     assert made.memory["index of a shard"].value == pytest.approx(400e9 / 7)
     assert made.work["vectors"].value == 1536e9
+    assert made.memory["ids while chunking"].value == 5e9
     hours = {stage: figure.value for stage, figure in made.hours["a machine"].items()}
     assert hours["chunk"] == pytest.approx(1e6 / 3600)
     assert hours["embed"] == pytest.approx(1e9 / 50 / 3600)

@@ -147,6 +147,7 @@ def test_one_line_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
         Update("embed", 5, 10, 1234.5, 200.0),
         Update("chunk", 7, None, 2.0),
         Update("chunk", 7, None, 2.0, 3.5, 0.5),
+        Update("pull (bytes)", 1 << 20, 1 << 21, 2048.0, 512.0, unit="bytes"),
     ):
         line(update)
     assert capsys.readouterr().err.split("\r\x1b[K")[1:] == [
@@ -154,6 +155,7 @@ def test_one_line_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch:
         "embed: 5 of 10, 1,234 chunks/s, 3 min 20 s left",
         "chunk: 7, 2.0 chunks/s",
         "chunk: 7 (about 50%), 2.0 chunks/s, 4 s left",
+        "pull (bytes): 1048576 of 2097152, 2,048 bytes/s, 8 min 32 s left",
     ]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from openbook_core.errors import ArgumentError, CorruptError, NotFoundError
+from openbook_database import files
 from openbook_database.inspect import inspect
 from openbook_database.manifest import Manifest
 from openbook_database.snapshot import Snapshot
@@ -225,6 +226,27 @@ def test_damage_to_any_file_is_found_and_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(CorruptError, match=f"{name}.*missing"):
         Snapshot.open(copy, "sizes")
+
+
+def test_of_a_large_file_three_blocks_are_compared_unless_all_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "BLOCK_BYTES", 1 << 10)
+    path = build_tiny_snapshot(tmp_path / "s", rows=ROWS).path
+    name = "shard-00000/lists.faiss"
+    blocks = len(Manifest.read(path).files[name].blocks)
+    assert blocks > 8
+    for block in range(blocks):
+        flip(path / name, block << 10)
+        if block in (0, blocks // 2, blocks - 1):
+            with pytest.raises(CorruptError, match=rf"{name}: checksum of its bytes from "):
+                Snapshot.open(path)
+        elif block < 3:
+            Snapshot.open(path)
+        if block < 3:
+            with pytest.raises(CorruptError, match=f"{name}: checksum is "):
+                Snapshot.open(path, "full")
+        flip(path / name, block << 10)
 
 
 def test_swapped_shards_are_found(copy: Path) -> None:

@@ -14,7 +14,6 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +23,7 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_database.build.progress import Update
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
+from openbook_database.cleaning.config import CleaningConfig
 from openbook_database.reader import BadLineError, Document, DocumentReader, FieldNames, Source, is_chosen
 from openbook_database.snapshot import Snapshot
 from openbook_database.sources.base import Item
@@ -31,6 +31,9 @@ from openbook_database.sources.digest import digest_sources
 from openbook_database.sources.formats import format_of, open_rows
 from openbook_database.sources.listing import expand_sources, read_source_list, with_all_metadata
 from openbook_database.testing import END_TOKEN, HashEncoder, tiny_rows, tiny_tokenizer, tree, write_rows
+
+sys.path.insert(0, str(Path(__file__).parent))
+from megatron_files import write_megatron
 
 # Written by datasets 5.2.0: DatasetDict.save_to_disk(num_shards={"train": 2, "test": 1}), test = rows 4 and 2 of train.
 HUGGING_FACE = Path(__file__).parents[1] / "golden" / "huggingface_dataset"
@@ -174,26 +177,6 @@ def test_what_is_no_whole_hugging_face_dataset_is_named(tmp_path: Path) -> None:
         (folder / "state.json").write_text(state)
         with pytest.raises(InputError, match=message):
             read(folder)
-
-
-CODES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
-
-
-def write_megatron(
-    prefix: Path, documents: list[list[list[int]]], code: int, *, modes: bool = False, shuffled: bool = False
-) -> Path:
-    """NAME.bin and NAME.idx as megatron/core/datasets/indexed_dataset.py describes them: documents of sequences of ids."""
-    sequences = [sequence for document in documents for sequence in document]
-    width = np.dtype(CODES[code]).itemsize
-    prefix.with_suffix(".bin").write_bytes(b"".join(np.asarray(s, CODES[code]).tobytes() for s in sequences))
-    lengths = [len(sequence) for sequence in sequences]
-    places = [width * sum(lengths[:number]) for number in range(len(lengths))]
-    borders = [sum(len(document) for document in documents[:number]) for number in range(len(documents) + 1)]
-    parts = [b"MMIDIDX\x00\x00", struct.pack("<Q", 1), struct.pack("<B", code)]
-    parts += [struct.pack("<Q", len(lengths)), struct.pack("<Q", len(borders))]
-    parts += [struct.pack("<i", n) for n in lengths] + [struct.pack("<q", n) for n in places + borders]
-    prefix.with_suffix(".idx").write_bytes(b"".join(parts) + (b"\x00" * len(lengths) if modes else b""))
-    return prefix
 
 
 @pytest.fixture
@@ -394,6 +377,25 @@ def test_a_list_of_sources(tmp_path: Path, suffix: str) -> None:
         path.write_text(json.dumps({"sources": [entry]}))
         with pytest.raises(ConfigError, match=message):
             read_source_list(path)
+
+
+def test_a_glob_beside_the_snapshot_stays_the_same_from_run_to_run(tmp_path: Path) -> None:
+    """The build's own log and report are no sources, nor those of an earlier edition; other files of such names are."""
+    write_rows(tmp_path / "a.jsonl", tiny_rows(6))
+    write_rows(tmp_path / "my.log.jsonl", [{"id": "z", "text": "words"}])
+    settings = SETTINGS.model_copy(update={"cleaning": CleaningConfig(dedup="exact")})
+
+    def stop(update: Update) -> None:
+        raise KeyboardInterrupt
+
+    glob = tmp_path / "*.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        build([glob], tmp_path / "book", settings, progress=stop)
+    made = build([glob], tmp_path / "book", settings)
+    assert (made.resumed, made.documents) == (True, 7)
+    assert (tmp_path / "book.log.jsonl").exists() and (tmp_path / "book.report.jsonl").exists()
+    assert build([glob], tmp_path / "book", settings).reused
+    assert build([glob], tmp_path / "later", settings, base=tmp_path / "book").shared["documents"] == 7
 
 
 def test_a_weight_keeps_a_share_of_the_documents_whatever_their_order(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,9 @@ def test_a_pull_goes_on_with_blocks_that_are_right(published: str, book: Path, t
     assert tree(out) == tree(book)
     assert done.kept_bytes > 0
     assert done.kept_bytes + done.sent_bytes == done.bytes == seen[-1].done == seen[-1].total
+    assert seen[-1].seconds_left == 0 and {update.unit for update in seen} == {"bytes"}
+    for update in seen[1:-1]:
+        assert update.seconds_left == pytest.approx((done.bytes - update.done) / update.rate)
 
 
 def test_a_first_pull_does_not_read_what_it_has_not_written(
@@ -106,6 +110,43 @@ def test_a_first_pull_does_not_read_what_it_has_not_written(
 ) -> None:
     monkeypatch.setattr(pull_module, "block_digest", lambda part, block: pytest.fail(f"{part} is hollow"))
     assert not pull(published, tmp_path / "pulled").kept_bytes
+
+
+def test_several_files_go_at_once_and_the_manifest_last(
+    book: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two wait for each other: one after the other, neither would go on."""
+    url, written = (tmp_path / "store").as_uri(), list[str]()
+    upload, write, read_range = Store.upload, Store.write, Store.read_range
+    together = {"upload": Barrier(2, timeout=60), "read": Barrier(2, timeout=60)}
+    met: set[str] = set()
+
+    def meet(what: str) -> None:
+        if what not in met:
+            together[what].wait()
+            met.add(what)
+
+    def uploading(self: Store, name: str, *arguments: Any) -> None:
+        meet("upload")
+        upload(self, name, *arguments)
+        written.append(name)
+
+    def writing(self: Store, name: str, data: bytes) -> None:
+        write(self, name, data)
+        written.append(name)
+
+    def reading(self: Store, name: str, start: int, end: int) -> bytes:
+        meet("read")
+        return read_range(self, name, start, end)
+
+    monkeypatch.setattr(Store, "upload", uploading)
+    monkeypatch.setattr(Store, "write", writing)
+    monkeypatch.setattr(Store, "read_range", reading)
+    publish(book, url, threads=2)
+    assert written[-1] == "manifest.json" and written.count("manifest.json") == 1
+    pull(url, tmp_path / "pulled", threads=2)
+    assert tree(tmp_path / "pulled") == tree(book)
+    assert met == {"upload", "read"}
 
 
 def test_blocks_of_a_large_file_come_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,21 @@ def test_filter_then_top_k_of_brute_force(
         rows = result.row_of[query][result.row_of[query] >= 0]
         assert all(keep(result.chunks.documents[row].external_id) for row in rows)
     assert result.unknown_exclusions == int(exclude is not None and any("no such document" in ids for ids in exclude))
+
+
+def test_metadata_comes_back_with_neighbours(served: dict[int, Served]) -> None:
+    queries_QD = np.random.default_rng(3).normal(size=(6, 16)).astype(np.float32)
+    for one in served.values():
+        found = one.search(queries_QD, 8)
+        assert found.chunks is not None
+        seen = set()
+        for chunk, row in zip(found.ids.ravel().tolist(), found.row_of.ravel().tolist(), strict=True):
+            document = found.chunks.documents[row]
+            wanted = BY_ID[one.names[one.document_N[chunk]]]
+            assert (document.external_id, document.title) == (wanted["id"], wanted["title"])
+            assert json.loads(document.metadata_json) == {name: wanted[name] for name in COLUMNS if name in wanted}
+            seen.add(document.external_id)
+        assert len(seen) > 5
 
 
 def test_a_continuation_is_never_of_an_excluded_document(served: dict[int, Served]) -> None:

@@ -40,6 +40,7 @@ from openbook_retriever.metrics import SNAPSHOT_MIX
 from openbook_retriever.requests import check_search, read_ids
 from openbook_retriever.router_engine import RouterEngine
 from openbook_retriever.router_watch import RouterWatch, View
+from openbook_retriever.shard_engine import ShardEngine
 
 OLD, NEW = "a" * 64, "b" * 64
 CONTRACT = Contract(Fingerprint({"t": 1}), Fingerprint({"e": 1}), "{text}", 2, "inner_product", 4)
@@ -336,6 +337,17 @@ def test_bad_fields_are_named(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         check_search(pb.SearchRequest(**{"database": "book", "k": 2, **fields}), 2)
     assert caught.value.field == named
+
+
+def test_ids_without_their_snapshot_are_refused(engine: Callable[..., RouterEngine]) -> None:
+    asked = pb.GetChunksRequest(database="book", ids=np.asarray([0], "<i8").tobytes())
+    router = engine(FakeWatch(Control("book", 4, 4, live=OLD)), FakeReplicas(None, None, loaded=(OLD,)))
+    with pytest.raises(ArgumentError, match="an id means nothing without its snapshot") as caught:
+        router.get_chunks(asked, 1.0)
+    assert caught.value.field == "snapshot"
+    asked.shard = 0
+    with pytest.raises(ArgumentError, match="an id means nothing without its snapshot"):
+        ShardEngine(Holdings()).get_chunks(asked)
 
 
 @pytest.mark.parametrize("data", [b"", b"1234", np.asarray([-1]).tobytes(), np.asarray([5]).tobytes()])

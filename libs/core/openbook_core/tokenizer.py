@@ -92,9 +92,10 @@ class Tokenizer:
     def eos_id(self) -> int | None:
         return self.token_id(self.eos_token)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        return int(self._raw.get_vocab_size(with_added_tokens=True))
+        """One more than the largest token id: a vocabulary may have gaps."""
+        return 1 + max(self._raw.get_vocab(with_added_tokens=True).values())
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

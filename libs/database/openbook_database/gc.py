@@ -1,4 +1,4 @@
-"""Which snapshot folders and work folders nobody needs: no registry names them, no build works in them.
+"""Which snapshot folders and work folders nobody needs: no registry names them, no build or pull works in them.
 
 A folder goes in two steps, so that a registration meanwhile loses nothing: it is renamed, which ends every later
 attempt to register it; the registries are asked again; then it is deleted, or gets its name back if one knows it now.
@@ -27,7 +27,7 @@ from openbook_database.manifest import FORMAT, MANIFEST_NAME
 from openbook_database.registry.base import Registry
 from openbook_database.work_folder import in_use, locked
 
-BUILDING = ".building"
+WORKING = (".building", ".pulling")
 REMOVED = ".openbook-removed"
 
 
@@ -63,7 +63,7 @@ def collect(
     """Find what can go under the folder `under`, and delete it if asked.
 
     A snapshot stays if any registry knows its id, in whatever place: as registered, live, previous, being prepared or
-    reported by a replica. A work folder stays while its build holds the lock.
+    reported by a replica. A work folder, of a build or a pull, stays while its lock is held.
     So does what is younger than `older_than` seconds, as it may be registered yet: a snapshot by its manifest, the last file of a
     build or a pull, a work folder by what was last written in it. The base of a build stays with its work folder.
     Folders of other kinds are never touched, links are not followed. Raises PreconditionError for a registry
@@ -85,7 +85,7 @@ def collect(
     for path, kind in found:
         snapshot = _snapshot_id(path)
         if kind == "work" and in_use(path):
-            kept.append((path, "a build works in it"))
+            kept.append((path, f"a {_worker(path)} works in it"))
         elif kind != "work" and snapshot in wanted:
             if kind == "leftover" and delete:
                 path = _give_back(path)
@@ -106,13 +106,13 @@ def collect(
 
 
 def _candidates(under: Path) -> Iterator[tuple[Path, Literal["snapshot", "work", "leftover"]]]:
-    """Folders that are snapshots, work of builds, or half removed ones, themselves not searched."""
+    """Folders that are snapshots, work of builds and pulls, or half removed ones, themselves not searched."""
     for name, folders, files in os.walk(under):
         path = Path(name)
         kind: Literal["snapshot", "work", "leftover"] | None = None
         if path.name.endswith(REMOVED):
             kind = "leftover"
-        elif path.name.endswith(BUILDING) and {"lock", "recipe.json"} & {*files}:
+        elif path.name.endswith(WORKING) and {"lock", "recipe.json"} & {*files}:
             kind = "work"
         elif _snapshot_id(path) is not None:
             kind = "snapshot"
@@ -160,6 +160,11 @@ def _written(path: Path, kind: str) -> float:
     return max(times, default=0.0)
 
 
+def _worker(work: Path) -> str:
+    """What works in a work folder."""
+    return "pull" if work.name.endswith(".pulling") else "build"
+
+
 def _base_of(work: Path) -> str | None:
     """The base of the build in the folder `work`."""
     try:
@@ -189,10 +194,10 @@ def _delete(garbage: Garbage, registries: Sequence[Registry]) -> str | None:
     path = garbage.path
     if garbage.kind == "work":
         try:
-            with locked(path, path, "build"), clear_write_errors(path):
+            with locked(path, path, _worker(path)), clear_write_errors(path):
                 shutil.rmtree(path)
         except ConflictError:
-            return "a build has begun to work in it"
+            return f"a {_worker(path)} has begun to work in it"
         return None
     if garbage.snapshot is not None and garbage.snapshot in _wanted(registries):
         return "it was registered meanwhile"

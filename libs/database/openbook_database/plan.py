@@ -8,6 +8,8 @@ d elements, L inverted lists, e elements after the rotation, t bytes of a token,
     quantiser 4 e L, with a graph 272 bytes more for each list, 4 d e of a rotation, 1024 e of codewords;  8 L of list sizes
     work folder while it is built: float32 vectors 4 d N, token rows (m t + 2 + 8) N, documents once more
 
+While it cuts chunks a build holds the ids of all documents, to find one that comes twice: 100 bytes x D.
+
 A replica wants the index of its shard and the shared quantiser in memory; text and tokens stay mapped, read for what is found:
 
     shards = ceil(index bytes / (memory - quantiser - a replica without a book))
@@ -49,6 +51,7 @@ _GRAPH_ROW_BYTES = 16  # links above the lowest level, their number and their pl
 _GRAPH_BYTES = 2 * 32 * 4 + _GRAPH_ROW_BYTES  # of a list in a graph of 32 links
 _CODEWORDS = 256
 _REPLICA_BYTES = 141e6
+_ID_BYTES = 100  # of a document: a set of 10^6 ids of 15 characters took 98 each
 _EF_ASSIGN, _EF_CONSTRUCTION = 64, 100
 # InstructRetro (arXiv 2310.07713): 6.22 M chunks an hour of one A100 with BERT-large. Smaller encoders are quicker.
 _GPU_ENCODE_PER_S = 1_728.0
@@ -177,6 +180,7 @@ def make_plan(
     }
     sample = recipe.sample_size(chunks, None, dimension, int(memory))
     shards, needed = _shards(disk, memory, sample * recipe.sample_row_bytes(dimension), rates)
+    needed["ids while chunking"] = Figure(_ID_BYTES * count, MEASURED, f"{_ID_BYTES} bytes a document")
     if not recipe.exact:
         note += f"; build with --memory {memory / 1e9:g}GB --shards {shards.value:.0f}"
     size = sum(figure.value for figure in disk.values())

@@ -23,7 +23,7 @@ from openbook_database.build.settings import BuildSettings
 from openbook_database.build.workspace import Workspace, require_arithmetic
 from openbook_database.chunking import PassageTemplate
 from openbook_database.encoder import Encoder, encode_all
-from openbook_database.files import map_array, write_bytes_atomically
+from openbook_database.files import clear_write_errors, map_array, write_bytes_atomically
 
 
 def run_embed_stage(
@@ -43,7 +43,8 @@ def run_embed_stage(
     if engine.load_encoder is None:
         encoded = _encode_here(corpus, tokenizer, encoder, settings, work, missing)
     else:
-        tokenizer.save(work.tokenizer)
+        with clear_write_errors(work.tokenizer):
+            tokenizer.save(work.tokenizer)
         job = EmbedJob(work, settings, dict(encoder.arithmetic), engine.load_encoder)
         item_bytes = 4 * encoder.dimension * settings.embed_block
         encoded = engine.map(job, missing, name="embed block", item_bytes=item_bytes)

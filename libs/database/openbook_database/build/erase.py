@@ -155,6 +155,7 @@ def _run_stages(
     corpus = Corpus(work, settings.chunk_length)
     ranges, links = share_shards(corpus, base, work.snapshot)
     if corpus.encoded_chunks:
+        work.discard()
         raise InputError(
             f"{base.path} keeps no vectors, and its index has them only in part: build without the documents from the "
             "sources (--base), or keep vectors",

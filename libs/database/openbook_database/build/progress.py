@@ -21,11 +21,11 @@ _LOG_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Update:
-    """How far a stage is, in chunks. `total` is None while it is not known; `share` is then that of the sources that has
-    been read, 0 to 1, or None.
+    """How far a stage is, in chunks or what `unit` says. `total` is None while it is not known; `share` is then that of the
+    sources that has been read, 0 to 1, or None.
 
-    `rate`: chunks per second over the last minute, without those that an earlier run did; `seconds_left` at that rate,
-    None where the rate, or both total and share, are not known.
+    `rate`: a second; in a build over the last minute, without what an earlier run did. `seconds_left` at that rate, None
+    where the rate, or both total and share, are not known.
     """
 
     stage: str
@@ -34,6 +34,12 @@ class Update:
     rate: float
     seconds_left: float | None = None
     share: float | None = None
+    unit: str = "chunks"
+
+
+def time_left(left: float | None, rate: float) -> float | None:
+    """Seconds for what is left, 0 for nothing; None where that or the rate is not known."""
+    return 0.0 if left == 0 else left / rate if left is not None and rate > 0 else None
 
 
 Progress = Callable[[Update], None]
@@ -122,6 +128,5 @@ class Stage:
         then, before = self._window[0]
         rate = (fresh - before) / (now - then) if now > then else 0.0
         total = self._total if self._total is not None or not share else self._done / share
-        left = None if total is None else total - self._done
-        seconds_left = 0.0 if left == 0 else left / rate if left is not None and rate > 0 else None
+        seconds_left = time_left(None if total is None else total - self._done, rate)
         return Update(self._name, self._done, self._total, rate, seconds_left, share)

@@ -38,12 +38,17 @@ def run_train_stage(
     *,
     gpu: bool = False,
 ) -> None:
-    """Train what is not there yet; a quantiser that is (of an interrupted run, or of a base snapshot) is checked alone."""
+    """Train what is not there yet; a quantiser that is (of an interrupted run, or of a base snapshot) is checked alone.
+
+    What is left of a base may be fewer chunks than its recipe is trained on: they are repeated, since Faiss takes no fewer.
+    """
     path = work.snapshot / QUANTISER
     size = training_rows(recipe, corpus.chunks, dimension, settings)
     reused = path.exists()
     if not reused:
         sample_ND = read_rows(work, corpus, dimension, settings.embed_block, sample_rows(corpus.chunks, size))
+        if size < recipe.least_rows:
+            sample_ND = np.resize(sample_ND, (recipe.least_rows, dimension))
         index = train_quantiser(recipe, sample_ND, gpu=gpu, progress=stage.reach(size))
         write_atomically(path, lambda temporary: write_quantiser(temporary, index))
     Quantiser(path, dimension=dimension).require(recipe)

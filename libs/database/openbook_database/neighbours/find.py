@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from openbook_core.errors import ArgumentError, InputError
 from openbook_core.files import sync
 from openbook_core.fingerprint import canonical_json
-from openbook_database.build.progress import Progress, Update
+from openbook_database.build.progress import Progress, Update, time_left
 from openbook_database.files import clear_write_errors, write_bytes_atomically
 from openbook_database.neighbours.cache import DOCUMENTS, HEADER, IDS, SCORES, NeighbourCache, write_header
 from openbook_database.neighbours.corpus import Corpus, documents_to_json
@@ -130,7 +130,7 @@ class _Search:
                 done = start + len(hits.ids_QK)
                 self._note(done)
                 rate = (done - first) / max(1e-9, time.monotonic() - started)
-                progress(Update("neighbours", done, chunks, rate))
+                progress(Update("neighbours", done, chunks, rate, time_left(chunks - done, rate)))
         write_header(self._folder, self._settings, documents)
 
     def _begin(self, chunks: int, k: int) -> int:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from openbook_core.config import FrozenConfig, read_yaml
 from openbook_core.errors import InputError
+from openbook_database.manifest import MANIFEST_NAME
 from openbook_database.sources.base import FieldNames, Source
 from openbook_database.sources.formats import open_rows
 
@@ -31,18 +32,30 @@ def read_source_list(path: Path) -> list[Source]:
 
 
 def expand_sources(sources: Sequence[Source | str | Path]) -> list[Source]:
-    """One source for each file of a glob, in the order of their names; raises InputError for a glob without files."""
+    """One source for each file of a glob, in the order of their names; raises InputError for a glob without files.
+
+    Logs and reports of builds that lie among the files are passed over: 'data/*.jsonl' stays what it is with `--out data/book`.
+    """
     expanded = []
     for given in sources:
         source = given if isinstance(given, Source) else Source(path=Path(given))
         if not glob.has_magic(str(source.path)) or source.path.exists():
             expanded.append(source)
             continue
-        found = sorted(glob.glob(str(source.path), recursive=True))
+        found = sorted(path for path in glob.glob(str(source.path), recursive=True) if not _of_a_build(Path(path)))
         if not found:
             raise InputError(f"no file matches {source.path}", field="input")
         expanded += [source.model_copy(update={"path": Path(path)}) for path in found]
     return expanded
+
+
+def _of_a_build(path: Path) -> bool:
+    """Whether a file is the log or the report of the snapshot beside it, finished or not."""
+    for suffix in (".log.jsonl", ".report.jsonl"):
+        if path.name.endswith(suffix):
+            out = path.with_name(path.name.removesuffix(suffix))
+            return (out / MANIFEST_NAME).exists() or out.with_name(out.name + ".building").exists()
+    return False
 
 
 def require_files(sources: Sequence[Source]) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TypeVar
 
-from openbook_database.build.progress import Progress, Update
+from openbook_database.build.progress import Progress, Update, time_left
 
 Item = TypeVar("Item")
 
@@ -43,7 +43,7 @@ class Meter:
         self._stopped = False
         self._started = time.monotonic()
         if kept:
-            progress(Update(stage, kept, total, 0.0))
+            progress(Update(stage, kept, total, 0.0, time_left(total - kept, 0.0), unit="bytes"))
 
     def advance(self, count: int) -> None:
         """`count` more bytes; fewer where it is negative."""
@@ -53,7 +53,9 @@ class Meter:
             self._sent += count
             seconds = time.monotonic() - self._started
             rate = self._sent / seconds if seconds > 0 else 0.0
-            self._progress(Update(self._stage, self._kept + self._sent, self._total, rate))
+            done = self._kept + self._sent
+            left = time_left(self._total - done, rate)
+            self._progress(Update(self._stage, done, self._total, rate, left, unit="bytes"))
 
     def each(self, work: Callable[[Item], None], items: Iterable[Item], threads: int) -> None:
         """`work` on each item, by several threads; the first error ends all of them and is raised."""
