@@ -90,6 +90,9 @@ def swap(
         float, typer.Option(help="Retire the old one so long after; 0: at the next swap.")
     ] = 0.0,
     watch_seconds: Annotated[float, typer.Option(help="Undo the swap where a limit is broken within.")] = 60.0,
+    rolling: Annotated[
+        bool, typer.Option(help="No replica holds both: half of them change over first, the others after the standby.")
+    ] = False,
     force: Annotated[bool, typer.Option(help="Also where the plan says that it does not fit.")] = False,
     plan_only: Annotated[bool, typer.Option("--plan", help="Show what it would take of memory, and stop.")] = False,
     as_json: AsJson = False,
@@ -108,7 +111,7 @@ def swap(
         print("\n".join(plan_lines(planned)), file=sys.stderr)
         if plan_only:
             print(json.dumps(plan_record(planned)))
-            raise typer.Exit(0 if planned.fits else 1)
+            raise typer.Exit(0 if planned.fits or (rolling and planned.fits_rolling) else 1)
         waiting_s = canary_seconds if canary_percent else 0.0
         terms = swap_terms(
             deadline_seconds=deadline + waiting_s,
@@ -116,6 +119,7 @@ def swap(
             canary_percent=canary_percent,
             standby_seconds=standby_seconds,
             watch_seconds=watch_seconds if limits else 0.0,
+            rolling=rolling,
             **limits,
         )
         print(

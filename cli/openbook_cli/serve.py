@@ -82,6 +82,10 @@ def retriever(
     device_fallback: Annotated[
         bool, typer.Option(help="Shard role: the processor does what the GPU cannot, instead of an error.")
     ] = False,
+    cache: Annotated[
+        str | None, typer.Option(help="Router role: Redis for answers to queries seen before; off by default.")
+    ] = None,
+    cache_ttl_s: Annotated[float, typer.Option(help="Seconds that an answer is kept there.")] = 86_400.0,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
     *,
     security: dict[str, Any],
@@ -95,7 +99,7 @@ def retriever(
     settings |= {"databases": tuple(database or ()), "member_index": member_index, "member_count": member_count}
     settings |= {"metrics_port": metrics_port, "state_dir": state_dir}
     settings |= {"memory_limit_mb": memory_limit_mb, "drain_s": drain_s}
-    settings |= {"device": device, "device_fallback": device_fallback}
+    settings |= {"device": device, "device_fallback": device_fallback, "cache": cache, "cache_ttl_s": cache_ttl_s}
     serve(RetrieverConfig.parse(settings | security, source="openbook serve retriever"))
 
 

@@ -97,6 +97,8 @@ def _facts(state: admin_pb2.DatabaseState) -> Iterator[tuple[str, str]]:
     yield "live", f"{_short(state.live)} at epoch {state.epoch}{why}"
     yield "candidate", _short(state.candidate)
     yield "previous", _short(state.previous)
+    if state.first:
+        yield "rolling", f"{', '.join(state.first)} first"
     for router in state.routers:
         yield f"router {router.name}", f"epoch {router.epoch}"
     for replica in state.replicas:
@@ -114,6 +116,8 @@ def _head(state: admin_pb2.DatabaseState) -> list[str]:
     lines = [
         f"{state.database}   epoch {state.epoch}   live {_short(state.live)}   previous {_short(state.previous)}{candidate}"
     ]
+    if state.first:
+        lines.append(f"  rolling: {', '.join(state.first)} first")
     if state.reason:
         lines.append(f"  {state.moved_by}: {state.reason}")
     for router in state.routers:

@@ -61,7 +61,8 @@ def swap_terms(**terms: Any) -> admin_pb2.SwapTerms:
 
 def plan_lines(plan: admin_pb2.PlanReply) -> list[str]:
     """What loading would take, for people."""
-    lines = [f"snapshot {plan.snapshot[:12]}: {'fits' if plan.fits else 'DOES NOT FIT'}"]
+    how = "fits" if plan.fits else "fits with --rolling" if plan.fits_rolling else "DOES NOT FIT"
+    lines = [f"snapshot {plan.snapshot[:12]}: {how}"]
     for replica in plan.replicas:
         limit = readable(replica.bytes_limit) if replica.bytes_limit else "none"
         lines.append(
@@ -75,6 +76,7 @@ def plan_record(plan: admin_pb2.PlanReply) -> dict[str, Any]:
     return {
         "snapshot": plan.snapshot,
         "fits": plan.fits,
+        "fits_rolling": plan.fits_rolling,
         "replicas": [
             {
                 "name": replica.name,

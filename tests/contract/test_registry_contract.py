@@ -19,6 +19,7 @@ from openbook_core.errors import (
     PreconditionError,
 )
 from openbook_database.manifest import Manifest
+from openbook_database.mapped import shards_of
 from openbook_database.registry.base import Registry
 from openbook_database.registry.memory_plan import MemoryMode, plan_load
 from openbook_database.registry.readiness import no_check
@@ -27,9 +28,11 @@ from openbook_database.registry.records import (
     LoadState,
     Phase,
     ReplicaReport,
+    ReplicaSnapshot,
     RouterReport,
     SwapTerms,
 )
+from openbook_database.registry.rolling import first_group, stays_served
 
 sys.path.insert(0, str(Path(__file__).parent))
 from registry_support import BACKENDS, Books, Clock, make_live, report
@@ -239,6 +242,108 @@ def test_the_previous_one_is_retired_after_its_standby_or_when_asked(
     make_live(registry, books, "third")
     assert registry.retire("factbook", actor="ann").previous is None
     assert [e.actor for e in registry.audit("factbook") if (e.verb, e.outcome) == ("retire", "done")] == ["", "ann"]
+
+
+ROLLING = SwapTerms(standby_s=40, rolling=True)
+
+
+def test_a_rolling_swap_says_who_holds_what_until_the_others_follow(
+    registry: Registry, books: Books, clock: Clock
+) -> None:
+    old, new, third = (books.id(name) for name in ("old", "new", "third"))
+    make_live(registry, books, "third", "old")
+    registry.register("factbook", books.new)
+
+    def wanted(ready: str = old) -> tuple[list[str], list[str]]:
+        """By one of the first replicas and by another one."""
+        control = registry.control("factbook")
+        return control.wanted_by("r1", {old}, {ready}), control.wanted_by("r2", {old}, {ready})
+
+    prepared = registry.prepare("factbook", new, terms=ROLLING, first=("r1",))
+    assert prepared.first == ("r1",)
+    assert prepared == registry.control("factbook") == Control.from_record(prepared.to_record())
+    assert wanted() == wanted("") == ([new], [old, third])
+    assert registry.abort("factbook").first == ()
+    assert wanted() == ([old, third], [old, third])
+
+    registry.prepare("factbook", new, terms=ROLLING, first=("r1",))
+    registry.activate("factbook", new, ready_check=no_check)
+    assert wanted() == ([new], [old])
+    assert wanted(ready="")[1] == [new], "one that comes now takes the live one"
+    with pytest.raises(ConflictError, match="only the replicas r1 hold the live snapshot yet"):
+        registry.prepare("factbook", third)
+    clock.now += 40
+    followed = registry.expire("factbook", registry.control("factbook"))
+    assert (followed.first, followed.previous) == ((), None)
+    assert wanted() == ([new, old], [new, old]), "the lease is for all again"
+
+
+def test_a_rolling_swap_is_given_up_or_taken_back(registry: Registry, books: Books, clock: Clock) -> None:
+    old, new, third = (books.id(name) for name in ("old", "new", "third"))
+    make_live(registry, books, "third", "old")
+    registry.register("factbook", books.new)
+    with pytest.raises(PreconditionError, match="roll back instead"):
+        registry.prepare("factbook", third, terms=ROLLING, first=("r1",))
+    prepared = registry.prepare("factbook", new, terms=ROLLING, first=("r1",))
+    # What stood by for an earlier swap ends, and this one goes on.
+    assert registry.retire("factbook").first == ("r1",)
+    clock.now += prepared.terms.deadline_s
+    late = registry.expire("factbook", registry.control("factbook"))
+    assert (late.first, late.candidate, late.live) == ((), None, old)
+
+    registry.prepare("factbook", new, terms=ROLLING, first=("r1",))
+    registry.activate("factbook", new, ready_check=no_check)
+    back = registry.rollback("factbook", ready_check=no_check)
+    assert (back.live, back.previous, back.first, back.standby_until) == (old, None, (), 0)
+    registry.prepare("factbook", new, terms=ROLLING, first=("r1",))
+    registry.activate("factbook", new, ready_check=no_check)
+    assert registry.retire("factbook").first == ()
+    with pytest.raises(ArgumentError, match="standby_s: must be above 0 for a rolling swap"):
+        SwapTerms(rolling=True)
+
+
+def test_a_rollback_while_a_rolling_swap_is_prepared(registry: Registry, books: Books) -> None:
+    old, new, third = (books.id(name) for name in ("old", "new", "third"))
+    make_live(registry, books, "third", "old")
+    registry.register("factbook", books.new)
+    registry.prepare("factbook", new, terms=ROLLING, first=("r1",))
+    back = registry.rollback("factbook", ready_check=no_check)
+    assert (back.live, back.previous, back.candidate, back.first) == (third, old, new, ("r1",))
+    assert (back.wanted_by("r1"), back.wanted_by("r2")) == ([new], [third, old])
+    forward = registry.activate("factbook", new, ready_check=no_check)
+    assert (forward.wanted_by("r1"), forward.wanted_by("r2", ready={third})) == ([new], [third])
+
+
+def test_half_of_each_member_goes_first_where_both_halves_serve_every_shard(registry: Registry, books: Books) -> None:
+    make_live(registry, books, "old")
+    live, new = (
+        registry.snapshot("factbook", registry.register("factbook", book).snapshot) for book in (books.old, books.new)
+    )
+
+    def reports(*members: tuple[str, int, int], state: LoadState = LoadState.READY) -> list[ReplicaReport]:
+        return [
+            ReplicaReport(
+                "factbook", name, "h:1", 1, (ReplicaSnapshot(live.snapshot, state, shards_of(index, count, 2)),),
+                member_index=index, member_count=count,
+            )
+            for name, index, count in members
+        ]  # fmt: skip
+
+    four = reports(("a", 0, 2), ("b", 1, 2), ("c", 0, 2), ("d", 1, 2))
+    assert first_group(four, live, new) == ("a", "b")
+    assert first_group(reports(("x", 0, 1), ("y", 0, 1), ("z", 0, 1)), live, new) == ("x",)
+    assert first_group([*four, *reports(("e", 0, 1))], live, new) == ("a", "b")
+    for replicas, quorum, why in (
+        (four[:3], 1, "shard 1 of snapshot"),
+        (four, 2, "go first fewer than 2 times"),
+        ([], 1, "shard 0, 1"),
+        ([*four[:2], *reports(("c", 0, 2), ("d", 1, 2), state=LoadState.FAILED)], 1, "that stay fewer than 1"),
+    ):
+        with pytest.raises(PreconditionError, match=why):
+            first_group(replicas, live, new, quorum=quorum)
+    assert stays_served(four, ("a", "b"), live.snapshot, (0, 1))
+    assert not stays_served(four, ("a", "b", "c"), live.snapshot, (0, 1))
+    assert not stays_served(four, ("a", "b"), new.snapshot, (0,))
 
 
 def test_a_watch_ends_by_itself_and_what_stands_by_outlasts_it(registry: Registry, books: Books, clock: Clock) -> None:

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
+from openbook_core import cache as cache_module
 from openbook_core.clients import EmbedderClient
 from openbook_core.clients.embedder import EmbedResult
 from openbook_core.errors import ArgumentError, OverloadedError, UnavailableError
@@ -33,7 +34,6 @@ from openbook_database.build.settings import BuildSettings
 from openbook_database.registry.local_redis import LocalRedis, free_port
 from openbook_database.remote_encoder import RemoteEncoder
 from openbook_database.testing import tiny_rows, tiny_tokenizer, write_rows
-from openbook_embedder import cache as cache_module
 from openbook_embedder.__main__ import parse_args
 from openbook_embedder.cache import VectorCache
 from openbook_embedder.config import EncoderOptions
@@ -276,7 +276,7 @@ def test_nobody_waits_for_what_hangs_and_one_call_tries_after_a_pause(
 ) -> None:
     monkeypatch.setattr(cache_module, "_PAUSE_S", 1000.0)
     monkeypatch.setattr(cache_module, "_TIMEOUT_S", 1.0)
-    caplog.set_level(logging.INFO, "openbook_embedder.cache")
+    caplog.set_level(logging.INFO, "openbook_core.cache")
     with (
         LocalRedis(tmp_path / "redis") as server,
         running_embedder(engine, cache=server.url) as running,
@@ -317,7 +317,7 @@ def test_a_lookup_that_never_returns_holds_up_no_call(server: LocalRedis, monkey
     cache, registry = direct(server.url)
     released = threading.Event()
     monkeypatch.setattr(cache_module, "_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(cache._client, "mget", lambda keys: released.wait(30))
+    monkeypatch.setattr(cache._redis._client, "mget", lambda keys: released.wait(30))
     try:
         # A caller that is in more of a hurry says nothing about Redis.
         assert cache.look_up([[1]], time.monotonic()) == [None]
@@ -336,8 +336,8 @@ def test_what_cannot_be_written_in_time_is_dropped(server: LocalRedis, monkeypat
     monkeypatch.setattr(cache_module, "_MAX_UNWRITTEN", 3)
     cache, registry = direct(server.url)
     released = threading.Event()
-    pipeline = cache._client.pipeline
-    monkeypatch.setattr(cache._client, "pipeline", lambda **given: released.wait(30) and pipeline(**given))
+    pipeline = cache._redis._client.pipeline
+    monkeypatch.setattr(cache._redis._client, "pipeline", lambda **given: released.wait(30) and pipeline(**given))
     vectors_ND = np.ones((2, 4), np.float32)
 
     def written(outcome: str) -> float | None:

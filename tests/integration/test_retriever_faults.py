@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -18,10 +19,11 @@ from pathlib import Path
 import pytest
 
 from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.errors import DeadlineError, OpenbookError
+from openbook_core.errors import DeadlineError, OpenbookError, Reason
 from openbook_database.registry.directory import DirectoryRegistry
 from openbook_database.registry.records import LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_database.snapshot import Snapshot
+from openbook_proto.v1.admin_pb2 import ReplicaSnapshot as ReplicaSnapshotMessage
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
@@ -179,6 +181,41 @@ def test_a_full_disk_stops_changes_and_no_answers(tmp_path: Path, editions: list
             lists.rename(lists.with_suffix(".away"))
             time.sleep(0.3)
             lists.with_suffix(".away").rename(lists)
+
+
+def test_a_file_that_is_truncated_while_it_is_served_fails_no_request(
+    tmp_path: Path, editions: list[Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows 5 and 12: the process that maps it dies, another one's copy answers, and what is broken is not loaded again."""
+    old = editions[0]
+    monkeypatch.setattr(support, "MEMBERS", 1)
+    broken = Path(shutil.copytree(old.path, tmp_path / "copy"))
+    registry, log, options = tmp_path / "registry", tmp_path / "log.jsonl", ("--load-retry-s", "0.3")
+    with support.cluster(tmp_path, registry, *options) as processes, AdminClient(processes[0].address) as admin:
+        admin.register(DATABASE, str(broken))
+        move(admin, old.id)
+        admin.register(DATABASE, str(old.path))
+        processes.append(support.start_process(registry, log, "--role", "shard", *options))
+        support.wait_for(lambda: held(admin, old.id) == ["ready"] * 2, "both copies are served")
+        admin.register(DATABASE, str(broken))
+        with unharmed(processes[0].address, editions):
+            os.truncate(broken / "shard-00000" / "tokens.bin", 0)
+            assert processes[1].popen.wait(60) == -signal.SIGBUS
+            processes[1] = support.start_process(registry, log, "--role", "shard", *options)
+
+            def of_it() -> ReplicaSnapshotMessage:
+                (found,) = [
+                    each
+                    for replica in admin.list(DATABASE)[0].replicas
+                    for each in replica.snapshots
+                    if replica.address == processes[1].address
+                ]
+                return found
+
+            assert (of_it().state, of_it().reason) == ("failed", Reason.CORRUPT)
+            assert "tokens.bin: 0 bytes" in of_it().error
+            admin.register(DATABASE, str(old.path))
+            support.wait_for(lambda: of_it().state == "ready", "it serves the copy that is whole")
 
 
 # Only registries read the wall clock; what it says is shifted by the seconds in a file.

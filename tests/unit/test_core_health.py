@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from openbook_core.rpc.channel import open_channel
+from openbook_core.rpc.health import MOST_CALLS
 from openbook_core.rpc.server import RunningServer, start_server
 from openbook_proto.v1 import embedder_pb2, embedder_pb2_grpc
 
 WORKERS = 2
 ASKED = health_pb2.HealthCheckRequest()
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -93,3 +98,59 @@ def test_health_is_answered_while_all_workers_are_busy() -> None:
         slow.gate.set()
         for call in calls:
             call.result()
+
+
+@pytest.mark.parametrize("method", [CHECK, WATCH])
+def test_calls_whose_message_never_comes_stop_no_check(method: str) -> None:
+    never = threading.Event()
+    with serving(Slow()) as (server, channel), open_channel(server.address) as bad:
+        silent = [bad.stream_stream(method)(iter(never.wait, None), timeout=60) for _ in range(MOST_CALLS + 5)]
+        health = health_pb2_grpc.HealthStub(channel)
+        assert all(health.Check(ASKED, timeout=10).status == SERVING for _ in range(5))
+        assert next(health.Watch(ASKED, timeout=10)).status == SERVING
+        for call in silent:
+            call.cancel()
+        never.set()
+
+
+@pytest.mark.parametrize("method", [CHECK, WATCH])
+def test_callers_who_take_no_answer_stop_nobody(method: str) -> None:
+    with serving(Slow()) as (server, channel), unread(server.address, method, MOST_CALLS + 5):
+        health = health_pb2_grpc.HealthStub(channel)
+        watch = health.Watch(ASKED, timeout=20)
+        assert next(watch).status == SERVING
+        server.set_ready(False)
+        assert next(watch).status == NOT_SERVING
+        assert health.Check(ASKED, timeout=10).status == NOT_SERVING
+
+
+def test_a_check_without_a_message_and_one_of_other_bytes_are_refused() -> None:
+    with serving(Slow()) as (_, channel):
+        for messages, code in ([], grpc.StatusCode.UNIMPLEMENTED), ([b"\xff"], grpc.StatusCode.INVALID_ARGUMENT):
+            with pytest.raises(grpc.RpcError) as refused:
+                list(channel.stream_stream(CHECK)(iter(messages), timeout=10))
+            assert refused.value.code() is code
+
+
+@contextmanager
+def unread(address: str, method: str, calls: int) -> Iterator[None]:
+    """Calls of a client that never takes a byte of an answer: HTTP/2 with an initial window of 0."""
+
+    def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+        return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
+
+    headers = {":method": "POST", ":scheme": "http", ":path": method, ":authority": "a", "te": "trailers"}
+    headers |= {"content-type": "application/grpc"}
+    block = b"".join(
+        b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in header) for header in headers.items()
+    )
+    sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"\0\4\0\0\0\0")
+    for stream in itertools.islice(itertools.count(1, 2), calls):
+        sent += frame(1, 4, stream, block) + frame(0, 1, stream, bytes(5))
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(sent)
+        connection.settimeout(10)
+        while frame(4, 1, 0, b"") not in connection.recv(4096):
+            pass
+        yield

@@ -20,6 +20,7 @@ from openbook_database.filters import Column, Condition, Filters, Range
 from openbook_database.snapshot import Snapshot
 from openbook_database.testing import build_tiny_snapshot, tiny_rows
 from openbook_proto.v1 import retriever_pb2 as pb
+from openbook_retriever import filters as filters_module
 from openbook_retriever.holdings import Holdings
 from openbook_retriever.merging import merge_replies
 from openbook_retriever.shard_engine import ShardEngine
@@ -296,3 +297,24 @@ def test_the_client_refuses_what_no_filter_holds(given: Any) -> None:
     with pytest.raises(ArgumentError) as refused:
         where(weight=given)
     assert refused.value.field == "weight"
+
+
+def test_a_filter_that_many_queries_share_is_read_and_applied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    read_one = filters_module._read_filter
+
+    def watched(message: pb.Filter, field: str) -> tuple[Condition, ...]:
+        read.append(field)
+        return read_one(message, field)
+
+    monkeypatch.setattr(filters_module, "_read_filter", watched)
+    one, other, none = where(language="de"), where(language="en"), pb.Filter()
+    found = filters_module.read_filters([none, other, one, other, one, none], 6)
+    assert found is not None
+    assert read == ["filters[0]", "filters[1]", "filters[2]"]
+    assert found.filter_Q.tolist() == [0, 1, 2, 1, 2, 0]
+    assert found.different[0] == ()
+    for_all = filters_module.read_filters([one], 3)
+    assert for_all is not None
+    assert for_all.filter_Q.tolist() == [0, 0, 0]
+    assert filters_module.read_filters([], 3) is None

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError
+from openbook_database.allowed import Allowed
 from openbook_database.exclusions import RangeTable, RowRanges
 from openbook_database.index.base import Candidates, IndexReader
 from openbook_database.scoring import MISSING, Hits, merge, norms
@@ -67,7 +68,7 @@ def search_rows(
     k: int,
     *,
     excluded: RowRanges | None = None,
-    allowed: Sequence[NDArray[np.bool_] | None] | None = None,
+    allowed: Allowed | Sequence[NDArray[np.bool_] | None] | None = None,
     min_score: MinScore = None,
     wanted_Q: NDArray[np.int64] | None = None,
     effort: int | None = None,
@@ -80,13 +81,13 @@ def search_rows(
     there should be in the whole snapshot; by default k and as many as may not come back here. `effort`: nprobe or
     efSearch, instead of the default.
     """
+    allowed = None if allowed is None else Allowed.of(allowed)
     if wanted_Q is None:
         wanted_Q = np.full(len(queries_QD), k, dtype=np.int64)
         if excluded is not None:
             wanted_Q += excluded.sizes_Q
-        for query, allowed_N in enumerate(allowed or ()):
-            if allowed_N is not None:
-                wanted_Q[query] += len(allowed_N) - int(np.count_nonzero(allowed_N))
+        if allowed is not None:
+            wanted_Q += allowed.sums(lambda allowed_N: len(allowed_N) - int(np.count_nonzero(allowed_N)))
     least_Q = np.full(len(queries_QD), -np.inf if min_score is None else min_score, dtype=np.float32)
     candidates = index.begin(queries_QD, wanted_Q, effort)
     hits = Hits(
@@ -100,9 +101,7 @@ def search_rows(
     return hits
 
 
-def _groups(
-    excluded: RowRanges | None, allowed: Sequence[NDArray[np.bool_] | None] | None, queries: int, rows: int
-) -> list[_Group]:
+def _groups(excluded: RowRanges | None, allowed: Allowed | None, queries: int, rows: int) -> list[_Group]:
     """Queries of one filter with few, with more, and with one and the same large set of excluded rows."""
     if not queries:
         return []
@@ -116,13 +115,12 @@ def _groups(
         for query in np.flatnonzero(sizes_Q > _OVERFETCH_LIMIT).tolist():
             kind_Q[query] = 2 + large.setdefault(excluded.key(query), len(large))
     if allowed is not None:
-        filter_Q = np.unique([id(allowed_N) for allowed_N in allowed], return_inverse=True)[1]
-        kind_Q += (int(kind_Q.max()) + 1) * filter_Q
+        kind_Q += (int(kind_Q.max()) + 1) * (allowed.mask_Q + 1)
     groups = []
     for kind in np.unique(kind_Q):
         some = np.flatnonzero(kind_Q == kind)
         first, largest = int(some[0]), int(sizes_Q[some].max())
-        allowed_N = None if allowed is None else allowed[first]
+        allowed_N = None if allowed is None else allowed.mask(first)
         passed_over_N = None if allowed_N is None else ~allowed_N
         if excluded is not None and largest > _OVERFETCH_LIMIT:
             excluded_N = excluded.mask(first, rows)

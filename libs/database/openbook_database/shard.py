@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError, CorruptError
 from openbook_core.tokenizer import Tokenizer
+from openbook_database.allowed import Allowed
 from openbook_database.documents import DocumentTable
 from openbook_database.exclusions import Exclusions, RowRanges, starts_of, sums_of
 from openbook_database.files import map_array
@@ -88,7 +89,7 @@ class Shard:
         k: int,
         exclude: Exclusions | Sequence[Collection[int]] | None = None,
         min_score: MinScore = None,
-        allowed: Sequence[NDArray[np.bool_] | None] | None = None,
+        allowed: Allowed | Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
         """The k nearest chunks of this shard for each query, among the rows that the index compares with it.
 
@@ -114,9 +115,9 @@ class Shard:
             wanted_Q += chunks_Q
         allowed_rows = None
         if allowed is not None:
-            rows_of, filtered_of = self._filtered(allowed)
-            allowed_rows = [rows_of[id(mask)] for mask in allowed]
-            wanted_Q += np.asarray([filtered_of[id(mask)] for mask in allowed], dtype=np.int64)
+            allowed = Allowed.of(allowed)
+            allowed_rows = allowed.each(self._rows_allowed)
+            wanted_Q += allowed.sums(lambda mask_N: int(self.documents.rows[~mask_N].sum()))
         hits = search_rows(
             self._index,
             queries_QD,
@@ -219,19 +220,7 @@ class Shard:
         )
         return ranges, sums_of(np.where(known_E, rows_E, 0), exclude.starts_Q)
 
-    def _filtered(
-        self, allowed: Sequence[NDArray[np.bool_] | None]
-    ) -> tuple[dict[int, NDArray[np.bool_] | None], dict[int, int]]:
-        """By the id of each mask of documents: this shard's allowed rows, and the chunks of the snapshot that are not."""
-        rows_of: dict[int, NDArray[np.bool_] | None] = {}
-        filtered_of: dict[int, int] = {}
-        for mask_N in allowed:
-            if id(mask_N) in rows_of:
-                continue
-            if mask_N is None:
-                rows_of[id(mask_N)], filtered_of[id(mask_N)] = None, 0
-            else:
-                mine = slice(self.entry.first_document, self.entry.end_document)
-                rows_of[id(mask_N)] = np.repeat(mask_N[mine], self.documents.rows[mine])
-                filtered_of[id(mask_N)] = int(self.documents.rows[~mask_N].sum())
-        return rows_of, filtered_of
+    def _rows_allowed(self, allowed_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """The rows of this shard whose documents are among `allowed_N` of the snapshot's."""
+        mine = slice(self.entry.first_document, self.entry.end_document)
+        return np.repeat(allowed_N[mine], self.documents.rows[mine])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from openbook_core.errors import ArgumentError, CorruptError, MismatchError, OpenbookError, Reason
 from openbook_core.fingerprint import require_equal
 from openbook_core.tokenizer import Tokenizer
+from openbook_database.allowed import Allowed
 from openbook_database.documents import DocumentTable
 from openbook_database.exclusions import Exclusions
 from openbook_database.files import BLOCK_BYTES, block_digest, file_digests
@@ -94,7 +95,7 @@ class Snapshot:
         k: int,
         exclude: Exclusions | Sequence[Collection[int]] | None = None,
         min_score: MinScore = None,
-        allowed: Sequence[NDArray[np.bool_] | None] | None = None,
+        allowed: Allowed | Sequence[NDArray[np.bool_] | None] | None = None,
     ) -> Hits:
         """As `Shard.search`, over all opened shards."""
         return merge([shard.search(queries_QD, k, exclude, min_score, allowed) for shard in self.shards], k)

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dopenbook_proto/v1/admin.proto\x12\x11openbook_proto.v1\"p\n\x0fReplicaSnapshot\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0e\n\x06shards\x18\x04 \x03(\r\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"\x92\x01\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x35\n\tsnapshots\x18\x03 \x03(\x0b\x32\".openbook_proto.v1.ReplicaSnapshot\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_limit\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"6\n\x06Router\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"a\n\rKnownSnapshot\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x01(\r\x12\x11\n\tdocuments\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\x04\"\x89\x02\n\tSwapTerms\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x01 \x01(\x01\x12\x0e\n\x06quorum\x18\x02 \x01(\r\x12\x16\n\x0e\x63\x61nary_percent\x18\x03 \x01(\x01\x12\x17\n\x0fstandby_seconds\x18\x04 \x01(\x01\x12\x15\n\rwatch_seconds\x18\x05 \x01(\x01\x12\x1c\n\x0fmax_error_share\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0fmax_empty_share\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nmax_p99_ms\x18\x08 \x01(\x01H\x02\x88\x01\x01\x42\x12\n\x10_max_error_shareB\x12\n\x10_max_empty_shareB\r\n\x0b_max_p99_ms\"\xbc\x03\n\rDatabaseState\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x01(\t\x12\x10\n\x08previous\x18\x04 \x01(\t\x12\x11\n\tcandidate\x18\x05 \x01(\t\x12+\n\x05phase\x18\x06 \x01(\x0e\x32\x1c.openbook_proto.v1.SwapPhase\x12\x33\n\tsnapshots\x18\x07 \x03(\x0b\x32 .openbook_proto.v1.KnownSnapshot\x12,\n\x08replicas\x18\x08 \x03(\x0b\x32\x1a.openbook_proto.v1.Replica\x12*\n\x07routers\x18\t \x03(\x0b\x32\x19.openbook_proto.v1.Router\x12\x10\n\x08moved_by\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12+\n\x05terms\x18\x0c \x01(\x0b\x32\x1c.openbook_proto.v1.SwapTerms\x12\r\n\x05\x66\x65nce\x18\r \x01(\x04\x12\x0f\n\x07\x65xpires\x18\x0e \x01(\x01\x12\x15\n\rwatched_until\x18\x0f \x01(\x01\x12\x15\n\rstandby_until\x18\x10 \x01(\x01\"0\n\x0fRegisterRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"R\n\rRegisterReply\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"p\n\x0ePrepareRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.openbook_proto.v1.SwapTerms\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"?\n\x0cPrepareReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"e\n\x0f\x41\x63tivateRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x1b\n\x0e\x65xpected_epoch\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_expected_epoch\"@\n\rActivateReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"#\n\x0fRollbackRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\"@\n\rRollbackReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"2\n\x0c\x41\x62ortRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"=\n\nAbortReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"1\n\x0bPlanRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"v\n\x0bReplicaPlan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x11\n\tbytes_new\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ytes_shared\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_limit\x18\x05 \x01(\x04\x12\x0c\n\x04mode\x18\x06 \x01(\t\"]\n\tPlanReply\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x30\n\x08replicas\x18\x02 \x03(\x0b\x32\x1e.openbook_proto.v1.ReplicaPlan\x12\x0c\n\x04\x66its\x18\x03 \x01(\x08\"!\n\rRetireRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\">\n\x0bRetireReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\":\n\x0cWatchRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x18\n\x10interval_seconds\x18\x02 \x01(\x01\"A\n\nWatchReply\x12\x33\n\tdatabases\x18\x01 \x03(\x0b\x32 .openbook_proto.v1.DatabaseState\"\x1f\n\x0bListRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\"@\n\tListReply\x12\x33\n\tdatabases\x18\x01 \x03(\x0b\x32 .openbook_proto.v1.DatabaseState*V\n\tSwapPhase\x12\x1a\n\x16SWAP_PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSWAP_PHASE_IDLE\x10\x01\x12\x18\n\x14SWAP_PHASE_PREPARING\x10\x02\x32\xc0\x05\n\rDatabaseAdmin\x12P\n\x08Register\x12\".openbook_proto.v1.RegisterRequest\x1a .openbook_proto.v1.RegisterReply\x12M\n\x07Prepare\x12!.openbook_proto.v1.PrepareRequest\x1a\x1f.openbook_proto.v1.PrepareReply\x12P\n\x08\x41\x63tivate\x12\".openbook_proto.v1.ActivateRequest\x1a .openbook_proto.v1.ActivateReply\x12P\n\x08Rollback\x12\".openbook_proto.v1.RollbackRequest\x1a .openbook_proto.v1.RollbackReply\x12G\n\x05\x41\x62ort\x12\x1f.openbook_proto.v1.AbortRequest\x1a\x1d.openbook_proto.v1.AbortReply\x12\x44\n\x04List\x12\x1e.openbook_proto.v1.ListRequest\x1a\x1c.openbook_proto.v1.ListReply\x12\x44\n\x04Plan\x12\x1e.openbook_proto.v1.PlanRequest\x1a\x1c.openbook_proto.v1.PlanReply\x12J\n\x06Retire\x12 .openbook_proto.v1.RetireRequest\x1a\x1e.openbook_proto.v1.RetireReply\x12I\n\x05Watch\x12\x1f.openbook_proto.v1.WatchRequest\x1a\x1d.openbook_proto.v1.WatchReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dopenbook_proto/v1/admin.proto\x12\x11openbook_proto.v1\"p\n\x0fReplicaSnapshot\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\r\n\x05\x65rror\x18\x03 \x01(\t\x12\x0e\n\x06shards\x18\x04 \x03(\r\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"\x92\x01\n\x07Replica\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x35\n\tsnapshots\x18\x03 \x03(\x0b\x32\".openbook_proto.v1.ReplicaSnapshot\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_limit\x18\x05 \x01(\x04\x12\r\n\x05\x62ytes\x18\x06 \x01(\x04\"6\n\x06Router\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"a\n\rKnownSnapshot\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\x12\x0e\n\x06shards\x18\x03 \x01(\r\x12\x11\n\tdocuments\x18\x04 \x01(\x04\x12\x0e\n\x06\x63hunks\x18\x05 \x01(\x04\"\x9a\x02\n\tSwapTerms\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x01 \x01(\x01\x12\x0e\n\x06quorum\x18\x02 \x01(\r\x12\x16\n\x0e\x63\x61nary_percent\x18\x03 \x01(\x01\x12\x17\n\x0fstandby_seconds\x18\x04 \x01(\x01\x12\x15\n\rwatch_seconds\x18\x05 \x01(\x01\x12\x1c\n\x0fmax_error_share\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0fmax_empty_share\x18\x07 \x01(\x01H\x01\x88\x01\x01\x12\x17\n\nmax_p99_ms\x18\x08 \x01(\x01H\x02\x88\x01\x01\x12\x0f\n\x07rolling\x18\t \x01(\x08\x42\x12\n\x10_max_error_shareB\x12\n\x10_max_empty_shareB\r\n\x0b_max_p99_ms\"\xcb\x03\n\rDatabaseState\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04live\x18\x03 \x01(\t\x12\x10\n\x08previous\x18\x04 \x01(\t\x12\x11\n\tcandidate\x18\x05 \x01(\t\x12+\n\x05phase\x18\x06 \x01(\x0e\x32\x1c.openbook_proto.v1.SwapPhase\x12\x33\n\tsnapshots\x18\x07 \x03(\x0b\x32 .openbook_proto.v1.KnownSnapshot\x12,\n\x08replicas\x18\x08 \x03(\x0b\x32\x1a.openbook_proto.v1.Replica\x12*\n\x07routers\x18\t \x03(\x0b\x32\x19.openbook_proto.v1.Router\x12\x10\n\x08moved_by\x18\n \x01(\t\x12\x0e\n\x06reason\x18\x0b \x01(\t\x12+\n\x05terms\x18\x0c \x01(\x0b\x32\x1c.openbook_proto.v1.SwapTerms\x12\r\n\x05\x66\x65nce\x18\r \x01(\x04\x12\x0f\n\x07\x65xpires\x18\x0e \x01(\x01\x12\x15\n\rwatched_until\x18\x0f \x01(\x01\x12\x15\n\rstandby_until\x18\x10 \x01(\x01\x12\r\n\x05\x66irst\x18\x11 \x03(\t\"0\n\x0fRegisterRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x0b\n\x03url\x18\x02 \x01(\t\"R\n\rRegisterReply\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"p\n\x0ePrepareRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12+\n\x05terms\x18\x03 \x01(\x0b\x32\x1c.openbook_proto.v1.SwapTerms\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"?\n\x0cPrepareReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"e\n\x0f\x41\x63tivateRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\x12\x1b\n\x0e\x65xpected_epoch\x18\x03 \x01(\x04H\x00\x88\x01\x01\x42\x11\n\x0f_expected_epoch\"@\n\rActivateReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"#\n\x0fRollbackRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\"@\n\rRollbackReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"2\n\x0c\x41\x62ortRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"=\n\nAbortReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\"1\n\x0bPlanRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\t\"v\n\x0bReplicaPlan\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x11\n\tbytes_new\x18\x03 \x01(\x04\x12\x14\n\x0c\x62ytes_shared\x18\x04 \x01(\x04\x12\x13\n\x0b\x62ytes_limit\x18\x05 \x01(\x04\x12\x0c\n\x04mode\x18\x06 \x01(\t\"s\n\tPlanReply\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\x30\n\x08replicas\x18\x02 \x03(\x0b\x32\x1e.openbook_proto.v1.ReplicaPlan\x12\x0c\n\x04\x66its\x18\x03 \x01(\x08\x12\x14\n\x0c\x66its_rolling\x18\x04 \x01(\x08\"!\n\rRetireRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\">\n\x0bRetireReply\x12/\n\x05state\x18\x01 \x01(\x0b\x32 .openbook_proto.v1.DatabaseState\":\n\x0cWatchRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\x12\x18\n\x10interval_seconds\x18\x02 \x01(\x01\"A\n\nWatchReply\x12\x33\n\tdatabases\x18\x01 \x03(\x0b\x32 .openbook_proto.v1.DatabaseState\"\x1f\n\x0bListRequest\x12\x10\n\x08\x64\x61tabase\x18\x01 \x01(\t\"@\n\tListReply\x12\x33\n\tdatabases\x18\x01 \x03(\x0b\x32 .openbook_proto.v1.DatabaseState*V\n\tSwapPhase\x12\x1a\n\x16SWAP_PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSWAP_PHASE_IDLE\x10\x01\x12\x18\n\x14SWAP_PHASE_PREPARING\x10\x02\x32\xc0\x05\n\rDatabaseAdmin\x12P\n\x08Register\x12\".openbook_proto.v1.RegisterRequest\x1a .openbook_proto.v1.RegisterReply\x12M\n\x07Prepare\x12!.openbook_proto.v1.PrepareRequest\x1a\x1f.openbook_proto.v1.PrepareReply\x12P\n\x08\x41\x63tivate\x12\".openbook_proto.v1.ActivateRequest\x1a .openbook_proto.v1.ActivateReply\x12P\n\x08Rollback\x12\".openbook_proto.v1.RollbackRequest\x1a .openbook_proto.v1.RollbackReply\x12G\n\x05\x41\x62ort\x12\x1f.openbook_proto.v1.AbortRequest\x1a\x1d.openbook_proto.v1.AbortReply\x12\x44\n\x04List\x12\x1e.openbook_proto.v1.ListRequest\x1a\x1c.openbook_proto.v1.ListReply\x12\x44\n\x04Plan\x12\x1e.openbook_proto.v1.PlanRequest\x1a\x1c.openbook_proto.v1.PlanReply\x12J\n\x06Retire\x12 .openbook_proto.v1.RetireRequest\x1a\x1e.openbook_proto.v1.RetireReply\x12I\n\x05Watch\x12\x1f.openbook_proto.v1.WatchRequest\x1a\x1d.openbook_proto.v1.WatchReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'openbook_proto.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SWAPPHASE']._serialized_start=2476
-  _globals['_SWAPPHASE']._serialized_end=2562
+  _globals['_SWAPPHASE']._serialized_start=2530
+  _globals['_SWAPPHASE']._serialized_end=2616
   _globals['_REPLICASNAPSHOT']._serialized_start=52
   _globals['_REPLICASNAPSHOT']._serialized_end=164
   _globals['_REPLICA']._serialized_start=167
@@ -42,47 +42,47 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KNOWNSNAPSHOT']._serialized_start=371
   _globals['_KNOWNSNAPSHOT']._serialized_end=468
   _globals['_SWAPTERMS']._serialized_start=471
-  _globals['_SWAPTERMS']._serialized_end=736
-  _globals['_DATABASESTATE']._serialized_start=739
-  _globals['_DATABASESTATE']._serialized_end=1183
-  _globals['_REGISTERREQUEST']._serialized_start=1185
-  _globals['_REGISTERREQUEST']._serialized_end=1233
-  _globals['_REGISTERREPLY']._serialized_start=1235
-  _globals['_REGISTERREPLY']._serialized_end=1317
-  _globals['_PREPAREREQUEST']._serialized_start=1319
-  _globals['_PREPAREREQUEST']._serialized_end=1431
-  _globals['_PREPAREREPLY']._serialized_start=1433
-  _globals['_PREPAREREPLY']._serialized_end=1496
-  _globals['_ACTIVATEREQUEST']._serialized_start=1498
-  _globals['_ACTIVATEREQUEST']._serialized_end=1599
-  _globals['_ACTIVATEREPLY']._serialized_start=1601
-  _globals['_ACTIVATEREPLY']._serialized_end=1665
-  _globals['_ROLLBACKREQUEST']._serialized_start=1667
-  _globals['_ROLLBACKREQUEST']._serialized_end=1702
-  _globals['_ROLLBACKREPLY']._serialized_start=1704
-  _globals['_ROLLBACKREPLY']._serialized_end=1768
-  _globals['_ABORTREQUEST']._serialized_start=1770
-  _globals['_ABORTREQUEST']._serialized_end=1820
-  _globals['_ABORTREPLY']._serialized_start=1822
-  _globals['_ABORTREPLY']._serialized_end=1883
-  _globals['_PLANREQUEST']._serialized_start=1885
-  _globals['_PLANREQUEST']._serialized_end=1934
-  _globals['_REPLICAPLAN']._serialized_start=1936
-  _globals['_REPLICAPLAN']._serialized_end=2054
-  _globals['_PLANREPLY']._serialized_start=2056
-  _globals['_PLANREPLY']._serialized_end=2149
-  _globals['_RETIREREQUEST']._serialized_start=2151
-  _globals['_RETIREREQUEST']._serialized_end=2184
-  _globals['_RETIREREPLY']._serialized_start=2186
-  _globals['_RETIREREPLY']._serialized_end=2248
-  _globals['_WATCHREQUEST']._serialized_start=2250
-  _globals['_WATCHREQUEST']._serialized_end=2308
-  _globals['_WATCHREPLY']._serialized_start=2310
-  _globals['_WATCHREPLY']._serialized_end=2375
-  _globals['_LISTREQUEST']._serialized_start=2377
-  _globals['_LISTREQUEST']._serialized_end=2408
-  _globals['_LISTREPLY']._serialized_start=2410
-  _globals['_LISTREPLY']._serialized_end=2474
-  _globals['_DATABASEADMIN']._serialized_start=2565
-  _globals['_DATABASEADMIN']._serialized_end=3269
+  _globals['_SWAPTERMS']._serialized_end=753
+  _globals['_DATABASESTATE']._serialized_start=756
+  _globals['_DATABASESTATE']._serialized_end=1215
+  _globals['_REGISTERREQUEST']._serialized_start=1217
+  _globals['_REGISTERREQUEST']._serialized_end=1265
+  _globals['_REGISTERREPLY']._serialized_start=1267
+  _globals['_REGISTERREPLY']._serialized_end=1349
+  _globals['_PREPAREREQUEST']._serialized_start=1351
+  _globals['_PREPAREREQUEST']._serialized_end=1463
+  _globals['_PREPAREREPLY']._serialized_start=1465
+  _globals['_PREPAREREPLY']._serialized_end=1528
+  _globals['_ACTIVATEREQUEST']._serialized_start=1530
+  _globals['_ACTIVATEREQUEST']._serialized_end=1631
+  _globals['_ACTIVATEREPLY']._serialized_start=1633
+  _globals['_ACTIVATEREPLY']._serialized_end=1697
+  _globals['_ROLLBACKREQUEST']._serialized_start=1699
+  _globals['_ROLLBACKREQUEST']._serialized_end=1734
+  _globals['_ROLLBACKREPLY']._serialized_start=1736
+  _globals['_ROLLBACKREPLY']._serialized_end=1800
+  _globals['_ABORTREQUEST']._serialized_start=1802
+  _globals['_ABORTREQUEST']._serialized_end=1852
+  _globals['_ABORTREPLY']._serialized_start=1854
+  _globals['_ABORTREPLY']._serialized_end=1915
+  _globals['_PLANREQUEST']._serialized_start=1917
+  _globals['_PLANREQUEST']._serialized_end=1966
+  _globals['_REPLICAPLAN']._serialized_start=1968
+  _globals['_REPLICAPLAN']._serialized_end=2086
+  _globals['_PLANREPLY']._serialized_start=2088
+  _globals['_PLANREPLY']._serialized_end=2203
+  _globals['_RETIREREQUEST']._serialized_start=2205
+  _globals['_RETIREREQUEST']._serialized_end=2238
+  _globals['_RETIREREPLY']._serialized_start=2240
+  _globals['_RETIREREPLY']._serialized_end=2302
+  _globals['_WATCHREQUEST']._serialized_start=2304
+  _globals['_WATCHREQUEST']._serialized_end=2362
+  _globals['_WATCHREPLY']._serialized_start=2364
+  _globals['_WATCHREPLY']._serialized_end=2429
+  _globals['_LISTREQUEST']._serialized_start=2431
+  _globals['_LISTREQUEST']._serialized_end=2462
+  _globals['_LISTREPLY']._serialized_start=2464
+  _globals['_LISTREPLY']._serialized_end=2528
+  _globals['_DATABASEADMIN']._serialized_start=2619
+  _globals['_DATABASEADMIN']._serialized_end=3323
 # @@protoc_insertion_point(module_scope)

@@ -73,7 +73,7 @@ class KnownSnapshot(_message.Message):
     def __init__(self, snapshot: _Optional[str] = ..., url: _Optional[str] = ..., shards: _Optional[int] = ..., documents: _Optional[int] = ..., chunks: _Optional[int] = ...) -> None: ...
 
 class SwapTerms(_message.Message):
-    __slots__ = ("deadline_seconds", "quorum", "canary_percent", "standby_seconds", "watch_seconds", "max_error_share", "max_empty_share", "max_p99_ms")
+    __slots__ = ("deadline_seconds", "quorum", "canary_percent", "standby_seconds", "watch_seconds", "max_error_share", "max_empty_share", "max_p99_ms", "rolling")
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     QUORUM_FIELD_NUMBER: _ClassVar[int]
     CANARY_PERCENT_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class SwapTerms(_message.Message):
     MAX_ERROR_SHARE_FIELD_NUMBER: _ClassVar[int]
     MAX_EMPTY_SHARE_FIELD_NUMBER: _ClassVar[int]
     MAX_P99_MS_FIELD_NUMBER: _ClassVar[int]
+    ROLLING_FIELD_NUMBER: _ClassVar[int]
     deadline_seconds: float
     quorum: int
     canary_percent: float
@@ -90,10 +91,11 @@ class SwapTerms(_message.Message):
     max_error_share: float
     max_empty_share: float
     max_p99_ms: float
-    def __init__(self, deadline_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., canary_percent: _Optional[float] = ..., standby_seconds: _Optional[float] = ..., watch_seconds: _Optional[float] = ..., max_error_share: _Optional[float] = ..., max_empty_share: _Optional[float] = ..., max_p99_ms: _Optional[float] = ...) -> None: ...
+    rolling: bool
+    def __init__(self, deadline_seconds: _Optional[float] = ..., quorum: _Optional[int] = ..., canary_percent: _Optional[float] = ..., standby_seconds: _Optional[float] = ..., watch_seconds: _Optional[float] = ..., max_error_share: _Optional[float] = ..., max_empty_share: _Optional[float] = ..., max_p99_ms: _Optional[float] = ..., rolling: _Optional[bool] = ...) -> None: ...
 
 class DatabaseState(_message.Message):
-    __slots__ = ("database", "epoch", "live", "previous", "candidate", "phase", "snapshots", "replicas", "routers", "moved_by", "reason", "terms", "fence", "expires", "watched_until", "standby_until")
+    __slots__ = ("database", "epoch", "live", "previous", "candidate", "phase", "snapshots", "replicas", "routers", "moved_by", "reason", "terms", "fence", "expires", "watched_until", "standby_until", "first")
     DATABASE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
@@ -110,6 +112,7 @@ class DatabaseState(_message.Message):
     EXPIRES_FIELD_NUMBER: _ClassVar[int]
     WATCHED_UNTIL_FIELD_NUMBER: _ClassVar[int]
     STANDBY_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
     database: str
     epoch: int
     live: str
@@ -126,7 +129,8 @@ class DatabaseState(_message.Message):
     expires: float
     watched_until: float
     standby_until: float
-    def __init__(self, database: _Optional[str] = ..., epoch: _Optional[int] = ..., live: _Optional[str] = ..., previous: _Optional[str] = ..., candidate: _Optional[str] = ..., phase: _Optional[_Union[SwapPhase, str]] = ..., snapshots: _Optional[_Iterable[_Union[KnownSnapshot, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ..., moved_by: _Optional[str] = ..., reason: _Optional[str] = ..., terms: _Optional[_Union[SwapTerms, _Mapping]] = ..., fence: _Optional[int] = ..., expires: _Optional[float] = ..., watched_until: _Optional[float] = ..., standby_until: _Optional[float] = ...) -> None: ...
+    first: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, database: _Optional[str] = ..., epoch: _Optional[int] = ..., live: _Optional[str] = ..., previous: _Optional[str] = ..., candidate: _Optional[str] = ..., phase: _Optional[_Union[SwapPhase, str]] = ..., snapshots: _Optional[_Iterable[_Union[KnownSnapshot, _Mapping]]] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ..., routers: _Optional[_Iterable[_Union[Router, _Mapping]]] = ..., moved_by: _Optional[str] = ..., reason: _Optional[str] = ..., terms: _Optional[_Union[SwapTerms, _Mapping]] = ..., fence: _Optional[int] = ..., expires: _Optional[float] = ..., watched_until: _Optional[float] = ..., standby_until: _Optional[float] = ..., first: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RegisterRequest(_message.Message):
     __slots__ = ("database", "url")
@@ -229,14 +233,16 @@ class ReplicaPlan(_message.Message):
     def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., bytes_new: _Optional[int] = ..., bytes_shared: _Optional[int] = ..., bytes_limit: _Optional[int] = ..., mode: _Optional[str] = ...) -> None: ...
 
 class PlanReply(_message.Message):
-    __slots__ = ("snapshot", "replicas", "fits")
+    __slots__ = ("snapshot", "replicas", "fits", "fits_rolling")
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     FITS_FIELD_NUMBER: _ClassVar[int]
+    FITS_ROLLING_FIELD_NUMBER: _ClassVar[int]
     snapshot: str
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaPlan]
     fits: bool
-    def __init__(self, snapshot: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaPlan, _Mapping]]] = ..., fits: _Optional[bool] = ...) -> None: ...
+    fits_rolling: bool
+    def __init__(self, snapshot: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaPlan, _Mapping]]] = ..., fits: _Optional[bool] = ..., fits_rolling: _Optional[bool] = ...) -> None: ...
 
 class RetireRequest(_message.Message):
     __slots__ = ("database",)

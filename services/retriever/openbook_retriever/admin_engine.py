@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from threading import BoundedSemaphore
 from typing import Any
 
-from openbook_core.errors import ArgumentError, OverloadedError
+from openbook_core.errors import ArgumentError, OverloadedError, PreconditionError, Reason
 from openbook_database.registry.base import Registry, check_database_name
-from openbook_database.registry.memory_plan import MemoryMode, plan_load, require_fit
-from openbook_database.registry.records import DatabaseState, Phase, ReplicaReport, SwapTerms
+from openbook_database.registry.memory_plan import plan_load, require_fit
+from openbook_database.registry.records import Control, DatabaseState, KnownSnapshot, Phase, ReplicaReport, SwapTerms
+from openbook_database.registry.rolling import first_group
 from openbook_proto.v1 import admin_pb2 as pb
 from openbook_retriever.router_watch import RouterWatch
 
 MAX_WATCHERS = 8
 _WATCH_EVERY_S, _WATCH_AT_MOST_S = 0.1, 60.0
+_ROLLING_STANDBY_S = 60.0
 _LIMITS = ("max_error_share", "max_empty_share", "max_p99_ms")
 _PHASES = {Phase.IDLE: pb.SWAP_PHASE_IDLE, Phase.PREPARING: pb.SWAP_PHASE_PREPARING}
 
@@ -40,8 +42,9 @@ class AdminEngine:
         control = self._registry.control(request.database)
         known = self._registry.snapshot(request.database, request.snapshot)
         if control.candidate is None and not request.force:
-            require_fit(known.snapshot, plan_load(self._registry, request.database, known))
-        self._registry.prepare(request.database, request.snapshot, terms=terms, actor=actor)
+            require_fit(known.snapshot, plan_load(self._registry, request.database, known), rolling=terms.rolling)
+        first = self._first_group(control, known, terms) if terms.rolling else ()
+        self._registry.prepare(request.database, request.snapshot, terms=terms, first=first, actor=actor)
         return pb.PrepareReply(state=self._state(request.database))
 
     def activate(self, request: pb.ActivateRequest, actor: str) -> pb.ActivateReply:
@@ -81,7 +84,8 @@ class AdminEngine:
                 )
                 for plan in plans
             ],
-            fits=all(plan.mode is not MemoryMode.REFUSED for plan in plans),
+            fits=all(plan.fits() for plan in plans),
+            fits_rolling=all(plan.fits(rolling=True) for plan in plans),
         )
 
     def watch(self, request: pb.WatchRequest, goes_on: Callable[[], bool]) -> Iterator[pb.WatchReply]:
@@ -112,6 +116,19 @@ class AdminEngine:
         if request.database:
             return pb.ListReply(databases=[self._state(request.database)])
         return pb.ListReply(databases=[state_message(state) for state in self._registry.list()])
+
+    def _first_group(self, control: Control, known: KnownSnapshot, terms: SwapTerms) -> tuple[str, ...]:
+        """The replicas that go first in a rolling swap; none where the swap has begun or is done."""
+        if control.candidate is not None or control.live == known.snapshot:
+            return ()
+        if control.live is None:
+            raise PreconditionError(
+                f"database {control.database!r} has no live snapshot yet, so there is nothing to exchange: swap without rolling",
+                reason=Reason.NOT_READY,
+                field="rolling",
+            )
+        live = self._registry.snapshot(control.database, control.live)
+        return first_group(self._registry.replicas(control.database), live, known, quorum=terms.quorum)
 
     def _state(self, database: str) -> pb.DatabaseState:
         return state_message(self._registry.state(database))
@@ -146,6 +163,7 @@ def state_message(state: DatabaseState) -> pb.DatabaseState:
         expires=control.expires,
         watched_until=control.watched_until,
         standby_until=control.standby_until,
+        first=control.first,
     )
 
 
@@ -156,7 +174,10 @@ def _terms(message: pb.SwapTerms) -> SwapTerms:
         "canary_percent": message.canary_percent,
         "standby_s": message.standby_seconds,
         "watch_s": message.watch_seconds,
+        "rolling": message.rolling,
     }
+    if message.rolling and not message.standby_seconds:
+        asked["standby_s"] = max(message.watch_seconds, _ROLLING_STANDBY_S)
     limits = {name: getattr(message, name) for name in _LIMITS if message.HasField(name)}
     return SwapTerms(**{name: value for name, value in asked.items() if value}, **limits)
 
@@ -168,6 +189,7 @@ def _terms_message(terms: SwapTerms) -> pb.SwapTerms:
         canary_percent=terms.canary_percent,
         standby_seconds=terms.standby_s,
         watch_seconds=terms.watch_s,
+        rolling=terms.rolling,
         **{name: getattr(terms, name) for name in _LIMITS if getattr(terms, name) is not None},
     )
 

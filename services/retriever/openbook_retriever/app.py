@@ -23,6 +23,7 @@ from openbook_retriever.batching import SearchBatcher
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.holdings import Holdings
 from openbook_retriever.replicas import Replicas
+from openbook_retriever.result_cache import ResultCache
 from openbook_retriever.router_engine import RouterEngine
 from openbook_retriever.router_service import RouterService
 from openbook_retriever.router_watch import RouterWatch
@@ -79,9 +80,10 @@ def _serve_router(config: RetrieverConfig, registry: Registry, protection: Prote
     watch = RouterWatch(config, registry)
     dial = config.dial()
     gate = EmbedderGate(config.embedder, dial) if config.embedder else None
+    cache = ResultCache(config.cache, ttl_s=config.cache_ttl_s) if config.cache else None
     replicas = Replicas(dial)
     engine = RouterEngine(
-        watch, replicas, gate, snapshot_guard=config.snapshot_guard, max_queries=config.max_queue_queries
+        watch, replicas, gate, cache, snapshot_guard=config.snapshot_guard, max_queries=config.max_queue_queries
     )
     service = RouterService(engine, watch)
     admin = AdminService(AdminEngine(registry, watch))
@@ -99,6 +101,8 @@ def _serve_router(config: RetrieverConfig, registry: Registry, protection: Prote
         replicas.close()
         if gate is not None:
             gate.close()
+        if cache is not None:
+            cache.close()
 
 
 def _start(

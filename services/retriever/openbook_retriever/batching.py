@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from openbook_core.admission import Admission
 from openbook_core.errors import DeadlineError, OpenbookError, UnavailableError
 from openbook_core.telemetry import get_logger
+from openbook_database.allowed import Allowed
 from openbook_database.exclusions import Exclusions
 from openbook_database.scoring import Hits
 from openbook_database.search import check_query
@@ -51,13 +52,14 @@ class Ticket:
         k: int,
         exclude: Exclusions | Sequence[Collection[int]] | None = None,
         min_score: float | None = None,
-        allowed: Sequence[NDArray[np.bool_] | None] | None = None,
+        allowed: Allowed | Sequence[NDArray[np.bool_] | None] | None = None,
         deadline: float | None = None,
     ) -> None:
         self.shard, self.k = shard, k
         self.queries_QD = check_query(queries_QD, k, shard.dimension)
         self.exclude = None if exclude is None else Exclusions.of(exclude)
-        self.min_score, self.allowed = min_score, allowed
+        self.allowed = None if allowed is None else Allowed.of(allowed)
+        self.min_score = min_score
         self.deadline = deadline
         self.submitted = time.monotonic()
         self.started: float | None = None
@@ -143,9 +145,9 @@ class _Slice(NamedTuple):
         return Exclusions.none(len(self)) if given is None else given.part(self.first, self.end)
 
     @property
-    def allowed(self) -> Sequence[NDArray[np.bool_] | None]:
+    def allowed(self) -> Allowed:
         given = self.ticket.allowed
-        return [None] * len(self) if given is None else given[self.first : self.end]
+        return Allowed.none(len(self)) if given is None else given.part(self.first, self.end)
 
 
 class SearchBatcher:
@@ -313,7 +315,7 @@ def _search(batch: Sequence[_Slice]) -> None:
     if any(part.ticket.exclude is not None for part in batch):
         exclude = Exclusions.join([part.exclude for part in batch])
     if any(part.ticket.allowed is not None for part in batch):
-        allowed = [mask for part in batch for mask in part.allowed]
+        allowed = Allowed.join([part.allowed for part in batch])
     if any(part.ticket.min_score is not None for part in batch):
         least = [-np.inf if part.ticket.min_score is None else part.ticket.min_score for part in batch]
         min_score = np.repeat(np.asarray(least, dtype=np.float32), [len(part) for part in batch])

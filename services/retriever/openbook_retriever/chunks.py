@@ -47,7 +47,10 @@ def encode_found(shards: Sequence[Shard], ids: NDArray[np.int64], fields: pb.Fie
 
 
 def gather_chunks(parts: Sequence[pb.Chunks], rows: NDArray[np.int64], fields: pb.Fields) -> pb.Chunks:
-    """One message of the chunks `rows` [n], which count through all `parts` one after another."""
+    """One message of the chunks `rows` [n], which count through all `parts` one after another.
+
+    It is the one that `encode_chunks` would make of these chunks: documents come in the order of their numbers.
+    """
     message = pb.Chunks(chunk_length=parts[0].chunk_length)
     if fields.tokens:
         message.token_type = parts[0].token_type
@@ -63,14 +66,12 @@ def gather_chunks(parts: Sequence[pb.Chunks], rows: NDArray[np.int64], fields: p
         message.texts.extend(texts[row] for row in rows)
         message.continuation_texts.extend(continuations[row] for row in rows)
     if fields.document:
-        documents = [part.documents[place] for part in parts for place in part.document_index]
-        places: dict[int, int] = {}
-        for row in rows:
-            document = documents[row]
-            if document.number not in places:
-                places[document.number] = len(places)
-                message.documents.append(document)
-            message.document_index.append(places[document.number])
+        records = {document.number: document for part in parts for document in part.documents}
+        of_chunk = [part.documents[place].number for part in parts for place in part.document_index]
+        wanted = [of_chunk[row] for row in rows]
+        places = {number: place for place, number in enumerate(sorted(set(wanted)))}
+        message.documents.extend(records[number] for number in places)
+        message.document_index.extend(places[number] for number in wanted)
     return message
 
 

@@ -24,6 +24,12 @@ class RetrieverConfig(DialingServerOptions):
     )
     member_count: int = Field(default=1, ge=1, le=4096, description="shard role: processes that share the shards")
     embedder: str = Field(default="", description="router role: address of the embedder, for SearchText")
+    cache: str | None = Field(
+        default=None,
+        repr=False,
+        description="router role: Redis for ids and scores of queries seen before, redis://HOST:PORT; off by default",
+    )
+    cache_ttl_s: float = Field(default=86_400.0, gt=0, description="seconds that an answer is kept in the cache")
     name: str = Field(default="", description="name in the registry; empty: role, member, host and port")
     verify: Literal["sizes", "sample", "full"] = Field(default="sample", description="what is checked on load")
     check_memory_mb: float | None = Field(
@@ -85,6 +91,14 @@ class RetrieverConfig(DialingServerOptions):
     def _member_in_count(self) -> Self:
         if self.member_index >= self.member_count:
             raise ValueError(f"member_index: must be below member_count {self.member_count}, given {self.member_index}")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_of_a_router(self) -> Self:
+        if self.cache is not None and self.role != "router":
+            raise ValueError("cache: is the router's; a shard has none")
+        if self.cache is not None and not self.snapshot_guard:
+            raise ValueError("cache: keeps answers by snapshot, so it needs snapshot_guard")
         return self
 
     @property

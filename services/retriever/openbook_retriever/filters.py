@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError
+from openbook_database.allowed import Allowed
 from openbook_database.filters import Condition, Filters, Range, Value
 from openbook_proto.v1 import retriever_pb2 as pb
 
@@ -15,24 +17,37 @@ MAX_CONDITIONS = 64
 MAX_VALUES = 4096
 
 
-def read_filters(filters: Sequence[pb.Filter], queries: int) -> list[tuple[Condition, ...]]:
-    """The conditions of no filter, of one for all queries, or of one for each; ArgumentError naming what is wrong."""
-    if filters and len(filters) not in (1, queries):
+@dataclass(frozen=True)
+class ReadFilters:
+    """The conditions of each different filter, and for each query which of them it has. Axes: Q queries."""
+
+    different: list[tuple[Condition, ...]]
+    filter_Q: NDArray[np.int64]
+
+
+def read_filters(filters: Sequence[pb.Filter], queries: int) -> ReadFilters | None:
+    """None for no filter; one is for all queries, or there is one for each. ArgumentError naming what is wrong."""
+    if not filters:
+        return None
+    if len(filters) not in (1, queries):
         raise ArgumentError(
             f"filters: give none, one for all queries or one for each of {queries}, given {len(filters)}",
             field="filters",
         )
-    return [_read_filter(message, f"filters[{place}]") for place, message in enumerate(filters)]
+    data = [message.SerializeToString() for message in filters]
+    first_of = dict(zip(reversed(data), range(len(data) - 1, -1, -1), strict=True))
+    firsts = sorted(first_of.values())
+    different = [_read_filter(filters[place], f"filters[{place}]") for place in firsts]
+    filter_Q = np.searchsorted(firsts, [first_of[each] for each in data])
+    return ReadFilters(different, np.broadcast_to(filter_Q, queries))
 
 
-def allowed_documents(
-    filters: Filters, read: Sequence[tuple[Condition, ...]], queries: int
-) -> list[NDArray[np.bool_] | None] | None:
-    """For each query the documents that its filter allows, None where it allows all; None where no query has a filter."""
-    if not any(read):
+def allowed_documents(filters: Filters, read: ReadFilters | None) -> Allowed | None:
+    """The documents that each query's filter allows; None where no query has a filter."""
+    if read is None or not any(read.different):
         return None
-    masks = [filters.allowed(conditions) for conditions in read]
-    return masks * queries if len(masks) == 1 else masks
+    masks = [filters.allowed(conditions) for conditions in read.different]
+    return Allowed.of(masks).of_queries(read.filter_Q)
 
 
 def _read_filter(message: pb.Filter, field: str) -> tuple[Condition, ...]:

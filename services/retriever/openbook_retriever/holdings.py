@@ -105,6 +105,21 @@ class Holdings:
             if held is not None and held.state is LoadState.LOADING:
                 del self._held[database, snapshot]
 
+    def names(self, database: str) -> set[str]:
+        """The snapshots of a database that take room, whatever their state."""
+        with self._lock:
+            return {snapshot for (name, snapshot), held in self._held.items() if name == database}
+
+    def ready(self, database: str) -> set[str]:
+        """The snapshots of a database that are answered from here."""
+        return {name for name in self.names(database) if self.serves(database, name)}
+
+    def serves(self, database: str, snapshot: str) -> tuple[int, ...]:
+        """The shards of a snapshot that are answered from here; none where it is not ready or on its way out."""
+        with self._lock:
+            held = self._held.get((database, snapshot))
+            return () if held is None or held.snapshot is None or held.retiring else held.shards
+
     def loading(self, database: str) -> set[str]:
         """The snapshots of a database that are being loaded or wait for it."""
         with self._lock:

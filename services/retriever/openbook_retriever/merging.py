@@ -30,9 +30,7 @@ def merge_replies(parts: Sequence[pb.SearchReply], queries: int, k: int, fields:
         scores=merged.scores_QK.astype("<f4").tobytes(),
         unknown_exclusions=max(part.unknown_exclusions for part in parts),
     )
-    if fields.tokens or fields.text or fields.document:
-        chunks = [part.chunks for part in parts]
-        reply.chunks.CopyFrom(gather_chunks(chunks, _rows(hits, found), fields))
+    reply.chunks.CopyFrom(gather_chunks([part.chunks for part in parts], _rows(hits, found), fields))
     return reply
 
 

@@ -28,3 +28,16 @@ DEVICE_PASSES = Counter(
 DEVICE_FALLBACKS = Counter(
     "openbook_retriever_device_fallbacks", "Snapshots and searches that fell back from the GPU to the processor"
 )
+CACHE_QUERIES = Counter(
+    "openbook_retriever_cache_queries",
+    "Queries by what the cache knew: hit, miss, error (Redis failed), bypassed (while Redis fails)",
+    ["outcome"],
+)
+CACHE_DAMAGED = Counter(
+    "openbook_retriever_cache_damaged", "Values in the cache that were no answer; each is a miss too"
+)
+CACHE_WRITES = Counter(
+    "openbook_retriever_cache_writes",
+    "Answers that were to be written: stored, error (Redis failed), dropped (too many wait, or Redis fails)",
+    ["outcome"],
+)

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openbook_core.admission import Admission, Gate
 from openbook_core.errors import (
@@ -34,6 +35,7 @@ from openbook_retriever.merging import merge_replies
 from openbook_retriever.metrics import RESTARTS, SNAPSHOT_MIX
 from openbook_retriever.replicas import Replicas
 from openbook_retriever.requests import check_names, check_search, check_shape, read_ids, refuse_shard
+from openbook_retriever.result_cache import ResultCache
 from openbook_retriever.router_watch import RouterWatch, View
 from openbook_retriever.shard_engine import describe
 from openbook_retriever.traffic import errors_of
@@ -56,6 +58,7 @@ class RouterEngine:
         watch: RouterWatch,
         replicas: Replicas,
         embedder: EmbedderGate | None,
+        cache: ResultCache | None = None,
         *,
         snapshot_guard: bool = True,
         max_queries: int = 16_384,
@@ -66,6 +69,7 @@ class RouterEngine:
         self._watch = watch
         self._replicas = replicas
         self._embedder = embedder
+        self._cache = cache
         self._snapshot_guard = snapshot_guard
 
     def search(self, request: pb.SearchRequest, timeout_s: float) -> pb.SearchReply:
@@ -76,7 +80,7 @@ class RouterEngine:
 
         def once(view: View, snapshot: str, left_s: float) -> pb.SearchReply:
             check_shape(request, view.contract.dimension)
-            return self._search_together(request, view, snapshot, left_s)
+            return self._search_known(request, view, snapshot, left_s)
 
         with self._admitted(request.queries.rows):
             reply = self._restarting(request, timeout_s, once)
@@ -110,7 +114,7 @@ class RouterEngine:
             whole = pb.SearchRequest()
             whole.CopyFrom(search)
             whole.queries.CopyFrom(encode_vectors(vectors_QD))
-            reply = self._search_together(whole, view, snapshot, left_s - embed_s)
+            reply = self._search_known(whole, view, snapshot, left_s - embed_s)
             reply.timings.embed_ms = embed_s * 1e3
             return reply
 
@@ -125,38 +129,10 @@ class RouterEngine:
         refuse_shard(request)
         check_names(request.database, request.snapshot, snapshot_required=True)
         view = self._watch.view(request.database)
-        manifest = self._watch.manifest(request.database, request.snapshot)
-        ids_N = read_ids(request.ids, manifest.chunks)
-        first_rows = np.asarray([entry.first_row for entry in manifest.shards])
-        shards_N = np.searchsorted(first_rows, ids_N, side="right") - 1
-        asked = sorted(set(shards_N.tolist()))
-
-        def bytes_for(shards: tuple[int, ...]) -> bytes:
-            (shard,) = shards
-            return pb.GetChunksRequest(
-                database=request.database,
-                snapshot=request.snapshot,
-                ids=ids_N[shards_N == shard].astype("<i8").tobytes(),
-                fields=request.fields,
-                shard=shard,
-            ).SerializeToString()
-
-        question = Question("GetChunks", asked, bytes_for, len(ids_N), together=False)
         try:
-            answers = self._ask(question, view, request.snapshot, timeout_s)
+            reply = self._fetch(request, view, timeout_s)
         except SnapshotGoneError as error:
             raise _retired(request.database, request.snapshot, str(error)) from error
-        if answers.missing:
-            raise _unanswered(request.database, request.snapshot, answers)
-        self._require_one_snapshot(request.snapshot, answers.parts)
-        asked_order_N = np.argsort(shards_N, kind="stable")
-        rows_N = np.empty(len(ids_N), dtype=np.int64)
-        rows_N[asked_order_N] = np.arange(len(ids_N))
-        reply = pb.GetChunksReply(
-            snapshot=request.snapshot,
-            chunks=gather_chunks([answers.parts[shard,].chunks for shard in asked], rows_N, request.fields),
-        )
-        reply.timings.fetch_ms = max(part.timings.fetch_ms for part in answers.parts.values())
         reply.timings.total_ms = (time.perf_counter() - started) * 1e3
         return reply
 
@@ -218,6 +194,29 @@ class RouterEngine:
             reply.restarts = restarts
             return reply
 
+    def _search_known(self, request: pb.SearchRequest, view: View, snapshot: str, left_s: float) -> pb.SearchReply:
+        """From the cache what it knows of a snapshot that is kept; one that may be gone is for the shards to refuse."""
+
+        def search(some: pb.SearchRequest, some_s: float) -> pb.SearchReply:
+            return self._search_together(some, view, snapshot, some_s)
+
+        def fetch(ids_N: NDArray[np.int64], ids_s: float) -> pb.Chunks:
+            if not (request.fields.tokens or request.fields.text or request.fields.document):
+                return pb.Chunks(chunk_length=view.contract.chunk_length)
+            wanted = pb.GetChunksRequest(
+                database=request.database,
+                snapshot=snapshot,
+                ids=ids_N.astype("<i8").tobytes(),
+                fields=request.fields,
+            )
+            return self._fetch(wanted, view, ids_s).chunks
+
+        if self._cache is None or not view.kept(snapshot):
+            return search(request, left_s)
+        reply = self._cache.search(request, snapshot, left_s, search, fetch)
+        reply.snapshot = snapshot
+        return reply
+
     def _search_together(self, request: pb.SearchRequest, view: View, snapshot: str, left_s: float) -> pb.SearchReply:
         """Small calls that ask for the same thing leave as one."""
         key = key_of(request, snapshot)
@@ -258,6 +257,39 @@ class RouterEngine:
         reply.timings.search_ms = (answered - asked) * 1e3
         reply.timings.fetch_ms = max(part.timings.fetch_ms for part in parts)
         reply.timings.merge_ms = (time.perf_counter() - answered) * 1e3
+        return reply
+
+    def _fetch(self, request: pb.GetChunksRequest, view: View, timeout_s: float) -> pb.GetChunksReply:
+        """Chunks from the shards that hold them; SnapshotGoneError as `_ask`, UnavailableError where one is missing."""
+        manifest = self._watch.manifest(request.database, request.snapshot)
+        ids_N = read_ids(request.ids, manifest.chunks)
+        first_rows = np.asarray([entry.first_row for entry in manifest.shards])
+        shards_N = np.searchsorted(first_rows, ids_N, side="right") - 1
+        asked = sorted(set(shards_N.tolist()))
+
+        def bytes_for(shards: tuple[int, ...]) -> bytes:
+            (shard,) = shards
+            return pb.GetChunksRequest(
+                database=request.database,
+                snapshot=request.snapshot,
+                ids=ids_N[shards_N == shard].astype("<i8").tobytes(),
+                fields=request.fields,
+                shard=shard,
+            ).SerializeToString()
+
+        question = Question("GetChunks", asked, bytes_for, len(ids_N), together=False)
+        answers = self._ask(question, view, request.snapshot, timeout_s)
+        if answers.missing:
+            raise _unanswered(request.database, request.snapshot, answers)
+        self._require_one_snapshot(request.snapshot, answers.parts)
+        asked_order_N = np.argsort(shards_N, kind="stable")
+        rows_N = np.empty(len(ids_N), dtype=np.int64)
+        rows_N[asked_order_N] = np.arange(len(ids_N))
+        reply = pb.GetChunksReply(
+            snapshot=request.snapshot,
+            chunks=gather_chunks([answers.parts[shard,].chunks for shard in asked], rows_N, request.fields),
+        )
+        reply.timings.fetch_ms = max(part.timings.fetch_ms for part in answers.parts.values())
         return reply
 
     def _ask(self, question: Question, view: View, snapshot: str, timeout_s: float) -> Answers[Any]:

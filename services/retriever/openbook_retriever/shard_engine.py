@@ -56,7 +56,7 @@ class ShardEngine:
             exclude, unknown = _excluded(opened.documents, request)
             min_score = request.min_score if request.HasField("min_score") else None
             filters = read_filters(request.filters, len(queries_QD))
-            allowed = allowed_documents(opened.filters, filters, len(queries_QD))
+            allowed = allowed_documents(opened.filters, filters)
             tickets = [Ticket(shard, queries_QD, request.k, exclude, min_score, allowed, deadline) for shard in shards]
             parts = self._batcher.search(tickets, watch)
             hits = parts[0] if len(parts) == 1 else merge(parts, request.k)

@@ -8,6 +8,7 @@ was loaded is served on. No error ends the heartbeats.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from openbook_database.manifest import Manifest
 from openbook_database.mapped import Files, files_of, shards_of
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, KnownSnapshot, ReplicaReport, ReplicaSnapshot
+from openbook_database.registry.rolling import stays_served
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.followed import Followed
 from openbook_retriever.holdings import Holdings
@@ -98,17 +100,29 @@ class ShardWatch:
         self._controls[database] = control
         self._holdings.set_live(database, control.live or "")
         leased = sorted({lease.snapshot for lease in self._registry.leases(database)})
-        kept = (control.live, control.candidate, control.previous, *leased)
-        wanted = [snapshot for snapshot in dict.fromkeys(kept) if snapshot]
+        wanted = self._wanted(control, leased)
+        # Of what is given up for a rolling swap the other replicas answer at once.
+        drain_s = 0.0 if control.candidate and self._name in control.first else self._config.drain_s
         try:
             for snapshot in wanted:
-                self._begin_load(database, snapshot)
+                self._begin_load(database, snapshot, wanted, alone=bool(control.first))
             self._loader.give_up(self._holdings.loading(database) - set(wanted))
-            for snapshot in self._holdings.keep_only(database, wanted, self._config.drain_s):
+            for snapshot in self._holdings.keep_only(database, wanted, drain_s):
                 UNLOADS.inc()
                 _log.info("database %s: snapshot %s unloaded", database, snapshot[:12])
         finally:
             self._report(database, control)
+
+    def _wanted(self, control: Control, leased: Sequence[str]) -> list[str]:
+        """What to hold. In a rolling swap the live snapshot is given up only while other replicas serve what this one does."""
+        wanted = control.wanted_by(self._name, leased, self._holdings.ready(control.database))
+        live = control.live
+        if live and control.candidate and live not in wanted:
+            mine = self._holdings.serves(control.database, live)
+            replicas = self._registry.replicas(control.database) if mine else ()
+            if not stays_served(replicas, control.first, live, mine):
+                return [name for name in (live, control.previous, *leased) if name and name != control.candidate]
+        return wanted
 
     def _remember(self, control: Control) -> None:
         """Keep the record on disk, with those of its snapshots that are registered."""
@@ -118,12 +132,15 @@ class ShardWatch:
                 known += [self._registry.snapshot(control.database, name)] if name else []
         self._ratchet.raise_to(Seen(self._registry.contract(control.database), control, tuple(known)))
 
-    def _begin_load(self, database: str, snapshot: str) -> None:
-        """The registry is read at each load: a repaired copy may have been registered in another folder."""
+    def _begin_load(self, database: str, snapshot: str, wanted: Sequence[str], *, alone: bool) -> None:
+        """The registry is read at each load: a repaired copy may have been registered in another folder. What does not fit
+        beside a snapshot that is on its way out, or is to be `alone`, waits for that."""
         if not self._holdings.lacks(database, snapshot, self._config.load_retry_s):
             return
         known = self._registry.snapshot(database, snapshot)
         shards = shards_of(self._config.member_index, self._config.member_count, known.shards)
+        if self._holdings.names(database) - set(wanted) and (alone or not self._has_room(known, shards)):
+            return
         self._holdings.begin(database, snapshot, shards)
         self._loads.submit(self._load, database, known, shards)
 
@@ -146,6 +163,16 @@ class ShardWatch:
         self._holdings.loaded(database, opened, files)
         seconds = time.monotonic() - started
         _log.info("database %s: snapshot %s loaded, shards %s, %.2f s", database, known.snapshot[:12], shards, seconds)
+
+    def _has_room(self, known: KnownSnapshot, shards: tuple[int, ...]) -> bool:
+        """Also where the files cannot be looked at: the load will say why."""
+        try:
+            self._require_room(known, shards)
+        except OpenbookError as error:
+            return error.reason is not Reason.OUT_OF_MEMORY
+        except OSError:
+            return True
+        return True
 
     def _require_room(self, known: KnownSnapshot, shards: tuple[int, ...]) -> Files:
         """The files to be mapped; raises OpenbookError with the numbers where they are more than there is room for."""

@@ -15,10 +15,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 
-from openbook_core.errors import ArgumentError, OpenbookError, Reason, UnavailableError
+from openbook_core.errors import OpenbookError, Reason, UnavailableError
 from openbook_core.rpc.channel import KEEPALIVE_S, LIMITS, keepalive
 from openbook_core.rpc.status import status_from_error
-from openbook_core.rpc.undecodable import deserializer_of
+from openbook_core.rpc.undecodable import decoded, deserializer_of
 from openbook_core.rpc.workers import Workers
 from openbook_core.security.options import Protection
 from openbook_core.security.tokens import TokenFile, bind_caller, scope_of
@@ -72,7 +72,7 @@ def start_server(
 
     `max_workers` calls are served at once and `max_calls` taken in; more are refused with RESOURCE_EXHAUSTED and a retry
     delay. With tokens in `protection` every call needs one. Neither holds for health checks (`security.tokens.scope_of`),
-    which have a thread of their own.
+    which have threads of their own (`rpc.health`).
     A client that vanished without a word is given up after 1.5 times `keepalive_s`.
     Raises UnavailableError with reason PORT_IN_USE when the address is taken.
     """
@@ -144,23 +144,25 @@ class _Interceptor(grpc.ServerInterceptor):
         handler = continuation(details)
         if handler is None or handler.stream_unary:
             return handler
-        if scope is None and handler.unary_stream:
-            return self._health_watch(handler)
+        if scope is None:
+            return self._workers.health.handler(
+                handler, lambda context: _answering(details.method, headers, caller, context)
+            )
 
         def call(request: Any, context: grpc.ServicerContext) -> Any:
             with _answering(details.method, headers, caller, context):
                 self._workers.require_admitted()
-                return handler.unary_unary(_decoded(request), context)
+                return handler.unary_unary(decoded(request), context)
 
         def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
                 self._workers.require_admitted()
-                yield from handler.stream_stream(map(_decoded, requests), context)
+                yield from handler.stream_stream(map(decoded, requests), context)
 
         def follow(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
                 self._workers.require_admitted()
-                yield from handler.unary_stream(_decoded(request), context)
+                yield from handler.unary_stream(decoded(request), context)
 
         kind: Any = grpc.stream_stream_rpc_method_handler
         behaviour: Any = stream
@@ -168,29 +170,11 @@ class _Interceptor(grpc.ServerInterceptor):
             kind, behaviour = grpc.unary_unary_rpc_method_handler, call
         elif handler.unary_stream:
             kind, behaviour = grpc.unary_stream_rpc_method_handler, follow
-        if scope is None:
-            behaviour.experimental_thread_pool = self._workers.health
         return kind(
             behaviour,
             request_deserializer=deserializer_of(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
-
-    def _health_watch(self, handler: Any) -> Any:
-        """Not wrapped in a generator: each open watch would hold a thread until its caller goes away.
-
-        What it sends is sent by the health thread. The servicer sends under its lock, and a sender waits for the thread of
-        the server that may itself wait for that lock, to forget a watch that ended.
-        """
-        health = self._workers.health
-
-        def follow(request: Any, context: grpc.ServicerContext, send_response_callback: Callable[[Any], None]) -> None:
-            handler.unary_stream(request, context, lambda state: health.submit(send_response_callback, state))
-
-        watch: Any = follow
-        watch.experimental_non_blocking = True
-        watch.experimental_thread_pool = health
-        return grpc.unary_stream_rpc_method_handler(watch, handler.request_deserializer, handler.response_serializer)
 
 
 def _refusal(error: OpenbookError, method: str, headers: Mapping[str, str]) -> Any:
@@ -202,12 +186,6 @@ def _refusal(error: OpenbookError, method: str, headers: Mapping[str, str]) -> A
         yield
 
     return grpc.stream_stream_rpc_method_handler(refuse)
-
-
-def _decoded(request: Any) -> Any:
-    if isinstance(request, ArgumentError):
-        raise request
-    return request
 
 
 @contextmanager

@@ -30,6 +30,13 @@ def deserializer_of(from_string: Callable[[bytes], Any]) -> Callable[[bytes], An
     return parse
 
 
+def decoded(request: Any) -> Any:
+    """What `deserializer_of` gave, or its error raised."""
+    if isinstance(request, ArgumentError):
+        raise request
+    return request
+
+
 def _explain(descriptor: Descriptor, data: bytes, error: DecodeError) -> ArgumentError:
     field = _bad_text(descriptor, data)
     if field:

@@ -9,6 +9,7 @@ from threading import Lock, local
 from typing import Any
 
 from openbook_core.admission import Admission
+from openbook_core.rpc.health import HealthCalls
 
 # Before the first call was timed; only the first retry delays rest on it.
 _ASSUMED_CALLS_PER_S = 500.0
@@ -16,7 +17,7 @@ _ASSUMED_CALLS_PER_S = 500.0
 
 class Workers(futures.ThreadPoolExecutor):
     """`count` threads that serve. A call that comes while `most` are served or wait goes to a thread of its own kind, which
-    refuses it, so that a refusal waits for nobody. `health`: another, for health checks, which wait for no work."""
+    refuses it, so that a refusal waits for nobody. `health`: the threads of health checks, which wait for no work."""
 
     def __init__(self, count: int, most: int) -> None:
         super().__init__(count, thread_name_prefix="rpc")
@@ -25,7 +26,7 @@ class Workers(futures.ThreadPoolExecutor):
         self._taken = 0
         self._thread = local()
         self._refusing = futures.ThreadPoolExecutor(1, thread_name_prefix="rpc-refuse", initializer=self._refuse_here)
-        self.health = futures.ThreadPoolExecutor(1, thread_name_prefix="rpc-health")
+        self.health = HealthCalls()
 
     def submit(self, serve: Callable[..., Any], /, *arguments: Any, **options: Any) -> futures.Future[Any]:
         with self._lock:
@@ -47,8 +48,8 @@ class Workers(futures.ThreadPoolExecutor):
                 raise self._admission.refusal(self._taken, 1)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        for apart in (self._refusing, self.health):
-            apart.shutdown(wait, cancel_futures=cancel_futures)
+        self._refusing.shutdown(wait, cancel_futures=cancel_futures)
+        self.health.shutdown(wait, cancel_futures)
         super().shutdown(wait, cancel_futures=cancel_futures)
 
     def _refuse_here(self) -> None:

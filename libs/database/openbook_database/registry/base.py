@@ -106,8 +106,17 @@ class Registry(ABC):
             self._put_snapshot(database, known)
         return known
 
-    def prepare(self, database: str, snapshot: str, *, terms: SwapTerms = DEFAULT_TERMS, actor: str = "") -> Control:
-        """Have replicas load `snapshot` beside the live one; a repeated call keeps the first one's `terms`."""
+    def prepare(
+        self,
+        database: str,
+        snapshot: str,
+        *,
+        terms: SwapTerms = DEFAULT_TERMS,
+        first: Sequence[str] = (),
+        actor: str = "",
+    ) -> Control:
+        """Have replicas load `snapshot` beside the live one, or with `first` those alone and instead of the live one
+        (`Control.first`); a repeated call keeps the first one's `terms`."""
         known = self.snapshot(database, snapshot)
         control = self.control(database)
         if control.candidate == known.snapshot or (control.live == known.snapshot and control.candidate is None):
@@ -118,6 +127,17 @@ class Registry(ABC):
                     f"database {database!r} is already being moved to snapshot {control.candidate[:12]}: activate or "
                     "abort that one first"
                 )
+            if first and known.snapshot == control.previous:
+                raise PreconditionError(
+                    f"snapshot {known.snapshot[:12]} of database {database!r} stands by already: roll back instead of a rolling "
+                    "swap to it",
+                    field="snapshot",
+                )
+            if control.first:
+                raise ConflictError(
+                    f"of database {database!r} only the replicas {', '.join(control.first)} hold the live snapshot yet: wait "
+                    "until the previous one's standby is over, or retire it"
+                )
             return self._change(
                 control,
                 replace(
@@ -127,6 +147,7 @@ class Registry(ABC):
                     terms=terms,
                     expires=self._clock() + terms.deadline_s,
                     watched_until=0.0,
+                    first=tuple(first),
                 ),
             )
 
@@ -182,7 +203,7 @@ class Registry(ABC):
         if control.candidate is None or not control.candidate.startswith(snapshot):
             return control
         with self._audited(database, "abort", control.candidate, actor):
-            return self._change(control, replace(control, candidate=None, phase=Phase.IDLE, expires=0.0))
+            return self._change(control, _without_candidate(control))
 
     def retire(self, database: str, *, actor: str = "") -> Control:
         """Keep the previous snapshot no longer: replicas unload it when its requests and leases have ended.
@@ -193,7 +214,7 @@ class Registry(ABC):
         if control.previous is None:
             return control
         with self._audited(database, "retire", control.previous, actor):
-            return self._change(control, replace(control, previous=None, standby_until=0.0))
+            return self._change(control, _without_previous(control))
 
     def expire(self, database: str, control: Control, *, actor: str = "") -> Control:
         """What is to happen by itself at a moment that has passed: the candidate is given up, the previous snapshot retired,
@@ -209,9 +230,9 @@ class Registry(ABC):
             return control
         new = control
         if late:
-            new = replace(new, candidate=None, phase=Phase.IDLE, expires=0.0)
+            new = _without_candidate(new)
         if over:
-            new = replace(new, previous=None, standby_until=0.0)
+            new = _without_previous(new)
         if watched:
             new = replace(new, watched_until=0.0)
         new = replace(new, fence=control.fence + 1)
@@ -234,8 +255,8 @@ class Registry(ABC):
     ) -> Control:
         """Make the previous snapshot live again, at once; the `reason` goes into the record.
 
-        The snapshot it replaces becomes the previous one, so a second rollback goes forward again. With
-        `expected_epoch` a repeated call changes nothing.
+        The snapshot it replaces becomes the previous one, so a second rollback goes forward again; but that of a rolling
+        swap is retired, to make room for the one that is live again. With `expected_epoch` a repeated call changes nothing.
         """
         control = self.control(database)
         if expected_epoch is not None and control.epoch == expected_epoch + 1 and control.moved_by == "rollback":
@@ -248,13 +269,14 @@ class Registry(ABC):
                 )
             ready_check(self.snapshot(database, control.previous), self.replicas(database))
             candidate = None if control.candidate == control.previous else control.candidate
+            rolled = bool(control.first) and not candidate
             return self._change(
                 control,
                 replace(
                     control,
                     epoch=control.epoch + 1,
                     live=control.previous,
-                    previous=control.live,
+                    previous=None if rolled else control.live,
                     candidate=candidate,
                     phase=Phase.PREPARING if candidate else Phase.IDLE,
                     moved_by="rollback",
@@ -262,6 +284,7 @@ class Registry(ABC):
                     expires=control.expires if candidate else 0.0,
                     watched_until=0.0,
                     standby_until=0.0,
+                    first=() if rolled else control.first,
                 ),
             )
 
@@ -506,6 +529,16 @@ class Registry(ABC):
             note(f"refused: {error}")
             raise
         note("done")
+
+
+def _without_candidate(control: Control) -> Control:
+    return replace(control, candidate=None, phase=Phase.IDLE, expires=0.0, first=())
+
+
+def _without_previous(control: Control) -> Control:
+    """With it a rolling swap ends; one that is still being prepared goes on."""
+    first = control.first if control.candidate else ()
+    return replace(control, previous=None, standby_until=0.0, first=first)
 
 
 def _quorum(control: Control) -> ReadyCheck:

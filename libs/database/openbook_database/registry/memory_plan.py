@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ class MemoryMode(StrEnum):
     """How a snapshot finds room in a replica.
 
     OVERLAP: old and new fit beside each other. SHARED: they do, because they share files on disk. MAPPED: the replica has no
-    limit, so the system keeps of its files in memory what it can. REFUSED: they do not fit. LOADED: it is there already.
+    limit, so the system keeps of its files in memory what it can. ROLLING: it fits instead of what is there, not beside it,
+    and another replica has the same shards. REFUSED: it does not fit. LOADED: it is there already.
     """
 
     OVERLAP = "overlap"
     SHARED = "shared"
     MAPPED = "mapped"
+    ROLLING = "rolling"
     REFUSED = "refused"
     LOADED = "loaded"
 
@@ -44,6 +47,9 @@ class ReplicaPlan:
     bytes_limit: int
     mode: MemoryMode
 
+    def fits(self, *, rolling: bool = False) -> bool:
+        return self.mode not in (MemoryMode.REFUSED, *(() if rolling else (MemoryMode.ROLLING,)))
+
 
 def plan_load(registry: Registry, database: str, known: KnownSnapshot) -> list[ReplicaPlan]:
     """One plan for each replica that reports. A held snapshot whose files cannot be read here shares nothing."""
@@ -55,12 +61,16 @@ def plan_load(registry: Registry, database: str, known: KnownSnapshot) -> list[R
         folder = Path(registered[snapshot].url)
         with _passed_over(snapshot):
             manifests[snapshot] = (folder, Manifest.read(folder))
-    return [_plan(replica, known.snapshot, manifests) for replica in replicas]
+    members = Counter((replica.member_index, replica.member_count) for replica in replicas)
+    return [
+        _plan(replica, known.snapshot, manifests, members[replica.member_index, replica.member_count] > 1)
+        for replica in replicas
+    ]
 
 
-def require_fit(snapshot: str, plans: Sequence[ReplicaPlan]) -> None:
-    """Raise PreconditionError with the numbers where a replica has no room."""
-    refused = [plan for plan in plans if plan.mode is MemoryMode.REFUSED]
+def require_fit(snapshot: str, plans: Sequence[ReplicaPlan], *, rolling: bool = False) -> None:
+    """Raise PreconditionError with the numbers where a replica has no room, with `rolling` for the snapshot alone."""
+    refused = [plan for plan in plans if not plan.fits(rolling=rolling)]
     if not refused:
         return
     told = "; ".join(
@@ -69,8 +79,8 @@ def require_fit(snapshot: str, plans: Sequence[ReplicaPlan]) -> None:
         for plan in refused
     )
     raise PreconditionError(
-        f"snapshot {snapshot[:12]} does not fit beside what is loaded: {told}. Raise memory_limit_mb, let more members share "
-        "the shards, retire the previous snapshot, or prepare it by force",
+        f"snapshot {snapshot[:12]} does not fit{'' if rolling else ' beside what is loaded'}: {told}. Raise memory_limit_mb, let "
+        "more members share the shards, retire the previous snapshot, swap it rolling, or prepare it by force",
         reason=Reason.OUT_OF_MEMORY,
         field="snapshot",
     )
@@ -85,7 +95,9 @@ def _passed_over(snapshot: str) -> Iterator[None]:
         _log.warning("snapshot %s is left out of the plan: %s", snapshot[:12], error)
 
 
-def _plan(replica: ReplicaReport, snapshot: str, manifests: dict[str, tuple[Path, Manifest]]) -> ReplicaPlan:
+def _plan(
+    replica: ReplicaReport, snapshot: str, manifests: dict[str, tuple[Path, Manifest]], has_twin: bool
+) -> ReplicaPlan:
     def files(name: str) -> Files:
         folder, manifest = manifests[name]
         shards = shards_of(replica.member_index, replica.member_count, len(manifest.shards))
@@ -108,7 +120,8 @@ def _plan(replica: ReplicaReport, snapshot: str, manifests: dict[str, tuple[Path
     elif not replica.bytes_limit:
         mode = MemoryMode.MAPPED
     elif not fits:
-        mode = MemoryMode.REFUSED
+        alone = replica.bytes - total([old]) + bytes_new
+        mode = MemoryMode.ROLLING if has_twin and alone <= replica.bytes_limit else MemoryMode.REFUSED
     else:
         mode = MemoryMode.OVERLAP if replica.bytes + bytes_new <= replica.bytes_limit else MemoryMode.SHARED
     return ReplicaPlan(replica.name, replica.bytes, bytes_new, shared, replica.bytes_limit, mode)

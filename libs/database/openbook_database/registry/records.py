@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Self
@@ -58,6 +58,8 @@ class SwapTerms(_Record):
     answers, the share of failed ones is above `max_error_share`, that of queries without a neighbour above
     `max_empty_share`, or the 99th percentile of the latency above `max_p99_ms` (None: not watched). A canary that breaks one
     of these is given up.
+    `rolling`: no replica holds both snapshots. Some give up the live one for the candidate before the swap, the others
+    follow after `standby_s`, which it needs.
     """
 
     deadline_s: float = 300.0
@@ -68,6 +70,7 @@ class SwapTerms(_Record):
     max_error_share: float | None = None
     max_empty_share: float | None = None
     max_p99_ms: float | None = None
+    rolling: bool = False
 
     def __post_init__(self) -> None:
         """Raises ArgumentError naming the field."""
@@ -79,6 +82,8 @@ class SwapTerms(_Record):
             _require(name, value, 0 <= value <= MAX_SECONDS, f"from 0 to {MAX_SECONDS:g}")
         held = f"0, or at least watch_s ({self.watch_s:g}): a swap is undone by going back to what stands by"
         _require("standby_s", self.standby_s, not 0 < self.standby_s < self.watch_s, held)
+        after = "above 0 for a rolling swap: the other replicas follow then"
+        _require("standby_s", self.standby_s, self.standby_s > 0 or not self.rolling, after)
         for name in ("max_error_share", "max_empty_share"):
             share = getattr(self, name)
             _require(name, share, share is None or 0 <= share <= 1, "from 0 to 1")
@@ -111,6 +116,8 @@ class Control(_Record):
     asked for by a person. `terms`: of the candidate, and once it is live of that.
     Moments are seconds since 1970 by the registry's clock, 0 for none: the candidate is given up at `expires`, the live
     snapshot is watched until `watched_until`, the previous one is retired at `standby_until`.
+    `first`: during a rolling swap the names of the replicas that hold the new snapshot and not the old one; the others
+    hold the old one and not the new one. Empty where every replica holds what is wanted.
     """
 
     database: str
@@ -126,13 +133,28 @@ class Control(_Record):
     expires: float = 0.0
     watched_until: float = 0.0
     standby_until: float = 0.0
+    first: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "phase", Phase(self.phase))
+        object.__setattr__(self, "first", tuple(self.first))
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         return super().from_record({**record, "terms": SwapTerms.from_record(record.get("terms", {}))})
+
+    def wanted_by(self, replica: str, leased: Collection[str] = (), ready: Collection[str] = ()) -> list[str]:
+        """The snapshots that a replica is to hold, the most urgent first; `ready`: those that it serves.
+
+        One that comes after a rolling swap, and so holds no old snapshot for a rollback, takes the live one.
+        """
+        kept = dict.fromkeys([self.live, self.candidate, self.previous, *sorted(leased)])
+        if self.first:
+            old, new = (self.live, self.candidate) if self.candidate else (self.previous, self.live)
+            changes_over = replica in self.first or not (self.candidate or old in ready)
+            given_up = {old, self.previous} if changes_over else {new}
+            kept = {name: None for name in kept if name not in given_up}
+        return [name for name in kept if name]
 
     @property
     def tries(self) -> bool:
