@@ -71,18 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(model: str, requests: int, seed: int, work: Path) -> dict[str, Any]:
     """{passed, counts, raw}."""
     from embedder_process import EmbedderProcess
-    from embedder_requests import Oracle
-
-    from openbook_core.clients.embedder import EmbedderClient
-    from openbook_embedder.engine import EncoderEngine
 
     circumstances = environment()
     options = ["--model", model, "--max-texts", str(MAX_TEXTS), "--max-calls", str(MAX_CALLS)]
     with EmbedderProcess(work / "embedder.log", options) as server:
-        with EmbedderClient(server.address) as client:
-            dtype = client.info().dtype
-        engine = EncoderEngine.load(model, dtype="float32" if dtype == "float32" else "bfloat16")
-        oracle = Oracle(engine, fuzz_texts(engine, model), model=model, max_texts=MAX_TEXTS)
+        oracle, dtype = oracle_of(server, model)
         begun = time.monotonic()
         outcomes, violations, samples = _fuzz(server, oracle, requests, seed)
         seconds = time.monotonic() - begun
@@ -122,6 +115,19 @@ def run(model: str, requests: int, seed: int, work: Path) -> dict[str, Any]:
             "samples": samples,
         },
     }
+
+
+def oracle_of(server: EmbedderProcess, model: str) -> tuple[Oracle, str]:
+    """What checks the replies of a server of `model`, with an encoder of the server's dtype; and that dtype."""
+    from embedder_requests import Oracle
+
+    from openbook_core.clients.embedder import EmbedderClient
+    from openbook_embedder.engine import EncoderEngine
+
+    with EmbedderClient(server.address) as client:
+        info = client.info()
+    engine = EncoderEngine.load(model, dtype="float32" if info.dtype == "float32" else "bfloat16")
+    return Oracle(engine, fuzz_texts(engine, model), model=model, max_texts=info.max_texts), info.dtype
 
 
 def fuzz_texts(engine: Any, model: str) -> list[str]:

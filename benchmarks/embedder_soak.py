@@ -95,16 +95,9 @@ def _capacity_trials(server: EmbedderProcess, model: str) -> list[dict[str, floa
 
 def soak(server: EmbedderProcess, model: str, *, minutes: float, texts_per_s: float) -> dict[str, Any]:
     """CALLERS that together offer `texts_per_s`; samples are [seconds, resident bytes, of them no file's]."""
-    from embedder_fuzz import fuzz_texts, settle
-    from embedder_requests import Oracle
+    from embedder_fuzz import oracle_of, settle
 
-    from openbook_core.clients.embedder import EmbedderClient
-    from openbook_embedder.engine import EncoderEngine
-
-    with EmbedderClient(server.address) as client:
-        info = client.info()
-    engine = EncoderEngine.load(model, dtype="float32" if info.dtype == "float32" else "bfloat16")
-    oracle = Oracle(engine, fuzz_texts(engine, model), model=model, max_texts=info.max_texts)
+    oracle, dtype = oracle_of(server, model)
     end = time.monotonic() + 60 * minutes
     outcomes: Counter[str] = Counter()
     violations: list[str] = []
@@ -127,7 +120,7 @@ def soak(server: EmbedderProcess, model: str, *, minutes: float, texts_per_s: fl
         "callers": CALLERS,
         "seed": SEED,
         "model": model,
-        "dtype": info.dtype,
+        "dtype": dtype,
         "outcomes": dict(sorted(outcomes.items())),
         "violations": violations[:10],
         "after": settle(server),

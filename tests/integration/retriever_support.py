@@ -25,6 +25,7 @@ from openbook_cli.demo.checker import ExactChecker
 from openbook_core.clients import AdminClient, RetrieverClient, SearchResult
 from openbook_core.errors import OpenbookError, PreconditionError
 from openbook_core.fingerprint import Fingerprint
+from openbook_core.rpc.server import RunningServer, start_server
 from openbook_core.tokenizer import Tokenizer
 from openbook_core.vectors import encode_vectors
 from openbook_database.build.run import build_snapshot
@@ -87,6 +88,17 @@ class TinyEmbedder(embedder_pb2_grpc.EmbedderServicer):
         reply.fingerprint.record_json = self._encoder.fingerprint.to_json()
         reply.probe_vectors.CopyFrom(encode_vectors(self._encoder.encode(["a probe"])))
         return reply
+
+
+def start_embedder(encoder: TinyEncoder | None = None) -> RunningServer:
+    """A TinyEmbedder on a free port, in this process."""
+    servicer = TinyEmbedder(encoder or TinyEncoder())
+    return start_server(
+        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(servicer, server),
+        host="127.0.0.1",
+        port=0,
+        services=["openbook_proto.v1.Embedder"],
+    )
 
 
 def tiny_tokenizer() -> Tokenizer:

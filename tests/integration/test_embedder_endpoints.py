@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -312,11 +313,28 @@ def test_a_dead_worker_turns_health_off_until_another_one_answers(engine: Encode
         assert running.value("openbook_embedder_worker_restarts_total") == 1
 
 
-def test_who_leaves_costs_nothing(engine: EncoderEngine, held: HeldEncoder) -> None:
-    with running_embedder(engine) as running, open_channel(running.address) as channel:
-        stub = embedder_pb2_grpc.EmbedderStub(channel)
-        first = stub.Embed.future(request_of({"texts": ["first"]}))
+@contextmanager
+def busy_then_idle(running: RunningEmbedder, held: HeldEncoder) -> Iterator[None]:
+    """Inside the encoder is busy with one text; then only that one and one that comes after have been encoded."""
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(over_grpc, running, {"texts": ["first"]})
         wait_for(lambda: held.batches)
+        try:
+            yield
+        finally:
+            held.gate.set()
+        first.result(60)
+        over_grpc(running, {"texts": ["after"]})
+        assert [len(batch) for batch in held.batches] == [1, 1]
+
+
+def test_who_leaves_costs_nothing(engine: EncoderEngine, held: HeldEncoder) -> None:
+    with (
+        running_embedder(engine) as running,
+        busy_then_idle(running, held),
+        open_channel(running.address) as channel,
+    ):
+        stub = embedder_pb2_grpc.EmbedderStub(channel)
         left = stub.Embed.future(request_of({"texts": ["left"] * 10}))
         stream = stub.EmbedStream(iter([embedder_pb2.EmbedStreamRequest(request=request_of({"texts": ["left"] * 7}))]))
         wait_for(lambda: running.value("openbook_embedder_queue_texts") == 17)
@@ -325,52 +343,34 @@ def test_who_leaves_costs_nothing(engine: EncoderEngine, held: HeldEncoder) -> N
         with pytest.raises(DeadlineError):
             over_grpc_within(running, 0.2)
         wait_for(lambda: running.intake._free._value == running.intake.config.max_calls - 1)
-        held.gate.set()
-        first.result(60)
-        over_grpc(running, {"texts": ["after"]})
-        assert [len(batch) for batch in held.batches] == [1, 1]
 
 
 def test_who_leaves_the_queue_over_http_costs_nothing(engine: EncoderEngine, held: HeldEncoder) -> None:
     body = json.dumps({"model": MODEL, "input": ["left"] * 10, "input_type": "query"}).encode()
-    with running_embedder(engine) as running, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(over_grpc, running, {"texts": ["first"]})
-        wait_for(lambda: held.batches)
+    with running_embedder(engine) as running, busy_then_idle(running, held):
         with socket.create_connection(_http_place(running)) as connection:
             connection.sendall(
                 b"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body
             )
             wait_for(lambda: running.value("openbook_embedder_queue_texts") == 10)
         wait_for(lambda: running.intake._free._value == running.intake.config.max_calls - 1)
-        held.gate.set()
-        first.result(60)
-        over_grpc(running, {"texts": ["after"]})
-        assert [len(batch) for batch in held.batches] == [1, 1]
 
 
 def test_a_deadline_passes_in_the_queue_over_http(
     engine: EncoderEngine, held: HeldEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("openbook_embedder.http.TIMEOUT_S", 0.3)
-    with running_embedder(engine) as running, ThreadPoolExecutor(1) as pool:
-        first = pool.submit(over_grpc, running, {"texts": ["first"]})
-        wait_for(lambda: held.batches)
+    with running_embedder(engine) as running, busy_then_idle(running, held):
         status, answer, _ = post(running, {"model": MODEL, "input": ["late"], "input_type": "query"})
         assert (status, answer["error"]["code"]) == (504, "DEADLINE")
-        held.gate.set()
-        first.result(60)
-        over_grpc(running, {"texts": ["after"]})
-        assert [len(batch) for batch in held.batches] == [1, 1]
 
 
 def test_a_stream_that_waits_for_room_ends_at_its_deadline(engine: EncoderEngine, held: HeldEncoder) -> None:
     with (
         running_embedder(engine, batch_tokens=256, max_queue_tokens=256) as running,
-        ThreadPoolExecutor(1) as pool,
+        busy_then_idle(running, held),
         open_channel(running.address) as channel,
     ):
-        first = pool.submit(over_grpc, running, {"texts": ["first"]})
-        wait_for(lambda: held.batches)
         stream = embedder_pb2_grpc.EmbedderStub(channel).EmbedStream
         messages = [
             embedder_pb2.EmbedStreamRequest(sequence=n, request=request_of({"texts": ["land " * 200]})) for n in (0, 1)
@@ -379,10 +379,6 @@ def test_a_stream_that_waits_for_room_ends_at_its_deadline(engine: EncoderEngine
             list(stream(iter(messages), timeout=0.5))
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         wait_for(lambda: running.intake._free._value == running.intake.config.max_calls - 1)
-        held.gate.set()
-        first.result(60)
-        over_grpc(running, {"texts": ["after"]})
-        assert [len(batch) for batch in held.batches] == [1, 1]
 
 
 def test_a_body_that_does_not_come_gives_its_place_back(

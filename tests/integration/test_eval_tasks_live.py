@@ -15,13 +15,11 @@ from typer.testing import CliRunner
 from openbook_cli.main import app
 from openbook_core.clients import AdminClient
 from openbook_core.errors import ArgumentError, ConfigError, ConflictError
-from openbook_core.rpc.server import start_server
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.snapshot import Snapshot
 from openbook_model.adapter import save_adapter
 from openbook_prompt.settings import PromptSettings
-from openbook_proto.v1 import embedder_pb2_grpc
 from openbook_trainer.eval.metrics import exact_match
 from openbook_trainer.eval.tasks.decoding import Decoder
 from openbook_trainer.eval.tasks.questions import find_task, read_documents
@@ -30,7 +28,7 @@ from openbook_trainer.eval.tasks.settings import TasksConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
-from retriever_support import DATABASE, TinyEmbedder, TinyEncoder, tiny_tokenizer
+from retriever_support import DATABASE, TinyEncoder, tiny_tokenizer
 from tasks_support import save_model, write_task
 
 M = 32
@@ -54,12 +52,7 @@ def config(tmp_path: Path) -> Iterator[TasksConfig]:
         settings=settings,
     )
     save_model(tmp_path / "model", M)
-    embedder = start_server(
-        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(TinyEncoder()), server),
-        host="127.0.0.1",
-        port=0,
-        services=["openbook_proto.v1.Embedder"],
-    )
+    embedder = support.start_embedder()
     try:
         with support.cluster(tmp_path, tmp_path / "registry", router=("--embedder", embedder.address)) as processes:
             _make_live(processes[0].address, snapshot.path, snapshot.snapshot_id)

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.rpc.server import start_server
 from openbook_database.neighbours.corpus import SnapshotCorpus, TextCorpus
 from openbook_database.neighbours.find import find_neighbours
 from openbook_database.reader import Source
 from openbook_database.snapshot import Snapshot
-from openbook_proto.v1 import embedder_pb2_grpc
 from openbook_trainer.cached import CachedSource
 from openbook_trainer.config import BatchConfig, CorpusConfig, RetrievalConfig
 from openbook_trainer.data import SequenceOrder, read_corpus
@@ -21,7 +19,7 @@ from openbook_trainer.neighbours import LiveSource
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
-from retriever_support import DATABASE, TinyEmbedder, TinyEncoder
+from retriever_support import DATABASE, TinyEncoder
 
 M, K = 32, 2
 
@@ -46,12 +44,7 @@ def test_live_and_cached_neighbours_are_equal(tmp_path: Path) -> None:
         caches.append(tmp_path / name)
     settings = CorpusConfig(sources=(source,), tokenizer=str(path / "tokenizer"), held_out=0.2)
     corpora = read_corpus(settings, book.tokenizer, M)
-    embedder = start_server(
-        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(TinyEncoder()), server),
-        host="127.0.0.1",
-        port=0,
-        services=["openbook_proto.v1.Embedder"],
-    )
+    embedder = support.start_embedder()
     compared = 0
     with support.cluster(tmp_path, tmp_path / "registry", router=("--embedder", embedder.address)) as processes:
         address = processes[0].address

@@ -10,18 +10,16 @@ import numpy as np
 import pytest
 
 from openbook_core.clients import AdminClient, RetrieverClient
-from openbook_core.rpc.server import start_server
 from openbook_database.snapshot import Snapshot
 from openbook_generator.retrieval import Retriever
 from openbook_prompt.passage import Pin
-from openbook_proto.v1 import embedder_pb2_grpc
 from openbook_trainer.config import RetrievalConfig
 from openbook_trainer.data import Batch, Query
 from openbook_trainer.neighbours import LiveSource
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
-from retriever_support import DATABASE, TinyEmbedder, TinyEncoder
+from retriever_support import DATABASE
 
 M = 32
 DOCUMENT = "doc-000"
@@ -32,12 +30,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Address of a router over a database of one document, and its snapshot."""
     path = support.build_edition(tmp_path, "only", documents=1)
     snapshot = Snapshot.open(path).id
-    embedder = start_server(
-        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(TinyEncoder()), server),
-        host="127.0.0.1",
-        port=0,
-        services=["openbook_proto.v1.Embedder"],
-    )
+    embedder = support.start_embedder()
     with support.cluster(tmp_path, tmp_path / "registry", router=("--embedder", embedder.address)) as processes:
         with AdminClient(processes[0].address) as admin:
             admin.register(DATABASE, str(path))

@@ -12,18 +12,16 @@ import pytest
 
 from openbook_core.clients import AdminClient
 from openbook_core.errors import MismatchError
-from openbook_core.rpc.server import start_server
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_model import RetroConfig, RetroModel, initialise
-from openbook_proto.v1 import embedder_pb2_grpc
 from openbook_trainer.finder import FindNeighbors
 from openbook_trainer.recall import live
 from openbook_trainer.recall.worlds import FACTS, Worlds, WorldsSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
-from retriever_support import DATABASE, TinyEmbedder, TinyEncoder
+from retriever_support import DATABASE, TinyEncoder
 
 MODEL = {
     "vocab_size": 1024,
@@ -74,12 +72,7 @@ def test_answers_move_with_the_book_and_weights_stay(tmp_path: Path, monkeypatch
         )
     model = RetroModel(RetroConfig.parse(MODEL))
     initialise(model, 0)
-    embedder = start_server(
-        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(TinyEncoder()), server),
-        host="127.0.0.1",
-        port=0,
-        services=["openbook_proto.v1.Embedder"],
-    )
+    embedder = support.start_embedder()
     try:
         with support.cluster(tmp_path, tmp_path / "registry", router=("--embedder", embedder.address)) as processes:
             address = processes[0].address

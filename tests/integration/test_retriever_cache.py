@@ -23,17 +23,16 @@ from openbook_core.clients import AdminClient, where
 from openbook_core.clients.retriever import search_request
 from openbook_core.errors import PreconditionError, Reason
 from openbook_core.rpc.channel import open_channel
-from openbook_core.rpc.server import start_server
 from openbook_core.rpc.status import error_from_rpc
 from openbook_core.vectors import VECTOR_TYPES, encode_vectors
 from openbook_database.registry.local_redis import LocalRedis, free_port
 from openbook_database.testing import HashEncoder, build_tiny_snapshot, tiny_rows
-from openbook_proto.v1 import embedder_pb2_grpc, retriever_pb2_grpc
 from openbook_proto.v1 import retriever_pb2 as pb
+from openbook_proto.v1 import retriever_pb2_grpc
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
-from retriever_support import TinyEmbedder, wait_for
+from retriever_support import wait_for
 
 BOOK = "tiny"
 ENCODER = HashEncoder(24)
@@ -56,13 +55,7 @@ def editions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def embedder() -> Iterator[str]:
-    servicer = TinyEmbedder(ENCODER)  # type: ignore[arg-type]
-    running = start_server(
-        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(servicer, server),
-        host="127.0.0.1",
-        port=0,
-        services=["openbook_proto.v1.Embedder"],
-    )
+    running = support.start_embedder(ENCODER)  # type: ignore[arg-type]
     yield running.address
     running.stop(0)
 

@@ -23,13 +23,11 @@ from openbook_core.errors import (
     Reason,
     UnavailableError,
 )
-from openbook_core.rpc.server import start_server
 from openbook_database.snapshot import Snapshot
-from openbook_proto.v1 import embedder_pb2_grpc
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
-from retriever_support import DATABASE, DIMENSION, Load, TinyEmbedder, TinyEncoder, move
+from retriever_support import DATABASE, DIMENSION, Load, TinyEncoder, move
 
 QUESTIONS = [
     "president of the senate",
@@ -65,13 +63,7 @@ def queries() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def embedder() -> Iterator[str]:
-    servicer = TinyEmbedder(TinyEncoder())
-    running = start_server(
-        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(servicer, server),
-        host="127.0.0.1",
-        port=0,
-        services=["openbook_proto.v1.Embedder"],
-    )
+    running = support.start_embedder()
     yield running.address
     running.stop(0)
 
@@ -300,12 +292,7 @@ def test_one_cluster_answers_every_call(
 def test_another_embedder_is_refused(
     tmp_path: Path, registry: Path, editions: tuple[Path, Path], encoder: TinyEncoder, complaint: str
 ) -> None:
-    running = start_server(
-        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(encoder), server),
-        host="127.0.0.1",
-        port=0,
-        services=["openbook_proto.v1.Embedder"],
-    )
+    running = support.start_embedder(encoder)
     try:
         with (
             support.cluster(tmp_path, registry, router=("--embedder", running.address)) as (router, *_),

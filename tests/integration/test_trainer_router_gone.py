@@ -12,16 +12,14 @@ from typing import Any
 import pytest
 
 from openbook_core.clients import AdminClient
-from openbook_core.rpc.server import start_server
 from openbook_database.snapshot import Snapshot
-from openbook_proto.v1 import embedder_pb2_grpc
 from openbook_trainer import app, checkpoint
 from openbook_trainer.loop import Loop
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "trainer"))
 import retriever_support as support
-from retriever_support import DATABASE, TinyEmbedder, TinyEncoder
+from retriever_support import DATABASE
 from trainer_fakes import settings
 
 STEPS = 10
@@ -32,12 +30,7 @@ def test_a_router_that_is_killed_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = support.build_edition(tmp_path, "one", documents=24)
-    embedder = start_server(
-        lambda server: embedder_pb2_grpc.add_EmbedderServicer_to_server(TinyEmbedder(TinyEncoder()), server),
-        host="127.0.0.1",
-        port=0,
-        services=["openbook_proto.v1.Embedder"],
-    )
+    embedder = support.start_embedder()
     asking = ("--embedder", embedder.address)
     with support.cluster(tmp_path, tmp_path / "registry", router=asking) as processes:
         address = processes[0].address
