@@ -52,12 +52,14 @@ def _measure(rows: int, dimension: int, folder: Path, seed: int) -> dict[str, An
     index.is_trained = True
     write_quantiser(folder / "quantiser.faiss", index)
     queries = sample[:_QUERIES] + random.normal(size=(_QUERIES, dimension)).astype(np.float32) * (0.4 / dimension**0.5)
+    lists_N, codes_NB = np.empty(rows, np.int64), np.empty((rows, index.code_size), np.uint8)
     for start in range(0, rows, _BLOCK):
         part, of = block(min(_BLOCK, rows - start))
-        arrays = part, np.arange(start, start + len(part), dtype=np.int64), of.astype(np.int64)
-        index.add_core(len(part), *map(faiss.swig_ptr, arrays))
-    write_lists(shard / "lists.faiss", index.invlists)
-    del index
+        lists_N[start : start + len(part)] = of
+        arrays = part, lists_N[start : start + len(part)], codes_NB[start : start + len(part)]
+        index.encode_vectors(len(part), *map(faiss.swig_ptr, arrays))
+    write_lists(shard / "lists.faiss", lists_N, codes_NB, lists)
+    del index, lists_N, codes_NB
     write_places(shard / "places.bin", shard / "lists.faiss")
     write_list_sizes(folder / "list_sizes.bin", [shard])
     reach = list_reach(shard / "lists.faiss", Quantiser(folder / "quantiser.faiss", dimension=dimension), 2.0)

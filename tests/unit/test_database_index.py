@@ -23,7 +23,7 @@ from openbook_database.index.base import one_thread
 from openbook_database.index.files import index_writers, open_index, write_index, write_list_sizes
 from openbook_database.index.flat import FlatReader
 from openbook_database.index.hnsw import HNSWReader
-from openbook_database.index.ivf import IVFReader, list_reach
+from openbook_database.index.ivf import IVFReader, list_reach, write_ivf
 from openbook_database.index.quantiser import Quantiser, train_quantiser, write_quantiser
 from openbook_database.index.recipe import choose_recipe, parse_recipe, resolve_recipe
 from openbook_database.index.rotation import Rotation
@@ -251,6 +251,21 @@ def test_bytes_depend_neither_on_blocks_nor_on_threads(case: Case, tmp_path: Pat
         finally:
             faiss.omp_set_num_threads(before)
         assert (tmp_path / "lists").read_bytes() == expected
+
+
+@pytest.mark.parametrize("rows", [ROWS, 2], ids=["full", "sparse"])
+def test_the_lists_are_those_that_faiss_adds_and_writes(case: Case, rows: int, tmp_path: Path) -> None:
+    quantiser = Quantiser(case.quantiser, dimension=DIMENSION)
+    rotated_NE = np.ascontiguousarray(quantiser.rotate(VECTORS[:rows]))
+    lists_N, ids_N = quantiser.assign(rotated_NE), np.arange(rows)
+    index = quantiser.lists
+    index.add_core(rows, *(faiss.swig_ptr(array) for array in (rotated_NE, ids_N, lists_N)))
+    writer = faiss.FileIOWriter(str(tmp_path / "of-faiss"))
+    faiss.write_InvertedLists(index.invlists, writer)
+    del writer
+    write_ivf(tmp_path / "ours", case.quantiser, DIMENSION, [VECTORS[:rows]])
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "of-faiss").read_bytes()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["of-faiss", "ours"]
 
 
 def test_training_gives_the_same_bytes_on_any_number_of_threads(tmp_path: Path) -> None:

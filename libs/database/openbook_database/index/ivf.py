@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import faiss
@@ -48,19 +49,26 @@ def write_ivf(
 ) -> None:
     """Write the lists of one shard over float32 vectors that come as blocks [n, d]; OSError where it cannot.
 
-    A row's list and code do not depend on the blocks.
+    A row's list and code do not depend on the blocks. The codes wait in a file without a name beside `path` until the lists
+    of all rows are known, so memory takes 12 bytes for each row.
     """
     quantiser = Quantiser(quantiser_path, dimension=dimension)
     if gpu:
         quantiser.move_to_gpus()
-    index = quantiser.lists
-    for vectors_ND in blocks:
-        rows_NE = np.ascontiguousarray(quantiser.rotate(vectors_ND))
-        lists_N = np.ascontiguousarray(quantiser.assign(rows_NE))
-        ids_N = np.arange(index.ntotal, index.ntotal + len(rows_NE), dtype=np.int64)
-        with _codes_one_by_one(index):
-            index.add_core(len(rows_NE), *(faiss.swig_ptr(array) for array in (rows_NE, ids_N, lists_N)))
-    write_lists(path, index.invlists)
+    index, lists = quantiser.lists, [np.empty(0, "<u4")]
+    with TemporaryFile(dir=path.parent) as stream:
+        for vectors_ND in blocks:
+            rows_NE = np.ascontiguousarray(quantiser.rotate(vectors_ND))
+            lists_N = np.ascontiguousarray(quantiser.assign(rows_NE))
+            codes_NB = np.empty((len(rows_NE), index.code_size), np.uint8)
+            with _codes_one_by_one(index):
+                index.encode_vectors(len(rows_NE), *(faiss.swig_ptr(array) for array in (rows_NE, lists_N, codes_NB)))
+            stream.write(codes_NB.data)
+            lists.append(lists_N.astype("<u4"))
+        stream.flush()
+        lists_N = np.concatenate(lists)
+        codes_NB = np.memmap(stream, np.uint8, "r", shape=(len(lists_N), index.code_size))
+        write_lists(path, lists_N, codes_NB, quantiser.nlist)
 
 
 class _codes_one_by_one:  # noqa: N801

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError
 from openbook_database.files import map_array
-from openbook_database.index.base import faiss_write_errors
 
 _HEAD = struct.Struct("<4sQQ4sQ")
 PLACE_BYTES = 8
+_STEP = 1 << 13
 
 
 class Lists:
@@ -86,12 +86,26 @@ class Lists:
         return np.frombuffer(self._bytes[start : start + 8 * size].tobytes(), dtype="<i8")
 
 
-def write_lists(path: Path, lists: Any) -> None:
-    """Write the inverted lists of a Faiss index; OSError where it cannot."""
-    with faiss_write_errors():
-        writer = faiss.FileIOWriter(str(path))
-        faiss.write_InvertedLists(lists, writer)
-        del writer
+def write_lists(path: Path, lists_N: NDArray[np.integer], codes_NB: NDArray[np.uint8], count: int) -> None:
+    """Write `count` inverted lists: the list [n] and the code [n, b] of each row, which may be mapped.
+
+    The bytes are those of Faiss' `write_InvertedLists`, with no list held in memory: 12 bytes for each row are.
+    """
+    sizes = np.bincount(lists_N, minlength=count)
+    used = np.flatnonzero(sizes)
+    full = len(used) > count // 2
+    numbers = sizes if full else np.stack([used, sizes[used]], axis=1).reshape(-1)
+    order = np.argsort(lists_N, kind="stable")
+    with path.open("wb") as stream:
+        form = b"full" if full else b"sprs"
+        stream.write(
+            _HEAD.pack(b"ilar", count, codes_NB.shape[1], form, len(numbers)) + numbers.astype("<u8").tobytes()
+        )
+        for end, size in zip(np.cumsum(sizes[used]).tolist(), sizes[used].tolist(), strict=True):
+            rows = order[end - size : end]
+            for first in range(0, size, _STEP):
+                stream.write(codes_NB[rows[first : first + _STEP]].data)
+            stream.write(rows.astype("<i8").data)
 
 
 def write_places(path: Path, lists_path: Path) -> None:
