@@ -34,6 +34,7 @@ _SEED = 10_622
 _QUERIES, _QUERIES_LEAST = 1000, 100
 _COMPARISONS = 2_000_000_000
 _TRUTH_BLOCK = 1 << 13
+_BATCH = 128
 _GAIN = 0.002
 _FIRST_EF, _MOST_EF = 16, 1024
 
@@ -137,7 +138,11 @@ def _search(
     counters: Any = faiss.cvar
     stats = counters.hnsw_stats
     stats.reset()
-    hits = merge([_search_part(part, rows_Q, queries_QD, effort) for part in parts], K)
+    found = []
+    for start in range(0, len(rows_Q), _BATCH):
+        batch = slice(start, start + _BATCH)
+        found.append(merge([_search_part(part, rows_Q[batch], queries_QD[batch], effort) for part in parts], K))
+    hits = Hits(np.concatenate([each.ids_QK for each in found]), np.concatenate([each.scores_QK for each in found]))
     first = parts[0].index
     if isinstance(first, IVFReader):
         compared = first.begin(queries_QD, np.full(len(rows_Q), K + 1), effort).compared_Q

@@ -27,6 +27,7 @@ from openbook_database.search import search_rows
 _LEAST_EF = 64
 _EF_PER_PROBE = 2
 _STEP = 1 << 16
+_BLOCK = 1 << 13
 
 
 def train_quantiser(
@@ -73,7 +74,10 @@ def train_quantiser(
             progress(rotation_work / total)
         for number in _iterations(lists, assigner, sample_NE):
             progress((rotation_work + number * list_work) / total)
-        lists.train(sample_NE)  # finds its lists trained
+        if recipe.codec == "SQ8":
+            _train_ranges(lists, sample_NE)
+        else:
+            lists.train(sample_NE)  # finds its lists trained
     index.is_trained = True
     progress(1.0)
     return index
@@ -92,6 +96,20 @@ def _iterations(lists: Any, assigner: Any, sample_NE: NDArray[np.float32]) -> It
     lists.quantizer.reset()
     lists.quantizer.add(faiss.vector_to_array(clustering.centroids).reshape(lists.nlist, lists.d))
     lists.quantizer.is_trained = True
+
+
+def _train_ranges(lists: Any, sample_NE: NDArray[np.float32]) -> None:
+    """Least value and range of each element of the residuals: what Faiss computes, without its copies of the sample, of which
+    it takes 100,000 rows at most."""
+    centroids_LE = lists.quantizer.reconstruct_n(0, lists.nlist)
+    least_E, most_E = np.full(lists.d, np.inf, np.float32), np.full(lists.d, -np.inf, np.float32)
+    for first in range(0, len(sample_NE), _BLOCK):
+        rows_NE = sample_NE[first : first + _BLOCK]
+        residual_NE = rows_NE - centroids_LE[lists.quantizer.search(rows_NE, 1)[1][:, 0]]
+        least_E = np.minimum(least_E, residual_NE.min(axis=0))
+        most_E = np.maximum(most_E, residual_NE.max(axis=0))
+    faiss.copy_array_to_vector(np.concatenate([least_E, most_E - least_E]), lists.sq.trained)
+    lists.is_trained = True
 
 
 def write_quantiser(path: Path, index: Any) -> None:
