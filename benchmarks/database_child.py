@@ -38,7 +38,7 @@ from openbook_database.testing import HashEncoder
 
 RANDOM = "random"
 DIMENSION = 384
-_SAMPLE_S = 0.05
+_SAMPLE_S = 0.1
 _SPREAD = 0.65
 
 
@@ -84,7 +84,7 @@ def build(spec: Mapping[str, Any], loaded: Encoder | None = None) -> dict[str, A
     out, settings = Path(spec["out"]), BuildSettings(limit_documents=spec.get("documents"))
     base = {"base": Path(spec["base"])} if spec.get("base") else {}
     empty_mb, start = _status("VmHWM"), time.perf_counter()
-    with PeakAnonymous() as peak:
+    with PeakMemory() as peak:
         built = build_snapshot(
             [spec["source"]], out, database="bench", tokenizer=tokenizer, encoder=encoder, settings=settings, **base
         )
@@ -96,7 +96,8 @@ def build(spec: Mapping[str, Any], loaded: Encoder | None = None) -> dict[str, A
         "wall_s": time.perf_counter() - start,
         "stage_s": built.seconds,
         "peak_rss_mb": _status("VmHWM"),
-        "peak_anonymous_mb": peak.mb,
+        "peak_once_mb": peak.once_mb,
+        "peak_anonymous_mb": peak.anonymous_mb,
         "rss_before_mb": empty_mb,
         "training_sample_bytes": 4 * encoder.dimension * index.trained_on,
         "threads": faiss.omp_get_max_threads(),
@@ -172,12 +173,13 @@ def _load(name: str) -> Encoder:
     return EncoderEngine.load(name, dtype="float32")
 
 
-class PeakAnonymous:
-    """The most memory that is no file's, sampled; VmHWM counts mapped files too, which the system takes back at will."""
+class PeakMemory:
+    """The most memory, sampled: without files' (VmHWM counts mapped files too, which the system takes back at will), and with
+    each mapped page counted once (Pss; VmHWM counts a page twice that is mapped twice, as the lists of IVF are)."""
 
-    mb = 0.0
+    anonymous_mb = once_mb = 0.0
 
-    def __enter__(self) -> PeakAnonymous:
+    def __enter__(self) -> PeakMemory:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -189,12 +191,13 @@ class PeakAnonymous:
 
     def _watch(self) -> None:
         while not self._end.wait(_SAMPLE_S):
-            self.mb = max(self.mb, _status("RssAnon"))
+            self.anonymous_mb = max(self.anonymous_mb, _status("RssAnon"))
+            self.once_mb = max(self.once_mb, _status("Pss", "smaps_rollup"))
 
 
-def _status(name: str) -> float:
-    """MB of 10^6 bytes from /proc/self/status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def _status(name: str, file: str = "status") -> float:
+    """MB of 10^6 bytes from a file of /proc/self."""
+    for line in (Path("/proc/self") / file).read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024 / 1e6
     return 0.0

@@ -30,15 +30,15 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
 
     `encoder_share`: chunks per second of a build over those of the bare encoder on the same lists of texts, medians;
     `stages`: share of each stage in the wall time of those builds, `encoder` the part of `embed` inside the encoder.
-    `peak_rss_mb`: by chunks, of processes that build with random vectors; `peak_over_index_mb`: less the index or the sample
-    that it was trained on, the larger; `peak_growth`: of that, the largest size over the one before;
-    `peak_torch_over_index_mb`: with a small BERT. `add_over_faiss`: by recipe, seconds of bare Faiss over those of our index
-    files; `add_over_faiss_by_size`: by chunks, with the recipe of that size; `add_stage_over_faiss`: over the stage, which also
-    reads blocks and writes tokens, documents and vectors, and all there is of trials before the index files were timed by
-    themselves. `incremental_share`: 1% of the documents of the large corpus changed, over the full build, both computed from
-    builds with random vectors and the encoder's rate for the chunks that each encoded; `incremental_share_measured`: those
-    builds as they were timed, without it;
-    `incremental_share_small`: with the encoder itself. `vs_`: the peer's seconds over ours, above 1 where we are quicker.
+    `peak_rss_mb`: by chunks, of processes that build with random vectors; `peak_over_index_mb`: with a page that is mapped
+    twice counted once, less the index or the sample that it was trained on, the larger; `peak_growth`: of that, the largest
+    size over the one before; `peak_torch_over_index_mb`: with a small BERT. `add_over_faiss`: by recipe, seconds of bare
+    Faiss over those of our index files; `add_over_faiss_by_size`: by chunks, with the recipe of that size;
+    `add_stage_over_faiss`: over the stage, which also reads blocks and writes tokens, documents and vectors, and all there is
+    of trials before the index files were timed by themselves. `incremental_share`: 1% of the documents of the large corpus
+    changed, over the full build, both computed from builds with random vectors and the encoder's rate for the chunks that
+    each encoded; `incremental_share_measured`: those builds as they were timed, without it; `incremental_share_small`: with
+    the encoder itself. `vs_`: the peer's seconds over ours, above 1 where we are quicker.
     """
     return {**_share(raw), **_sizes(raw), **_adding(raw), **_peers(raw), "rates": rates(raw)}
 
@@ -88,9 +88,10 @@ def _by_chunks(builds: Sequence[Child], figure: Any) -> dict[str, float]:
 
 
 def peak_over_index_mb(child: Child) -> float:
-    """Peak memory of a build less what the index needs: the sample that it is trained on, later itself, so the larger."""
+    """Peak memory of a build, each page once, less what the index needs: the sample that it is trained on, later itself, so the
+    larger of them."""
     needed = max(child["index"]["bytes"], child["training_sample_bytes"])
-    return float(child["peak_rss_mb"] - needed / _MB)
+    return float(child["peak_once_mb"] - needed / _MB)
 
 
 def _adding(raw: Mapping[str, Any]) -> dict[str, Any]:
