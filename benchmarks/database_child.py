@@ -142,7 +142,9 @@ def add_in_turns(factory: str, trained: Path, vectors_ND: NDArray[np.float32], r
 
 def _our_index(factory: str, trained: Path, folder: Path, vectors_ND: NDArray[np.float32]) -> None:
     dimension = vectors_ND.shape[1]
-    writers = index_writers(parse_recipe(factory), trained, folder, dimension, lambda: _blocks(vectors_ND))
+    writers = index_writers(
+        parse_recipe(factory), trained, folder, len(vectors_ND), dimension, lambda: _blocks(vectors_ND)
+    )
     for name, write in writers.items():
         write_atomically(folder / name, write)
 

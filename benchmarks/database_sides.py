@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import faiss
@@ -168,16 +169,16 @@ def measure_index(
 
 
 def _run_peer(script: str, arguments: Sequence[str], work: Path) -> dict[str, Any]:
-    folder = work / script.removesuffix(".py")
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [str(program(PEER, "python")), str(_SCRIPTS / script), *arguments],
-        cwd=folder,
-        env=peer_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """What a peer printed, in a folder of its own: retro-pytorch takes up what an earlier trial left in it."""
+    with TemporaryDirectory(dir=work) as folder:
+        done = subprocess.run(
+            [str(program(PEER, "python")), str(_SCRIPTS / script), *arguments],
+            cwd=folder,
+            env=peer_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode:
         raise OpenbookError(f"{script} failed: {done.stderr[-2000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

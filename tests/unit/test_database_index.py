@@ -74,7 +74,7 @@ def open_shards(folder: Path, factory: str, quantiser: Path, cuts: list[int]) ->
         shard = folder / str(first)
         shard.mkdir()
         for name, write in index_writers(
-            recipe, folder, shard, DIMENSION, lambda a=first, b=end: [VECTORS[a:b]]
+            recipe, folder, shard, end - first, DIMENSION, lambda a=first, b=end: [VECTORS[a:b]]
         ).items():
             write(shard / name)
         folders.append(shard)
@@ -247,7 +247,7 @@ def test_bytes_depend_neither_on_blocks_nor_on_threads(case: Case, tmp_path: Pat
         faiss.omp_set_num_threads(threads)
         try:
             blocks = [VECTORS[a:b] for a, b in itertools.pairwise(cuts)]
-            write_index(tmp_path / "lists", parse_recipe("IVF8,Flat"), DIMENSION, blocks, case.quantiser)
+            write_index(tmp_path / "lists", parse_recipe("IVF8,Flat"), ROWS, DIMENSION, blocks, case.quantiser)
         finally:
             faiss.omp_set_num_threads(before)
         assert (tmp_path / "lists").read_bytes() == expected
@@ -263,7 +263,7 @@ def test_the_lists_are_those_that_faiss_adds_and_writes(case: Case, rows: int, t
     writer = faiss.FileIOWriter(str(tmp_path / "of-faiss"))
     faiss.write_InvertedLists(index.invlists, writer)
     del writer
-    write_ivf(tmp_path / "ours", case.quantiser, DIMENSION, [VECTORS[:rows]])
+    write_ivf(tmp_path / "ours", case.quantiser, rows, DIMENSION, [VECTORS[:rows]])
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "of-faiss").read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["of-faiss", "ours"]
 
@@ -289,7 +289,7 @@ def test_wide_product_codes_do_not_depend_on_the_block(tmp_path: Path) -> None:
     found = set()
     for step in (700, 1, 33):
         blocks = [vectors_ND[start : start + step] for start in range(0, 700, step)]
-        write_index(tmp_path / "lists", recipe, 96, blocks, tmp_path / "quantiser")
+        write_index(tmp_path / "lists", recipe, 700, 96, blocks, tmp_path / "quantiser")
         found.add((tmp_path / "lists").read_bytes())
     assert len(found) == 1
 
@@ -311,12 +311,12 @@ def test_a_rotation_is_exact_to_its_bits_in_any_batch(rows: int, dimension: int,
 
 def test_a_graph_finds_the_nearest_and_scores_exactly(tmp_path: Path) -> None:
     recipe, path = parse_recipe("HNSW8"), tmp_path / "lists.faiss"
-    write_index(path, recipe, DIMENSION, [VECTORS[:100], VECTORS[100:]])
+    write_index(path, recipe, ROWS, DIMENSION, [VECTORS[:100], VECTORS[100:]])
     again = tmp_path / "again.faiss"
-    write_index(again, recipe, DIMENSION, [VECTORS])
+    write_index(again, recipe, ROWS, DIMENSION, [VECTORS])
     assert path.read_bytes() == again.read_bytes()
     graph = HNSWReader.open(path, rows=ROWS, dimension=DIMENSION, max_norm=1.001, effort=64)
-    write_index(tmp_path / "flat", parse_recipe("Flat"), DIMENSION, [VECTORS])
+    write_index(tmp_path / "flat", parse_recipe("Flat"), ROWS, DIMENSION, [VECTORS])
     flat = FlatReader.open(tmp_path / "flat", rows=ROWS, dimension=DIMENSION, max_norm=1.001)
     excluded: list[Ranges] = [[(row, row + 1)] for row in range(50)]
     found, expected = (search_rows(index, VECTORS[:50], 5, excluded=RowRanges.of(excluded)) for index in (graph, flat))

@@ -131,7 +131,7 @@ class AddJob:
                 ).tobytes()
                 for start, end in _steps(first_document, end_document)
             ),
-            **index_writers(self.index, work.snapshot, folder, dimension, indexed, gpu=self.gpu),
+            **index_writers(self.index, work.snapshot, folder, rows, dimension, indexed, gpu=self.gpu),
         }
         if settings.keep_vectors:
             files["vectors.f16"] = _bytes(block.astype("<f2").tobytes() for block in vectors())

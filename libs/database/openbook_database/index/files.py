@@ -25,16 +25,17 @@ def index_writers(
     recipe: Recipe,
     snapshot: Path,
     folder: Path,
+    rows: int,
     dimension: int,
     vectors: Callable[[], Iterable[NDArray[np.float32]]],
     *,
     gpu: bool = False,
 ) -> dict[str, Callable[[Path], None]]:
-    """What writes each file of the index of a shard in `folder`, in this order; `vectors` gives its rows in blocks."""
+    """What writes each file of the index of a shard in `folder`, in this order; `vectors` gives its `rows` in blocks."""
     if not recipe.trained:
-        return {LISTS: lambda path: write_index(path, recipe, dimension, vectors())}
+        return {LISTS: lambda path: write_index(path, recipe, rows, dimension, vectors())}
     return {
-        LISTS: lambda path: write_index(path, recipe, dimension, vectors(), snapshot / QUANTISER, gpu=gpu),
+        LISTS: lambda path: write_index(path, recipe, rows, dimension, vectors(), snapshot / QUANTISER, gpu=gpu),
         PLACES: lambda path: write_places(path, folder / LISTS),
     }
 
@@ -42,13 +43,14 @@ def index_writers(
 def write_index(
     path: Path,
     recipe: Recipe,
+    rows: int,
     dimension: int,
     blocks: Iterable[NDArray[np.float32]],
     quantiser: Path | None = None,
     *,
     gpu: bool = False,
 ) -> None:
-    """Write the index of a shard over its float32 vectors, blocks [n, d] row after row; OSError where it cannot.
+    """Write the index of a shard over its `rows` float32 vectors, blocks [n, d] row after row; OSError where it cannot.
 
     The bytes follow from the rows and the quantiser, not from the blocks.
     """
@@ -60,7 +62,7 @@ def write_index(
         write_hnsw(path, dimension, recipe.links, regular)
     else:
         assert quantiser is not None
-        write_ivf(path, quantiser, dimension, regular, gpu=gpu)
+        write_ivf(path, quantiser, rows, dimension, regular, gpu=gpu)
 
 
 def write_list_sizes(path: Path, shards: Iterable[Path]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import faiss
@@ -45,30 +44,33 @@ _GPU_BLOCK, _CODEWORDS_BYTES = 32, 4 * 256
 
 
 def write_ivf(
-    path: Path, quantiser_path: Path, dimension: int, blocks: Iterable[NDArray[np.float32]], *, gpu: bool = False
+    path: Path,
+    quantiser_path: Path,
+    rows: int,
+    dimension: int,
+    blocks: Iterable[NDArray[np.float32]],
+    *,
+    gpu: bool = False,
 ) -> None:
-    """Write the lists of one shard over float32 vectors that come as blocks [n, d]; OSError where it cannot.
+    """Write the lists of one shard over `rows` float32 vectors that come as blocks [n, d]; OSError where it cannot.
 
-    A row's list and code do not depend on the blocks. The codes wait in a file without a name beside `path` until the lists
-    of all rows are known, so memory takes 12 bytes for each row.
+    A row's list and code do not depend on the blocks. Memory holds the codes, once, and 16 bytes for each row.
     """
     quantiser = Quantiser(quantiser_path, dimension=dimension)
     if gpu:
         quantiser.move_to_gpus()
-    index, lists = quantiser.lists, [np.empty(0, "<u4")]
-    with TemporaryFile(dir=path.parent) as stream:
-        for vectors_ND in blocks:
-            rows_NE = np.ascontiguousarray(quantiser.rotate(vectors_ND))
-            lists_N = np.ascontiguousarray(quantiser.assign(rows_NE))
-            codes_NB = np.empty((len(rows_NE), index.code_size), np.uint8)
-            with _codes_one_by_one(index):
-                index.encode_vectors(len(rows_NE), *(faiss.swig_ptr(array) for array in (rows_NE, lists_N, codes_NB)))
-            stream.write(codes_NB.data)
-            lists.append(lists_N.astype("<u4"))
-        stream.flush()
-        lists_N = np.concatenate(lists)
-        codes_NB = np.memmap(stream, np.uint8, "r", shape=(len(lists_N), index.code_size))
-        write_lists(path, lists_N, codes_NB, quantiser.nlist)
+    index = quantiser.lists
+    lists_N, codes_NB = np.empty(rows, np.int64), np.empty((rows, index.code_size), np.uint8)
+    first = 0
+    for vectors_ND in blocks:
+        rows_NE = np.ascontiguousarray(quantiser.rotate(vectors_ND))
+        end = first + len(rows_NE)
+        lists_N[first:end] = quantiser.assign(rows_NE)
+        arrays: tuple[NDArray[Any], ...] = rows_NE, lists_N[first:end], codes_NB[first:end]
+        with _codes_one_by_one(index):
+            index.encode_vectors(len(rows_NE), *(faiss.swig_ptr(array) for array in arrays))
+        first = end
+    write_lists(path, lists_N, codes_NB, quantiser.nlist)
 
 
 class _codes_one_by_one:  # noqa: N801

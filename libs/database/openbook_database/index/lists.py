@@ -87,9 +87,9 @@ class Lists:
 
 
 def write_lists(path: Path, lists_N: NDArray[np.integer], codes_NB: NDArray[np.uint8], count: int) -> None:
-    """Write `count` inverted lists: the list [n] and the code [n, b] of each row, which may be mapped.
+    """Write `count` inverted lists, given the list [n] and the code [n, b] of each row; 8 more bytes of memory for each.
 
-    The bytes are those of Faiss' `write_InvertedLists`, with no list held in memory: 12 bytes for each row are.
+    The bytes are those of Faiss' `write_InvertedLists`.
     """
     sizes = np.bincount(lists_N, minlength=count)
     used = np.flatnonzero(sizes)
