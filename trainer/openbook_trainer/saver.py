@@ -116,9 +116,10 @@ class Saver:
     def _failed(self, step: int, error: BaseException) -> OpenbookError:
         older = steps_of(self._folder)
         kept = f"{older[0][1]} stays as it was" if older else "there is no older one"
+        cause = _cause(error, self._folder)
         return OpenbookError(
-            f"the checkpoint of step {step} could not be written to {self._folder}: {_cause(error, self._folder)}. {kept}; see to "
-            "the disk and run the same command to go on",
+            f"the checkpoint of step {step} could not be written to {self._folder}: {cause}. {kept}; see to the disk and run "
+            "the same command to go on",
             field="out",
         )
 

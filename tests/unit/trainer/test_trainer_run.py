@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import signal
@@ -159,6 +160,7 @@ def test_killed_between_two_names_keeps_the_only_checkpoint(
         (ArgumentError("a bad value"), 2),
         (UnavailableError("nobody answers"), 1),
         (OpenbookError("loss is nan"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "out/model"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -226,9 +228,7 @@ def test_masked_neighbours_of_the_evaluation_are_an_error(tmp_path: Path, retrie
         run(tmp_path, retrieval={"on_failure": "mask", "retry_budget": 0})
 
 
-def test_batches_that_the_retriever_failed_for_are_masked_and_counted(
-    tmp_path: Path, retriever: FakeRetriever
-) -> None:
+def test_batches_that_the_retriever_failed_for_are_masked_and_counted(tmp_path: Path, retriever: FakeRetriever) -> None:
     """Of the 8 batches of 4 steps the first 3 fail, each once: the evaluation's were fetched before."""
     write_corpus(tmp_path)
     real, calls = retriever.search_text, []
