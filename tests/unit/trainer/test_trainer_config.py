@@ -70,6 +70,8 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"model": {"gate": 0.0}}, "model.gate: 0 switches retrieval off"),
         ({"model": {"neighbor_length": 8}}, "neighbor_length"),
         ({"optimiser": {"warmup_steps": 4}}, "warmup_steps: 4 leave nothing"),
+        ({"optimiser": {"learning_rate": float("inf")}}, "optimiser.learning_rate: Input should be a finite number"),
+        ({"optimiser": {"clip_norm": float("nan")}}, "optimiser.clip_norm: Input should be greater than 0"),
         ({"retrieval": {"on_failure": "ignore"}}, "on_failure"),
         ({"steps": 0}, "steps"),
         ({"model": {"hidden_size": 18, "num_heads": 4}}, "hidden_size: 18 is not a multiple of num_heads 4"),
