@@ -135,5 +135,6 @@ def _cause(error: BaseException, folder: Path) -> str:
             seen += [wrapped[0] for wrapped in each.failures.values()]
         seen += [cause for cause in (each.__cause__, each.__context__) if cause is not None and cause not in seen]
     first_line = str(seen[-1]).partition("\n")[0]
-    free = shutil.disk_usage(folder if folder.is_dir() else folder.anchor).free
+    place = folder.resolve()
+    free = shutil.disk_usage(next(each for each in (place, *place.parents) if each.is_dir())).free
     return f"{type(seen[-1]).__name__}: {first_line} ({free / 1e6:,.1f} MB are free there)"
