@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 from trainer_fakes import FakeRetriever, settings, write_corpus
 
-from openbook_core.errors import ConfigError, CorruptError, OpenbookError, UnavailableError
+from openbook_core.errors import ConfigError, ConflictError, CorruptError, OpenbookError, UnavailableError
 from openbook_trainer import app, checkpoint, saver
 from openbook_trainer.config import TrainConfig
 from openbook_trainer.loop import Loop
@@ -99,6 +100,23 @@ def test_a_write_that_falls_short_is_said_in_a_line(
         run(tmp_path)
     assert "\n" not in caught.value.message
     assert names(tmp_path) == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    run(tmp_path, stop_at=1)
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ConflictError, match=r"another run trains in .*run; wait"):
+        run(tmp_path)
+    assert names(tmp_path) == ["step-00000001"]
+    assert run(tmp_path)["steps"] == 4
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    (tmp_path / "file").touch()
+    for out in ("file", "file/run"):
+        with pytest.raises(ConfigError, match=f"out: .*{out} cannot be written to: (File exists|Not a directory)"):
+            run(tmp_path, out=str(tmp_path / out))
 
 
 def test_a_retriever_that_goes_away_leaves_a_checkpoint_of_the_last_step(
