@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build/language", help="folder of the run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the RETRO's figures")
+    parser.add_argument("--curves", type=Path, metavar="FILE", help="draw the three trainings")
     options = parser.parse_args(arguments)
     if options.data is None:
         parser.error("give --data, or set OPENBOOK_DATA: the folder with openstax/ and wikipedia/")
@@ -56,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_result(options.json, result)
     if options.plot:
         plot(result["raw"]["perplexity"], options.plot)
+    if options.curves:
+        draw_curves(result, options.curves)
     return 0
 
 
@@ -79,17 +82,28 @@ def run(processes: Any, data: Path, work: Path, size: Size, *, quick: bool) -> d
     # The corpus is the book itself, whose vectors are there already.
     search = ["db", "neighbours", "--corpus", str(book), "--database", str(book), "--out", str(work / "neighbours")]
     timed("neighbours", lambda: processes.run("db neighbours", search))
-    summaries = {}
+    training = {}
     for name in MODELS:
         train = ["train", "--config", str(ROOT / f"examples/train/evidence-{name}.yaml"), *_settings(work, name, quick)]
         lines = timed(f"train {name}", lambda arguments=train: processes.run("train", arguments))  # type: ignore[misc]
-        summaries[name] = json.loads(lines[-1])
+        training[name] = trained(work / name, json.loads(lines[-1]))
     address = serve(processes, work, book)
     result = timed("measure", lambda: measure(address, work, held_out))
     seconds["all"] = round(sum(seconds.values()), 1)
     command = f"python benchmarks/language.py{' --quick' if quick else ''}"
     raw = {"command": command, **circumstances, "size": asdict(size), "documents": counts, "seconds": seconds}
-    return {**result, "raw": {**raw, "training": summaries, **result["raw"]}}
+    return {**result, "raw": {**raw, "training": training, **result["raw"]}}
+
+
+def trained(out: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """What a run was, how it went and how it ended; nothing of where its files lie."""
+    from openbook_trainer.curves import read_curves
+    from openbook_trainer.eval.perplexity import SIDES
+
+    steps, loss = read_curves(out)["loss"]
+    figures = {name: value for name, value in summary.items() if name not in ("checkpoint", "model")}
+    held_out = {side: figures.pop(f"loss_{side}") for side in SIDES if f"loss_{side}" in figures}
+    return {**figures, "held_out_nats_per_token": held_out, "curve": {"step": steps, "nats_per_token": loss}}
 
 
 def serve(processes: Any, work: Path, book: Path) -> str:
@@ -147,7 +161,7 @@ def measure(address: str, work: Path, data: Path) -> dict[str, Any]:
         },
         "parameters": {name: sum(weights.numel() for weights in model.parameters()) for name, model in models.items()},
         "wins_at_the_lowest_overlap": {name: _wins(side["overlap"]) for name, side in sides.items()},
-        "raw": {"perplexity": perplexity, "gpts": sides},
+        "raw": {"perplexity": {**perplexity, "model": "retro"}, "gpts": sides},
     }
 
 
@@ -191,6 +205,22 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         yield f"- at r up to {found['r_at_most']:g} the RETRO {wins} against the {MODELS[name]}"
 
 
+def draw_curves(result: dict[str, Any], path: Path) -> None:
+    """Training loss of the three models, on the same sequences in the same order."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, label in MODELS.items():
+        curve = result["raw"]["training"][name]["curve"]
+        axis.plot(curve["step"], curve["nats_per_token"], label=f"{label}, {result['parameters'][name]:,} parameters")
+    axis.set(xlabel="step", ylabel="training loss, nats per token")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
 def _cell(figures: dict[str, Any], name: str) -> str:
     value, error = figures[name], figures[f"{name}_standard_error"]
     return "-" if value is None else f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
@@ -203,7 +233,7 @@ def _settings(work: Path, name: str, quick: bool) -> list[str]:
     if name == "retro":
         changed |= {"retrieval.cache": work / "neighbours", "retrieval.folder": work / "book"}
     if quick:
-        changed |= {"steps": 6, "optimiser.warmup_steps": 1, "evaluation.sequences": 4}
+        changed |= {"steps": 6, "optimiser.warmup_steps": 1, "evaluation.sequences": 4, "log_every": 1}
     return [part for key, value in changed.items() for part in ("--set", f"{key}={value}")]
 
 

@@ -68,7 +68,7 @@ QUICK = Size(
     decode_tokens=66,
     decode_rounds=1,
     mfu_sequences=4,
-    limit_s=900,
+    limit_s=1800,
 )
 FULL = Size(
     model={"size": "125m"},
@@ -94,7 +94,7 @@ MFU_SIZES = ("125m", "350m")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 with all figures, 1 or 130 (Ctrl-C) without; nothing is written then."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, a minute or two")
+    parser.add_argument("--quick", action="store_true", help="small sizes, some minutes")
     parser.add_argument("--peers", choices=("all", "none"), default="all", help="none measures ourselves alone")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda adds the utilisation by size")
     parser.add_argument("--peak-tflops", type=float, help="of the GPU in bfloat16; measured by default")

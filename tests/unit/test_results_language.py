@@ -137,3 +137,25 @@ def test_the_settings_of_a_run_are_loaded(tmp_path: Path, modules: tuple[ModuleT
             assert config.out == tmp_path / name
             assert (config.steps == 6) is quick
             assert (config.retrieval is not None) is (name == "retro")
+
+
+def test_a_training_keeps_its_curve_and_says_not_where_it_lay(
+    tmp_path: Path, modules: tuple[ModuleType, ModuleType]
+) -> None:
+    language, _ = modules
+    lines = [{"step": 20, "loss": 5.0, "tokens_per_s": 1.0}, {"step": 40, "loss": 4.5}, {"step": 40, "loss_off": 4.4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = {"steps": 40, "loss_off": 4.4, "loss_on": None, "loss_shuffled": None, "snapshot": "s"}
+    found = language.trained(tmp_path, {**summary, "checkpoint": "/somewhere/c", "model": "/somewhere/m"})
+    assert found == {
+        "steps": 40,
+        "snapshot": "s",
+        "held_out_nats_per_token": {"off": 4.4, "on": None, "shuffled": None},
+        "curve": {"step": [20, 40], "nats_per_token": [5.0, 4.5]},
+    }
+    result = {
+        "parameters": dict.fromkeys(language.MODELS, 9),
+        "raw": {"training": dict.fromkeys(language.MODELS, found)},
+    }
+    language.draw_curves(result, tmp_path / "pictures" / "curves.png")
+    assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")

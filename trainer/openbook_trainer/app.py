@@ -25,6 +25,7 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_model import RetroModel, weights_hash
 from openbook_model import save as save_model
 from openbook_trainer import checkpoint
+from openbook_trainer.alone import alone_in
 from openbook_trainer.cached import CachedSource, snapshot_of
 from openbook_trainer.compute import compute_dtype, prepare_blocks
 from openbook_trainer.config import TrainConfig
@@ -117,7 +118,8 @@ def train(
     with asked_to_stop.heeded(), process_group(config.device) as world:
         if world.device.type == "cpu":
             torch.use_deterministic_algorithms(True)
-        summary = _train(config, world, allow_changed, asked_to_stop)
+        with alone_in(config.out, world):
+            summary = _train(config, world, allow_changed, asked_to_stop)
         if world.first:
             print(json.dumps(summary), flush=True)
         return summary

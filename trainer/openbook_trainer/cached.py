@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from openbook_core.errors import ConfigError
+from openbook_core.errors import ConfigError, OpenbookError
 from openbook_core.fingerprint import require_equal
 from openbook_core.tokenizer import Tokenizer
 from openbook_database.manifest import Manifest
 from openbook_database.neighbours.cache import IDS, NeighbourCache
 from openbook_database.neighbours.corpus import token_digest
 from openbook_database.snapshot import Snapshot
-from openbook_trainer.data import Batch, ChunkedCorpus
+from openbook_trainer.data import Batch, ChunkedCorpus, Query
 from openbook_trainer.neighbours import Neighbors
 
 
@@ -66,8 +67,9 @@ class CachedSource:
             for each in corpora
             for name, tokens in each.documents()
         }
-        known, _ = self._snapshot.documents.numbers(self._first)
-        if exclude_own and not known:
+        numbers_D = self._snapshot.documents.find(list(self._first))
+        self._own = dict(zip(self._first, numbers_D.tolist(), strict=True)) if exclude_own else None
+        if exclude_own and not (numbers_D >= 0).any():
             raise ConfigError(
                 f"none of {len(self._first)} documents of the corpus is in snapshot {self._snapshot.id[:12]}, so a "
                 "sequence's own text could be its neighbour. Train on the documents that the database was built from, or "
@@ -79,7 +81,9 @@ class CachedSource:
         """Nothing is held open but mapped files."""
 
     def fetch(self, batch: Batch) -> Neighbors:
-        """Neighbours for every query of the batch; chunks without a query get none."""
+        """Neighbours for every query of the batch; chunks without a query get none.
+
+        Raises OpenbookError where one is of the query's own document, unless those are allowed."""
         width = 2 * self._snapshot.manifest.contract.chunk_length
         shape = (len(batch.queries), len(batch.queries[0]), self._k)
         found = Neighbors(np.zeros((*shape, width), np.int64), np.zeros(shape, np.int64))
@@ -87,10 +91,20 @@ class CachedSource:
         for b, row in enumerate(batch.queries):
             for place, query in enumerate(row):
                 if query is not None:
-                    ids_BLK[b, place] = self._cache.ids_CK[self._first[query.document_id] + query.chunk, : self._k]
+                    ids_K = self._cache.ids_CK[self._first[query.document_id] + query.chunk, : self._k]
+                    self._require_others(query, ids_K)
+                    ids_BLK[b, place] = ids_K
         for shard in self._snapshot.shards:
             held_BLK = shard.holds(ids_BLK)
             tokens_NR, lengths_N2 = shard.tokens(ids_BLK[held_BLK])
             found.ids_BLKR[held_BLK] = tokens_NR
             found.lengths_BLK[held_BLK] = lengths_N2.astype(np.int64).sum(axis=1)
         return found
+
+    def _require_others(self, query: Query, ids_K: NDArray[np.int64]) -> None:
+        if self._own is None or (own := self._own[query.document_id]) < 0:
+            return
+        if (self._snapshot.documents.of_rows(ids_K[ids_K >= 0]) == own).any():
+            raise OpenbookError(
+                f"the neighbour cache gives document {query.document_id!r} to itself; make it anew (openbook db neighbours)"
+            )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from openbook_core.config import FrozenConfig, load_config
 from openbook_core.weights import DEFAULT_MODEL
@@ -91,8 +91,10 @@ class OptimiserConfig(FrozenConfig):
     straight fall over the last `decay_fraction` of them, to `final_fraction` of the peak. `muon_learning_rate` None is
     `learning_rate`. `average_decay` d keeps an average of the weights (EMA), a := d a + (1 - d) w after every step; it
     is written as `out/model-average`. A step whose loss or gradient is not finite changes nothing and is counted; after
-    `max_bad_steps` in a row the run stops.
+    `max_bad_steps` in a row the run stops. `clip_norm` may be .inf: gradients are left as they are.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: PositiveFloat = 3e-4
@@ -105,7 +107,7 @@ class OptimiserConfig(FrozenConfig):
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     weight_decay: NonNegativeFloat = 0.1
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: float = Field(default=1.0, gt=0.0, allow_inf_nan=True)
     average_decay: Fraction | None = None
     max_bad_steps: PositiveInt = 5
 

@@ -177,18 +177,21 @@ class LiveSource:
         """Raise ConfigError where the snapshot holds none of these documents, so that no exclusion would match."""
         if not self._config.exclude_own_document:
             return
-        asked = list(dict.fromkeys(document_ids))[:_PROBED_DOCUMENTS]
-        unknown = self._search(["probe"], [asked], k=1).unknown_exclusions
-        if unknown >= len(asked):
-            raise ConfigError(
-                f"none of {len(asked)} documents of the corpus (first {asked[0]!r}) is in snapshot "
-                f"{self._snapshot[:12]} of database {self._config.database!r}, so a sequence's own text could come "
-                "back as its neighbour. Train on the documents that the database was built from, or set "
-                "retrieval.exclude_own_document=false if the two share none",
-                field="retrieval.exclude_own_document",
-            )
-        if unknown:
-            logger.warning("%d of %d documents of the corpus are not in the database", unknown, len(asked))
+        ids = list(dict.fromkeys(document_ids))
+        for start in range(0, len(ids), _PROBED_DOCUMENTS):
+            asked = ids[start : start + _PROBED_DOCUMENTS]
+            unknown = self._search(["probe"], [asked], k=1).unknown_exclusions
+            if unknown < len(asked):
+                if start or unknown:
+                    seen = start + len(asked)
+                    logger.warning("%d of %d documents of the corpus are not in the database", start + unknown, seen)
+                return
+        raise ConfigError(
+            f"none of {len(ids)} documents of the corpus (first {ids[0]!r}) is in snapshot {self._snapshot[:12]} of database "
+            f"{self._config.database!r}, so a sequence's own text could come back as its neighbour. Train on the documents "
+            "that the database was built from, or set retrieval.exclude_own_document=false if the two share none",
+            field="retrieval.exclude_own_document",
+        )
 
     def fetch(self, batch: Batch) -> Neighbors:
         """As NeighborSource; after the retry budget, raises (policy "stop") or returns no neighbours ("mask")."""

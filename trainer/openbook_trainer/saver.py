@@ -116,15 +116,17 @@ class Saver:
     def _failed(self, step: int, error: BaseException) -> OpenbookError:
         older = steps_of(self._folder)
         kept = f"{older[0][1]} stays as it was" if older else "there is no older one"
+        cause = _cause(error, self._folder)
         return OpenbookError(
-            f"the checkpoint of step {step} could not be written to {self._folder}: {_cause(error)}. {kept}; see to "
-            "the disk and run the same command to go on",
+            f"the checkpoint of step {step} could not be written to {self._folder}: {cause}. {kept}; see to the disk and run "
+            "the same command to go on",
             field="out",
         )
 
 
-def _cause(error: BaseException) -> str:
-    """What the operating system said, wherever in a chain of errors; else the error itself."""
+def _cause(error: BaseException, folder: Path) -> str:
+    """What the operating system said, wherever in a chain of errors; else the innermost error, and how full the disk is:
+    torch's writer keeps the system's word to itself where a write falls short."""
     seen = [error]
     for each in seen:
         if isinstance(each, OSError) and each.strerror:
@@ -132,4 +134,7 @@ def _cause(error: BaseException) -> str:
         if isinstance(each, CheckpointException):
             seen += [wrapped[0] for wrapped in each.failures.values()]
         seen += [cause for cause in (each.__cause__, each.__context__) if cause is not None and cause not in seen]
-    return f"{type(error).__name__}: {error}"
+    first_line = str(seen[-1]).partition("\n")[0]
+    place = folder.resolve()
+    free = shutil.disk_usage(next(each for each in (place, *place.parents) if each.is_dir())).free
+    return f"{type(seen[-1]).__name__}: {first_line} ({free / 1e6:,.1f} MB are free there)"

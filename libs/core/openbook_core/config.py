@@ -42,7 +42,8 @@ class FrozenConfig(BaseModel):
         except ValidationError as error:
             lines = []
             fields = []
-            for item in error.errors():
+            # A default that follows from a wrong setting is no error of its own.
+            for item in [item for item in error.errors() if item["type"] != "default_factory_not_called"]:
                 field = ".".join(str(part) for part in item["loc"])
                 fields.append(field)
                 message = item["msg"].removeprefix("Value error, ")

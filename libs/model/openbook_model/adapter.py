@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from openbook_core.errors import ConflictError, CorruptError, MismatchError, NotFoundError, Reason
 from openbook_model.checkpoint import load, write_prompt
 from openbook_model.folders import written_whole
 from openbook_model.model import RetroModel
+from openbook_model.tensor_file import write_tensors
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -52,7 +53,7 @@ def save_adapter(
         "target_modules": sorted(pairs),
     }
     with written_whole(folder) as draft:
-        save_file(tensors, draft / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_tensors(tensors, draft / WEIGHTS_FILE, metadata={"format": "pt"})
         (draft / CONFIG_FILE).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         write_prompt(draft, prompt)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from openbook_core.errors import (
     ConflictError,
@@ -23,6 +22,7 @@ from openbook_model.config import RetroConfig
 from openbook_model.finite import is_finite
 from openbook_model.folders import mend, written_whole
 from openbook_model.model import RetroModel
+from openbook_model.tensor_file import write_tensors
 
 FORMAT = "openbook-retro"
 FORMAT_VERSION = 1
@@ -61,7 +61,7 @@ def save(
         if tokenizer_dir is not None:
             _copy_tokenizer(Path(tokenizer_dir), draft)
         tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-        save_file(tensors, draft / WEIGHTS_FILE)
+        write_tensors(tensors, draft / WEIGHTS_FILE)
         record = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from openbook_core.config import FrozenConfig, read_yaml
 from openbook_core.errors import ArgumentError
@@ -123,6 +123,8 @@ class RetroConfig(FrozenConfig):
     `qk_norm` is a norm over each head of the self attention's queries and keys (Qwen 3). A key `size` starts from a
     shipped size (`size_names`), whose settings the other keys replace.
     """
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     vocab_size: PositiveInt
     hidden_size: PositiveInt

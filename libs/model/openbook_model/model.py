@@ -7,6 +7,7 @@ C = B*L chunk rows, S = K*R keys of a chunk, E encoder width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -123,6 +124,12 @@ class RetroModel(nn.Module):
     def decoder_blocks(self) -> Iterator[Block]:
         """The blocks, typed."""
         return cast("Iterator[Block]", iter(self.blocks))
+
+    def save(self, path: str | Path, tokenizer_dir: str | Path | None = None) -> None:
+        """Write the model's directory, which `openbook_model.load` reads; see `checkpoint.save`."""
+        from openbook_model.checkpoint import save
+
+        save(self, path, tokenizer_dir)
 
     prefill = decoding.prefill
     step = decoding.step

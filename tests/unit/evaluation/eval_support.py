@@ -1,4 +1,4 @@
-"""Tiny models on disk, and transformers' own sliding-window perplexity."""
+"""Tiny models on disk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from trainer_fakes import M, byte_tokenizer
 from zstandard import ZstdDecompressor
 
@@ -46,23 +44,3 @@ def save_tiny(folder: Path, **changes: Any) -> RetroModel:
     byte_tokenizer().save(folder.with_name("tokenizer"))
     save(model, folder, folder.with_name("tokenizer"))
     return model.eval()
-
-
-@torch.no_grad()
-def transformers_nats(model: Any, tokens_N: NDArray[Any], max_length: int, stride: int) -> float:
-    """Mean nats per token as in transformers' guide "Perplexity of fixed-length models", with the model's own loss."""
-    ids = torch.from_numpy(np.asarray(tokens_N, np.int64))[None]
-    total, count, previous_end = 0.0, 0, 0
-    for begin in range(0, ids.shape[1], stride):
-        end = min(begin + max_length, ids.shape[1])
-        inputs = ids[:, begin:end]
-        labels = inputs.clone()
-        labels[:, : -(end - previous_end)] = -100
-        scored = int((labels[:, 1:] != -100).sum())
-        total += float(model(inputs, labels=labels).loss) * scored
-        count += scored
-        previous_end = end
-        if end == ids.shape[1]:
-            break
-    assert count == ids.shape[1] - 1
-    return total / count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from book_fake import Book, BookServicer, serve_book
-from eval_support import factbook_texts, save_tiny, transformers_nats
+from eval_support import ROOT, factbook_texts, save_tiny
 from numpy.typing import NDArray
 from trainer_fakes import SNAPSHOT, M, byte_tokenizer
 from typer.testing import CliRunner
@@ -26,6 +27,9 @@ from openbook_model import RetroModel
 from openbook_trainer.eval.half import in_half
 from openbook_trainer.eval.perplexity import PerplexityConfig, evaluate
 from openbook_trainer.eval.texts import read_texts
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from perplexity_wikitext2 import transformers_nats
 
 
 def ascii_rows(documents: int, characters: int) -> list[dict[str, str]]:

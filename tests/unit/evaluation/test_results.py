@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -241,3 +242,17 @@ def test_what_is_said_of_the_made_up_worlds_is_what_their_run_found() -> None:
     assert live["weights_hash_before"] == live["weights_hash_after"]
     assert all(book["old"] <= 0.01 for book in live["books"])
     assert live["none"] <= 0.02 and live["shuffled"] <= 0.02
+
+
+def test_perplexity_is_that_of_transformers() -> None:
+    """The guide's sentence is what the committed run found, on 8,192 tokens or more."""
+    found = json.loads((ROOT / "docs/results/perplexity-wikitext2.json").read_text())
+    theirs = math.exp(found["raw"]["transformers"]["nats_per_token"])
+    assert found["transformers_perplexity"] == pytest.approx(theirs)
+    assert found["perplexity"] == found["raw"]["ours"]["off"]["perplexity"] == pytest.approx(theirs, rel=1e-3)
+    assert found["relative_difference"] == pytest.approx(abs(found["perplexity"] / theirs - 1), abs=1e-12)
+    assert found["tokens_scored"] >= 8192 and found["same_tokens"]
+    guide = " ".join((ROOT / "docs/guides/perplexity.md").read_text().split())
+    assert f"{found['tokens_scored']:,} predicted tokens" in guide
+    assert f"perplexity of {found['perplexity']:.4f} here and {theirs:.4f} by transformers" in guide
+    assert f"differ by {found['relative_difference']:.0e}".replace("e-0", "e-") in guide

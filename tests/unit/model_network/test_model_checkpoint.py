@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +29,7 @@ def test_round_trip(tmp_path: Path, settings: dict[str, object]) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     (tmp_path / "tokenizer" / "chat_template.jinja").write_text("template")
-    save(model, tmp_path / "model", tmp_path / "tokenizer")
+    model.save(tmp_path / "model", tmp_path / "tokenizer")
     again = load(tmp_path / "model")
     assert again.config == model.config
     assert weights_hash(again) == weights_hash(model)
@@ -120,6 +122,21 @@ def test_probe_measures_and_logs(caplog: pytest.LogCaptureFixture) -> None:
     assert probe.dtype == (torch.bfloat16 if faster else torch.float32)
     assert set(probe.seconds) == {"decode", "prefill"}
     assert "serving dtype" in caplog.text
+
+
+def test_a_file_that_cannot_be_written_is_the_systems_error(tmp_path: Path) -> None:
+    save(random_model(small_config()), tmp_path / "model")
+    before = weights_hash(load(tmp_path / "model"))
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, most))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors") as caught:
+            save(random_model(small_config(), seed=2), tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert caught.value.errno == errno.EFBIG
+    assert weights_hash(load(tmp_path / "model")) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -44,6 +44,8 @@ def test_default_cross_attention_layers(layers: int, expected: tuple[int, ...]) 
         ({"cross_attention_layers": (9, 6)}, "cross_attention_layers"),
         ({"norm": "batchnorm"}, "norm"),
         ({"gate": "zero"}, "gate"),
+        ({"gate": math.nan}, "gate"),
+        ({"rotary_base": math.inf}, "rotary_base"),
         ({"vocab_size": 0}, "vocab_size"),
         ({"hiden_size": 32}, "hidden_size"),
         ({"encoder": {**ENCODER, "positions": "shared"}}, "encoder.positions"),
@@ -61,6 +63,12 @@ def test_default_cross_attention_layers(layers: int, expected: tuple[int, ...]) 
 def test_impossible_combinations_name_the_field(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         RetroConfig.parse(BASE | change)
+
+
+def test_a_wrong_setting_is_the_only_one_that_is_named() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RetroConfig.parse({"size": "tiny", "rotary_base": -1.0})
+    assert caught.value.message == "configuration: rotary_base: Input should be greater than 0 (given -1.0)"
 
 
 def test_initial_weights_have_the_stated_spread() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,30 @@ def test_sources_that_do_not_fit_are_refused(tmp_path: Path, spoil: Any, message
         convert_model("hf", tmp_path / "source", tmp_path / "model", SMALL)
     assert caught.value.field
     assert not (tmp_path / "model").exists()
+
+
+class Evil:
+    """Unpickled, it makes the folder that it names."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_malicious_bin_file_is_refused_and_not_run(tmp_path: Path) -> None:
+    make_source(*VARIANTS["llama untied"], tmp_path / "source")
+    tensors = load_file(tmp_path / "source" / "model.safetensors")
+    (tmp_path / "source" / "model.safetensors").unlink()
+    torch.save({**tensors, "more": Evil(tmp_path / "ran")}, tmp_path / "source" / "pytorch_model.bin")
+    with pytest.raises(InputError, match="holds a pickle"):
+        convert_model("hf", tmp_path / "source", tmp_path / "model", SMALL)
+    assert not (tmp_path / "ran").exists()
+    torch.load(tmp_path / "source" / "pytorch_model.bin", weights_only=False)
+    assert (tmp_path / "ran").exists(), "the file does what it should: a trusting reader runs it"
+    torch.save(tensors, tmp_path / "source" / "pytorch_model.bin")
+    convert_model("hf", tmp_path / "source", tmp_path / "model", SMALL)
 
 
 def test_unexpected_tensors_can_be_left_out_and_are_listed(tmp_path: Path) -> None:

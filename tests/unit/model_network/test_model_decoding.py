@@ -106,7 +106,7 @@ def test_ragged_batch_with_slots_that_come_and_go(model: RetroModel) -> None:
         step(model, cache, sequences)
     cache.release(0)
     del sequences[0]
-    far = Sequence(model, 2, 2, seed=51)
+    far = Sequence(model, 2, 4, seed=51)
     model.prefill(cache, [5], [far.ids[:30]], [far.neighbors(0, 30)], [2])
     for _ in range(5):
         step(model, cache, sequences | {5: far})

@@ -85,6 +85,13 @@ def test_parts_add_up() -> None:
     assert parts["self attention"] == 4 * (32 * 64 + 32 * 32)
 
 
+@pytest.mark.parametrize("name", ["125m", "350m"])
+def test_a_narrow_encoder_keeps_the_flops_near_those_of_the_decoder(name: str) -> None:
+    for tokens in (1024, 2048):
+        figures = describe(size(name), tokens=tokens)
+        assert 1.0 < figures["flops_per_token"]["over_the_decoder_alone"] <= 1.2
+
+
 def test_settings_over_a_size() -> None:
     config = size("125m", num_layers=24, encoder={"num_layers": 3})
     assert (config.num_layers, config.hidden_size) == (24, 768)

@@ -52,9 +52,15 @@ def test_logits_and_loss(golden: Golden) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "legacy_gate0"])
+@pytest.mark.parametrize("name", NAMES)
 def test_encoder_output(name: str) -> None:
     golden = Golden(name)
+    if (
+        name == "legacy_gate0"
+    ):  # NVIDIA's computes it all the same, ours does not; what it is does not depend on the gate
+        weights = golden.model.state_dict()
+        golden.model = RetroModel(golden.model.config.model_copy(update={"gate": 1.0}))
+        golden.model.load_state_dict(weights)
     captured: list[Tensor] = []
     assert golden.model.encoder is not None
     hook = golden.model.encoder.register_forward_hook(lambda module, inputs, output: captured.append(output))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from trainer_fakes import M, byte_tokenizer, settings, write_corpus
 
-from openbook_core.errors import ConfigError, MismatchError
+from openbook_core.errors import ConfigError, MismatchError, OpenbookError
 from openbook_database.build.run import build_snapshot
 from openbook_database.build.settings import BuildSettings
 from openbook_database.neighbours.corpus import SnapshotCorpus, TextCorpus
@@ -80,6 +80,23 @@ def test_tokens_are_those_of_the_ids_in_the_cache(folder: Path) -> None:
         assert (found.ids_BLKR[0, 0, place] == tokens[0]).all()
         assert found.lengths_BLK[0, 0, place] == lengths[0].sum()
     assert not found.lengths_BLK[0, 1].any(), "a chunk without a query"
+
+
+def test_own_document_in_the_cache_is_an_error(folder: Path) -> None:
+    rows = [json.loads(line) for line in (folder / "corpus.jsonl").read_text().splitlines()]
+    tokenizer, book = byte_tokenizer(), Snapshot.open(folder / "book")
+    corpus = ChunkedCorpus([(row["id"], tokenizer.encode(row["text"])) for row in rows], tokenizer, M)
+    nothing = np.zeros((1, 1), np.int64)
+    batch = Batch(nothing, nothing, None, (M,), ((corpus.query(int(np.flatnonzero(corpus.document_C == 3)[2])),),))
+    own = int(np.flatnonzero(book.documents.of_rows(np.arange(corpus.chunks)) == book.documents.number("d3"))[0])
+    for exclude_own in (True, False):
+        source = CachedSource(folder / "cache", folder / "book", 2, [corpus], exclude_own=exclude_own)
+        source._cache.ids_CK = np.where(source._cache.ids_CK >= 0, own, -1)
+        if exclude_own:
+            with pytest.raises(OpenbookError, match="gives document 'd3' to itself"):
+                source.fetch(batch)
+        else:
+            assert source.fetch(batch).lengths_BLK.all()
 
 
 def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:

@@ -36,6 +36,17 @@ def test_shipped_sizes_are_the_models_of_their_names(size: str) -> None:
     assert config.batch.chunks * config.model.chunk_length == config.model.max_positions
 
 
+def test_800m_is_nvidias_recipe() -> None:
+    """Megatron-LM a6c24e1c40, tools/retro: 25 million samples of 4,096, 16,667 of them to warm up."""
+    config, _ = load_train_config(EXAMPLES[0].parent / "800m.yaml")
+    optimiser, batch = config.optimiser, config.batch
+    assert (batch.sequences, batch.chunks * config.model.chunk_length) == (128, 4096)
+    assert config.steps == 25_000_000 // 128 and optimiser.warmup_steps == 16_667 // 128
+    assert (optimiser.learning_rate, optimiser.final_fraction, optimiser.schedule) == (2.5e-5, 0.1, "cosine")
+    adam = (optimiser.kind, optimiser.beta1, optimiser.beta2, optimiser.weight_decay, optimiser.clip_norm)
+    assert adam == ("adamw", 0.9, 0.95, 0.1, 1.0)
+
+
 def test_the_twin_differs_in_nothing_but_retrieval() -> None:
     retro, twin = (load_train_config(EXAMPLES[0].parent / name)[0] for name in ("tiny.yaml", "tiny-twin.yaml"))
     apart = {"out": retro.out, "retrieval": retro.retrieval}
@@ -59,6 +70,8 @@ def test_unknown_key_names_the_nearest(tmp_path: Path) -> None:
         ({"model": {"gate": 0.0}}, "model.gate: 0 switches retrieval off"),
         ({"model": {"neighbor_length": 8}}, "neighbor_length"),
         ({"optimiser": {"warmup_steps": 4}}, "warmup_steps: 4 leave nothing"),
+        ({"optimiser": {"learning_rate": float("inf")}}, "optimiser.learning_rate: Input should be a finite number"),
+        ({"optimiser": {"clip_norm": float("nan")}}, "optimiser.clip_norm: Input should be greater than 0"),
         ({"retrieval": {"on_failure": "ignore"}}, "on_failure"),
         ({"steps": 0}, "steps"),
         ({"model": {"hidden_size": 18, "num_heads": 4}}, "hidden_size: 18 is not a multiple of num_heads 4"),

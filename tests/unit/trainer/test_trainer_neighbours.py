@@ -11,7 +11,7 @@ import pytest
 from trainer_fakes import SNAPSHOT, FakeRetriever, M
 
 from openbook_core.clients import SearchResult
-from openbook_core.errors import OpenbookError, PreconditionError, UnavailableError
+from openbook_core.errors import ConfigError, OpenbookError, PreconditionError, UnavailableError
 from openbook_proto.v1 import retriever_pb2
 from openbook_trainer.config import RetrievalConfig
 from openbook_trainer.data import Batch, Query
@@ -66,6 +66,21 @@ def test_own_document_in_the_reply_is_an_error() -> None:
     client.answer_from = "d1"
     with pytest.raises(OpenbookError, match="'d1' to itself"):
         source(client).fetch(BATCH)
+
+
+def test_one_document_that_the_database_holds_is_enough(caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever it stands: a corpus of several files may begin with one that the database has not."""
+    others = [f"x{n}" for n in range(300)]
+    with caplog.at_level("WARNING"):
+        source(FakeRetriever()).check_exclusions([*others, "d1", "x0"])
+    assert "300 of 301 documents of the corpus are not in the database" in caplog.text
+    client = FakeRetriever()
+    source(client).check_exclusions(["d1", *others])
+    assert len(client.calls) == 1, "the rest need not be asked for"
+    with pytest.raises(ConfigError, match=r"none of 300 documents of the corpus \(first 'x0'\)"):
+        source(FakeRetriever()).check_exclusions(others)
+    source(client, exclude_own_document=False).check_exclusions(others)
+    assert len(client.calls) == 1
 
 
 def test_another_snapshot_in_the_reply_is_an_error() -> None:

@@ -17,7 +17,7 @@ from openbook_core.errors import ConfigError, InputError, MismatchError, NotFoun
 from openbook_model import RetroConfig, RetroModel, initialise, load, save, weights_hash
 from openbook_model.convert.huggingface import retro_parts
 from openbook_trainer import app
-from openbook_trainer.config import TrainConfig
+from openbook_trainer.config import TrainConfig, load_train_config
 from openbook_trainer.optimiser import make_optimisers
 from openbook_trainer.retrofit import rate_scale, starting_model
 
@@ -185,6 +185,19 @@ def test_what_is_left_out_is_as_the_base_was_converted(tmp_path: Path) -> None:
     added = TrainConfig.parse(plain).model
     assert (added.cross_attention_layers, added.encoder.hidden_size, added.gate) == ((6,), 256, "learned")
     assert (added.chunk_length, added.max_positions, added.num_layers) == (M, 128, 7)
+
+
+def test_nvidias_recipe_begins_with_a_gpt(tmp_path: Path) -> None:
+    """As the file's comment says."""
+    write_corpus(tmp_path)
+    base = str(write_base(tmp_path, max_positions=4096, chunk_length=64, num_layers=9))
+    given = ["model=null", f"init.from={base}", f"corpus.tokenizer={base}", "init.base_learning_rate=2.5e-5"]
+    path = Path(__file__).parents[3] / "examples" / "train" / "800m.yaml"
+    assert " ".join(f"--set {each}" for each in given).replace(base, "GPT") in path.read_text()
+    config, _ = load_train_config(path, given)
+    assert (config.model.hidden_size, config.model.cross_attention_layers, config.model.gate) == (16, (6, 9), "learned")
+    model, _ = starting_model(config, byte_tokenizer())
+    assert set(rate_scale(config, model).values()) == {1.0}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import signal
@@ -159,6 +160,7 @@ def test_killed_between_two_names_keeps_the_only_checkpoint(
         (ArgumentError("a bad value"), 2),
         (UnavailableError("nobody answers"), 1),
         (OpenbookError("loss is nan"), 1),
+        (OSError(errno.ENOSPC, "No space left on device", "out/model"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -224,6 +226,26 @@ def test_masked_neighbours_of_the_evaluation_are_an_error(tmp_path: Path, retrie
     retriever.search_text = failing  # type: ignore[method-assign,assignment]
     with pytest.raises(UnavailableError, match=r"failed for \d of \d batches of held-out sequences"):
         run(tmp_path, retrieval={"on_failure": "mask", "retry_budget": 0})
+
+
+def test_batches_that_the_retriever_failed_for_are_masked_and_counted(tmp_path: Path, retriever: FakeRetriever) -> None:
+    """Of the 8 batches of 4 steps the first 3 fail, each once: the evaluation's were fetched before."""
+    write_corpus(tmp_path)
+    real, calls = retriever.search_text, []
+
+    def failing(database: str, texts: list[str], k: int, **options: Any) -> Any:
+        calls.append(options["timeout_s"])
+        if 3 < len(calls) <= 6:  # the probe and the two batches of the evaluation come first
+            raise UnavailableError("down")
+        return real(database, texts, k, **options)
+
+    retriever.search_text = failing  # type: ignore[method-assign,assignment]
+    settings_of = {"on_failure": "mask", "retry_budget": 0, "deadline_s": 7.5}
+    summary = run(tmp_path, batch={"neighbor_drop": 0.0}, retrieval=settings_of)
+    assert (summary["steps"], summary["masked_batches"]) == (4, 3)
+    lines = [line for line in records(tmp_path, "run") if "loss" in line]
+    assert [line["masked_batches"] for line in lines] == [2, 3, 3, 3]
+    assert set(calls) == {7.5}, "the deadline of every call"
 
 
 def test_one_held_out_sequence_has_no_shuffled_loss(tmp_path: Path, retriever: FakeRetriever) -> None:

@@ -7,14 +7,17 @@ import json
 import os
 import signal
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 from trainer_fakes import FakeRetriever, settings, write_corpus
 
-from openbook_core.errors import ConfigError, CorruptError, OpenbookError, UnavailableError
+from openbook_core.errors import ConfigError, ConflictError, CorruptError, OpenbookError, UnavailableError
 from openbook_trainer import app, checkpoint, saver
 from openbook_trainer.config import TrainConfig
 from openbook_trainer.loop import Loop
@@ -82,6 +85,38 @@ def test_a_full_disk_is_said_at_the_next_step_and_the_older_checkpoint_stays(
     assert caught.value.field == "out"
     assert names(tmp_path) == ["step-00000001"]
     assert run(tmp_path)["weights_hash"] == straight["weights_hash"]
+
+
+def test_a_write_that_falls_short_is_said_in_a_line(
+    tmp_path: Path, retriever: FakeRetriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torch's writer has it on a disk that fills up: an error of its own, without the system's."""
+    write_corpus(tmp_path)
+    written: Future[None] = Future()
+    failures = {0: _wrap_exception(RuntimeError("[enforce fail] unexpected pos 704 vs 598\nframe #0: somewhere"))}
+    written.set_exception(CheckpointException("write", failures))
+    monkeypatch.setattr(saver, "async_save", lambda *args, **options: written)
+    with pytest.raises(OpenbookError, match=r"step 4 could not .*unexpected pos 704 vs 598 \(.* MB are free") as caught:
+        run(tmp_path)
+    assert "\n" not in caught.value.message
+    assert names(tmp_path) == []
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    run(tmp_path, stop_at=1)
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(ConflictError, match=r"another run trains in .*run; wait"):
+        run(tmp_path)
+    assert names(tmp_path) == ["step-00000001"]
+    assert run(tmp_path)["steps"] == 4
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path: Path, retriever: FakeRetriever) -> None:
+    write_corpus(tmp_path)
+    (tmp_path / "file").touch()
+    for out in ("file", "file/run"):
+        with pytest.raises(ConfigError, match=f"out: .*{out} cannot be written to: (File exists|Not a directory)"):
+            run(tmp_path, out=str(tmp_path / out))
 
 
 def test_a_retriever_that_goes_away_leaves_a_checkpoint_of_the_last_step(

@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
@@ -98,6 +99,12 @@ def _read(source: Path, dtype: torch.dtype | None) -> tuple[dict[str, Any], dict
         )
     except (SafetensorError, EOFError) as error:
         raise CorruptError(f"{source} is truncated: {error}; fetch it again", field="source") from error
+    except UnpicklingError as error:  # transformers reads .bin files with torch's restricted unpickler
+        raise InputError(
+            f"{source} holds a pickle that wants to make or run what no weights need, so it was not read; give a folder with "
+            "safetensors",
+            field="source",
+        ) from error
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, struct.error, StrictDataclassError) as error:
         raise InputError(f"{source} cannot be read as a causal language model: {error}", field="source") from error
     model, info = loaded

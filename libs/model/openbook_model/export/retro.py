@@ -6,10 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from openbook_model.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load
 from openbook_model.export.huggingface import stored_dtype
+from openbook_model.tensor_file import write_tensors
 
 MODELING_FILE = "modeling_openbook_retro.py"
 CLASS = "OpenbookRetroForCausalLM"
@@ -23,7 +24,7 @@ def write_retro(source: Path, folder: Path) -> str:
     load(source)  # whatever is wrong with it is said here
     record = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
     # Transformers asks for the metadata.
-    save_file(load_file(source / WEIGHTS_FILE), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_tensors(load_file(source / WEIGHTS_FILE), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     module = MODELING_FILE.removesuffix(".py")
     record |= {
         "model_type": "openbook-retro",
