@@ -106,6 +106,11 @@ class RetrieverConfig(DialingServerOptions):
         """Most bytes of mapped files, 0 for no limit."""
         return int((self.memory_limit_mb or 0) * 1e6)
 
+    @property
+    def device_work_bytes(self) -> int:
+        """Bytes of the GPU that each snapshot has to work with."""
+        return int(self.device_work_mb * 1e6)
+
     def process_name(self, port: int) -> str:
         """`name`, or one that is unique on this host while the process listens on `port`."""
         if self.name:
