@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from openbook_cli.swap import swap_to
 from openbook_core.clients import AdminClient
 from openbook_core.errors import OpenbookError
@@ -100,3 +102,32 @@ def test_a_swap_that_was_ended_by_somebody_else_leaves_the_next_one_alone(tmp_pa
         thread.join(20)
         assert "somebody else" in errors[0].message
         assert registry.control(DATABASE).candidate == new_id
+
+
+def test_a_router_that_cannot_read_the_files_swaps_by_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is another one for each process: where it was started."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    path = support.build_edition(here, "book")
+    registry, log = DirectoryRegistry(tmp_path / "registry"), tmp_path / "log.jsonl"
+    monkeypatch.chdir(here)
+    snapshot = registry.register(DATABASE, f"/proc/self/cwd/{path.name}").snapshot
+    popens = [support.spawn(tmp_path / "registry", log, "--role", "shard")]
+    monkeypatch.chdir(elsewhere)
+    popens.append(support.spawn(tmp_path / "registry", log, "--role", "router"))
+    try:
+        _, router = (support.ready(popen, log) for popen in popens)
+        refused = openbook("swap", DATABASE, snapshot, "--router", router.address)
+        assert refused.returncode == 1
+        assert (
+            f"no plan of memory for snapshot {snapshot[:12]}: /proc/self/cwd/book holds no snapshot" in refused.stderr
+        )
+        assert "or swap by force" in refused.stderr
+        swapped = openbook("swap", DATABASE, snapshot, "--force", "--router", router.address)
+        assert swapped.returncode == 0, swapped.stderr
+        assert "no plan of memory" in swapped.stderr
+        assert json.loads(swapped.stdout)["live"] == snapshot
+    finally:
+        for popen in popens:
+            support.Process(popen, "").stop()

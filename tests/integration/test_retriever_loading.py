@@ -137,7 +137,7 @@ def test_a_check_that_hangs_can_be_given_up(editions: list[Path]) -> None:
         one.give_up({snapshot.snapshot})
         with pytest.raises(GivenUpError):
             under_way.result(240)
-    assert one.load(snapshot, (0,)).id == snapshot.snapshot
+    assert one.load(snapshot, (0,))[0].id == snapshot.snapshot
     one.stop()
 
 

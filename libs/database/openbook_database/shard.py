@@ -17,7 +17,7 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_database.allowed import Allowed
 from openbook_database.documents import DocumentTable
 from openbook_database.exclusions import Exclusions, RowRanges, starts_of, sums_of
-from openbook_database.files import map_array
+from openbook_database.files import map_array, read_ahead
 from openbook_database.index.files import open_index
 from openbook_database.index.gpu import Gpu
 from openbook_database.index.recipe import parse_recipe
@@ -164,6 +164,9 @@ class Shard:
         A continuation is the next chunk of the same document; at a document's end its length is 0.
         """
         rows_N = self._local(ids)
+        both_2N = np.concatenate([rows_N, np.minimum(rows_N + 1, self.rows - 1)])
+        for array_NX in (self._tokens_NM, self._lengths_N, self._documents_N):
+            read_ahead(array_NX, both_2N)
         next_N, goes_on_N = self._next(rows_N)
         tokens_N2M = np.stack([self._tokens_NM[rows_N], self._tokens_NM[next_N]], axis=1)
         lengths_N2 = np.stack([self._lengths_N[rows_N], self._lengths_N[next_N]], axis=1)

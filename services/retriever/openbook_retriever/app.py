@@ -116,6 +116,7 @@ def _start(
         max_workers=config.max_workers,
         max_calls=config.max_calls,
         protection=protection,
+        reflects=config.reflection,
     )
 
 

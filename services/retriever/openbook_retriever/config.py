@@ -68,6 +68,7 @@ class RetrieverConfig(DialingServerOptions):
         description="folder for the highest epoch of each database that was seen, so that a restart never goes back",
     )
     metrics_port: int | None = Field(default=None, ge=1, le=65_535, description="Prometheus over HTTP; off by default")
+    reflection: bool = Field(default=True, description="tell callers by gRPC's reflection which services there are")
     max_workers: int = Field(
         default=64, ge=1, le=256, description="calls that are worked on or wait for a search at once"
     )

@@ -67,12 +67,14 @@ def start_server(
     max_calls: int = 4096,
     protection: Protection | None = None,
     keepalive_s: float = KEEPALIVE_S,
+    reflects: bool = True,
 ) -> RunningServer:
     """Start serving on `host`:`port` (0 picks a free port); not ready until `set_ready(True)`.
 
     `max_workers` calls are served at once and `max_calls` taken in; more are refused with RESOURCE_EXHAUSTED and a retry
-    delay. With tokens in `protection` every call needs one. Neither holds for health checks (`security.tokens.scope_of`),
+    delay. While calls wait for others to end, those whose callers are silent are cancelled (`rpc.workers`). With tokens in `protection` every call needs one. Neither holds for health checks (`security.tokens.scope_of`),
     which have threads of their own (`rpc.health`).
+    `reflects`: tell whoever asks which services and messages there are.
     A client that vanished without a word is given up after 1.5 times `keepalive_s`.
     Raises UnavailableError with reason PORT_IN_USE when the address is taken.
     """
@@ -86,7 +88,8 @@ def start_server(
     register(server)
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    if reflects:
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     require_free(host, port)
     try:
         if protection.tls is None:
@@ -157,12 +160,16 @@ class _Interceptor(grpc.ServerInterceptor):
         def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
                 self._workers.require_admitted()
-                yield from handler.stream_stream(map(decoded, requests), context)
+                for reply in handler.stream_stream(map(decoded, self._workers.each(requests)), context):
+                    with self._workers.waiting():
+                        yield reply
 
         def follow(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
                 self._workers.require_admitted()
-                yield from handler.unary_stream(decoded(request), context)
+                for reply in handler.unary_stream(decoded(request), context):
+                    with self._workers.waiting():
+                        yield reply
 
         kind: Any = grpc.stream_stream_rpc_method_handler
         behaviour: Any = stream

@@ -63,20 +63,25 @@ class ReplicaPlan:
 
 
 def plan_load(registry: Registry, database: str, known: KnownSnapshot) -> list[ReplicaPlan]:
-    """One plan for each replica that reports. A held snapshot whose files cannot be read here shares nothing."""
+    """One plan for each replica that reports. A held snapshot whose files cannot be read here shares nothing.
+
+    Raises NotFoundError or CorruptError where those of the new one cannot.
+    """
     replicas = registry.replicas(database)
     held = {item.snapshot for replica in replicas for item in replica.snapshots if item.state is LoadState.READY}
     registered = {each.snapshot: each for each in registry.state(database).snapshots}
-    manifests = {known.snapshot: (Path(known.url), Manifest.read(Path(known.url)))}
+    with _told_what_for(known.snapshot):
+        manifests = {known.snapshot: (Path(known.url), Manifest.read(Path(known.url)))}
     for snapshot in held & registered.keys() - {known.snapshot}:
         folder = Path(registered[snapshot].url)
         with _passed_over(snapshot):
             manifests[snapshot] = (folder, Manifest.read(folder))
     members = Counter((replica.member_index, replica.member_count) for replica in replicas)
-    return [
-        _plan(replica, known.snapshot, manifests, members[replica.member_index, replica.member_count] > 1)
-        for replica in replicas
-    ]
+    with _told_what_for(known.snapshot):
+        return [
+            _plan(replica, known.snapshot, manifests, members[replica.member_index, replica.member_count] > 1)
+            for replica in replicas
+        ]
 
 
 def require_fit(snapshot: str, plans: Sequence[ReplicaPlan], *, rolling: bool = False) -> None:
@@ -108,6 +113,18 @@ def _why_not(plan: ReplicaPlan) -> str:
             f"{readable(plan.device_total)} are free"
         )
     return f"{plan.name} {' and '.join(told)}"
+
+
+@contextmanager
+def _told_what_for(snapshot: str) -> Iterator[None]:
+    """Whoever asks may read the files where this process cannot."""
+    try:
+        yield
+    except (NotFoundError, CorruptError) as error:
+        raise type(error)(
+            f"no plan of memory for snapshot {snapshot[:12]}: {error}; the router reads the files for it: let it read this "
+            "folder, or swap by force, without a plan"
+        ) from error
 
 
 @contextmanager
