@@ -64,8 +64,7 @@ def retriever(
     role: Annotated[str, typer.Option(help="shard or router.")],
     registry: Annotated[str, typer.Option(help="Folder of the registry, or redis://HOST:PORT.")],
     host: Host = "127.0.0.1",
-    port: Reflection = Annotated[bool, typer.Option(help="Tell callers by gRPC's reflection which services there are.")]
-RetrieverPort = None,
+    port: RetrieverPort = None,
     database: Annotated[list[str] | None, typer.Option(help="Serve only these; repeatable.")] = None,
     member_index: Annotated[int, typer.Option(help="Shard role: which of the members this is.")] = 0,
     member_count: Annotated[int, typer.Option(help="Shard role: processes that share the shards.")] = 1,

@@ -72,9 +72,9 @@ def start_server(
     """Start serving on `host`:`port` (0 picks a free port); not ready until `set_ready(True)`.
 
     `max_workers` calls are served at once and `max_calls` taken in; more are refused with RESOURCE_EXHAUSTED and a retry
-    delay. While calls wait for others to end, those whose callers are silent are cancelled (`rpc.workers`). With tokens in `protection` every call needs one. Neither holds for health checks (`security.tokens.scope_of`),
-    which have threads of their own (`rpc.health`).
-    `reflects`: tell whoever asks which services and messages there are.
+    delay. While calls wait for others to end, those whose callers are silent are cancelled (`rpc.workers`).
+    With tokens in `protection` every call needs one. None of this holds for health checks (`security.tokens.scope_of`),
+    which have threads of their own (`rpc.health`). `reflects`: tell whoever asks which services and messages there are.
     A client that vanished without a word is given up after 1.5 times `keepalive_s`.
     Raises UnavailableError with reason PORT_IN_USE when the address is taken.
     """
