@@ -14,6 +14,7 @@ import pytest
 from openbook_cli.swap import swap_to
 from openbook_core.clients import AdminClient
 from openbook_core.errors import OpenbookError
+from openbook_core.health import why_unhealthy
 from openbook_database.registry.directory import DirectoryRegistry
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -104,7 +105,13 @@ def test_a_swap_that_was_ended_by_somebody_else_leaves_the_next_one_alone(tmp_pa
         assert registry.control(DATABASE).candidate == new_id
 
 
-def test_a_router_that_cannot_read_the_files_swaps_by_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def health_of(process: support.Process) -> str:
+    return f"grpc://{process.address}/openbook_proto.v1.Retriever/{DATABASE}"
+
+
+def test_a_router_that_cannot_read_the_files_swaps_by_force_and_says_how_healthy_the_database_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder is another one for each process: where it was started."""
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     for folder in (here, elsewhere):
@@ -117,7 +124,8 @@ def test_a_router_that_cannot_read_the_files_swaps_by_force(tmp_path: Path, monk
     monkeypatch.chdir(elsewhere)
     popens.append(support.spawn(tmp_path / "registry", log, "--role", "router"))
     try:
-        _, router = (support.ready(popen, log) for popen in popens)
+        shard, router = (support.ready(popen, log) for popen in popens)
+        assert why_unhealthy(health_of(router)) and why_unhealthy(health_of(shard))
         refused = openbook("swap", DATABASE, snapshot, "--router", router.address)
         assert refused.returncode == 1
         assert (
@@ -128,6 +136,11 @@ def test_a_router_that_cannot_read_the_files_swaps_by_force(tmp_path: Path, monk
         assert swapped.returncode == 0, swapped.stderr
         assert "no plan of memory" in swapped.stderr
         assert json.loads(swapped.stdout)["live"] == snapshot
+        for process in (shard, router):
+            support.wait_for(lambda: not why_unhealthy(health_of(process)), "the database is healthy")  # noqa: B023
+        shard.stop()
+        support.wait_for(lambda: "NOT_SERVING" in why_unhealthy(health_of(router)), "no shard is there any more")
+        assert not why_unhealthy(f"grpc://{router.address}")
     finally:
         for popen in popens:
             support.Process(popen, "").stop()

@@ -130,6 +130,12 @@ class Holdings:
             held = self._held.get((database, snapshot))
             return () if held is None or held.snapshot is None or held.retiring else held.shards
 
+    def answers(self, database: str, snapshot: str) -> bool:
+        """Whether a snapshot is ready here, if only with none of its shards."""
+        with self._lock:
+            held = self._held.get((database, snapshot))
+            return held is not None and held.snapshot is not None and not held.retiring
+
     def loading(self, database: str) -> set[str]:
         """The snapshots of a database that are being loaded or wait for it."""
         with self._lock:

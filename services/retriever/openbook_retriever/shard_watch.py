@@ -8,7 +8,7 @@ was loaded is served on. No error ends the heartbeats.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -48,14 +48,18 @@ class ShardWatch:
         self._followed = Followed(config, registry)
         self._name = ""
         self._address = ""
+        self._health: Callable[[str, bool], None] = lambda database, ready: None
         self._stop = Event()
         self._settled = Event()
         self._thread = Thread(target=self._run, name="shard-watch", daemon=True)
         self._loader = Loader(config)
         self._loads = ThreadPoolExecutor(1, thread_name_prefix="shard-load")
 
-    def start(self, name: str, address: str) -> None:
-        self._name, self._address = name, address
+    def start(
+        self, name: str, address: str, health: Callable[[str, bool], None] = lambda database, ready: None
+    ) -> None:
+        """`health` is told of each database whether its live snapshot is answered from here."""
+        self._name, self._address, self._health = name, address, health
         self._thread.start()
 
     def wait_settled(self, timeout_s: float | None = None) -> bool:
@@ -117,6 +121,7 @@ class ShardWatch:
                 UNLOADS.inc()
                 _log.info("database %s: snapshot %s unloaded", database, snapshot[:12])
         finally:
+            self._health(database, self._holdings.answers(database, control.live or ""))
             self._report(database, control)
 
     def _wanted(self, control: Control, leased: Sequence[str]) -> list[str]:

@@ -35,12 +35,28 @@ class RunningServer:
         self.address = address
         self._server, self._health, self._services = server, health_servicer, services
         self._signal = threading.Event()
+        self._lock = threading.Lock()
+        self._ready, self._parts = False, dict[str, bool]()
 
     def set_ready(self, ready: bool) -> None:
         """What the health service says of each service, and of the server as a whole, which is named ""."""
-        state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *self._services):
-            self._health.set(service, state)
+        with self._lock:
+            self._ready = ready
+            for name in ("", *self._services):
+                self._say(name, ready)
+            for name, part_ready in self._parts.items():
+                self._say(name, ready and part_ready)
+
+    def set_part(self, name: str, ready: bool) -> None:
+        """What it says of a part that may be ready or not while the server is; never ready while that is not."""
+        with self._lock:
+            if self._parts.get(name) != ready:
+                self._parts[name] = ready
+                self._say(name, self._ready and ready)
+
+    def _say(self, name: str, ready: bool) -> None:
+        states = health_pb2.HealthCheckResponse
+        self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Not ready first, then let running calls end for at most `grace_s` seconds."""
