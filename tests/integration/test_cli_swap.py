@@ -109,7 +109,7 @@ def health_of(process: support.Process) -> str:
     return f"grpc://{process.address}/openbook_proto.v1.Retriever/{DATABASE}"
 
 
-def test_a_router_that_cannot_read_the_files_swaps_by_force_and_says_how_healthy_the_database_is(
+def test_a_router_that_cannot_read_the_files_swaps_by_force_and_health_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is another one for each process: where it was started."""
@@ -136,8 +136,8 @@ def test_a_router_that_cannot_read_the_files_swaps_by_force_and_says_how_healthy
         assert swapped.returncode == 0, swapped.stderr
         assert "no plan of memory" in swapped.stderr
         assert json.loads(swapped.stdout)["live"] == snapshot
-        for process in (shard, router):
-            support.wait_for(lambda: not why_unhealthy(health_of(process)), "the database is healthy")  # noqa: B023
+        support.wait_for(lambda: not why_unhealthy(health_of(shard)), "the shard has it ready")
+        support.wait_for(lambda: not why_unhealthy(health_of(router)), "the router knows")
         shard.stop()
         support.wait_for(lambda: "NOT_SERVING" in why_unhealthy(health_of(router)), "no shard is there any more")
         assert not why_unhealthy(f"grpc://{router.address}")
