@@ -93,7 +93,9 @@ def swap(
     rolling: Annotated[
         bool, typer.Option(help="No replica holds both: half of them change over first, the others after the standby.")
     ] = False,
-    force: Annotated[bool, typer.Option(help="Also where the plan says that it does not fit.")] = False,
+    force: Annotated[
+        bool, typer.Option(help="Also where the plan says that it does not fit, or the router can make none.")
+    ] = False,
     plan_only: Annotated[bool, typer.Option("--plan", help="Show what it would take of memory, and stop.")] = False,
     as_json: AsJson = False,
     *,
@@ -105,10 +107,16 @@ def swap(
     The plan of memory goes to standard error first; standard output holds one line of JSON.
     """
     from openbook_cli.swap import plan_lines, plan_record, swap_terms, swap_to
+    from openbook_core.errors import CorruptError, NotFoundError
 
     with _admin(router, security) as admin:
-        planned = admin.plan(database, snapshot)
-        print("\n".join(plan_lines(planned)), file=sys.stderr)
+        try:
+            planned = admin.plan(database, snapshot)
+            print("\n".join(plan_lines(planned)), file=sys.stderr)
+        except (NotFoundError, CorruptError) as error:
+            if plan_only or not force:
+                raise
+            print(error, file=sys.stderr)
         if plan_only:
             print(json.dumps(plan_record(planned)))
             raise typer.Exit(0 if planned.fits or (rolling and planned.fits_rolling) else 1)

@@ -15,6 +15,7 @@ from openbook_core.weights import DEFAULT_EMBEDDER, DEFAULT_MODEL
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
 Port = Annotated[int, typer.Option(help="Port; 0 takes a free one, which the first line of output names.")]
+Reflection = Annotated[bool, typer.Option(help="Tell callers by gRPC's reflection which services there are.")]
 RetrieverPort = Annotated[int | None, typer.Option(help="Port; by default 7000 for a router, a free one for a shard.")]
 
 
@@ -41,6 +42,7 @@ def embedder(
     ] = None,
     cache: Annotated[str | None, typer.Option(help="Redis for vectors of texts seen before; off by default.")] = None,
     cache_ttl_s: Annotated[float, typer.Option(help="Seconds that a vector is kept there.")] = 86_400.0,
+    reflection: Reflection = True,
     *,
     encoder: dict[str, Any],
     security: dict[str, Any],
@@ -52,7 +54,7 @@ def embedder(
     settings: dict[str, Any] = {"host": host, "port": port, "model": model, "dtype": dtype, "threads": threads}
     settings |= {"backend": backend, "device": device, "compile": compile_}
     settings |= {"metrics_port": metrics_port, "http_port": http_port, "http_role": http_role}
-    settings |= {"cache": cache, "cache_ttl_s": cache_ttl_s}
+    settings |= {"cache": cache, "cache_ttl_s": cache_ttl_s, "reflection": reflection}
     serve(EmbedderConfig.parse(settings | encoder | security, source="openbook serve embedder"))
 
 
@@ -87,6 +89,7 @@ def retriever(
     ] = None,
     cache_ttl_s: Annotated[float, typer.Option(help="Seconds that an answer is kept there.")] = 86_400.0,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus over HTTP; off by default.")] = None,
+    reflection: Reflection = True,
     *,
     security: dict[str, Any],
 ) -> None:
@@ -97,7 +100,7 @@ def retriever(
     port = (7000 if role == "router" else 0) if port is None else port
     settings: dict[str, Any] = {"role": role, "registry": registry, "host": host, "port": port, "embedder": embedder}
     settings |= {"databases": tuple(database or ()), "member_index": member_index, "member_count": member_count}
-    settings |= {"metrics_port": metrics_port, "state_dir": state_dir}
+    settings |= {"metrics_port": metrics_port, "state_dir": state_dir, "reflection": reflection}
     settings |= {"memory_limit_mb": memory_limit_mb, "drain_s": drain_s}
     settings |= {"device": device, "device_fallback": device_fallback, "cache": cache, "cache_ttl_s": cache_ttl_s}
     serve(RetrieverConfig.parse(settings | security, source="openbook serve retriever"))

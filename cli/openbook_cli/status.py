@@ -150,13 +150,23 @@ def _rows(state: admin_pb2.DatabaseState) -> list[str]:
     lines = [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+    devices = [
+        f"  {replica.name} on {replica.device}: {readable(sum(held.device_bytes for held in replica.snapshots))} taken"
+        + (
+            f", {readable(replica.device_free)} of {readable(replica.device_total)} free"
+            if replica.device_total
+            else ""
+        )
+        for replica in state.replicas
+        if replica.device
+    ]
     failed = [
         f"  {replica.name} {_short(held.snapshot)} failed ({held.reason or 'no reason'}): {held.error}"
         for replica in state.replicas
         for held in replica.snapshots
         if held.error
     ]
-    return lines + failed
+    return lines + devices + failed
 
 
 def _short(snapshot: str) -> str:

@@ -67,9 +67,20 @@ def plan_lines(plan: admin_pb2.PlanReply) -> list[str]:
         limit = readable(replica.bytes_limit) if replica.bytes_limit else "none"
         lines.append(
             f"  {replica.name}: maps {readable(replica.bytes)}, new {readable(replica.bytes_new)}, shared "
-            f"{readable(replica.bytes_shared)}, limit {limit}: {replica.mode}"
+            f"{readable(replica.bytes_shared)}, limit {limit}{_device_words(replica)}: {replica.mode}"
         )
     return lines if plan.replicas else [*lines, "  no replica reports"]
+
+
+def _device_words(replica: admin_pb2.ReplicaPlan) -> str:
+    if not replica.device:
+        return ""
+    if replica.device_error:
+        return f"; {replica.device_error}"
+    free = (
+        f"{readable(replica.device_free)} of {readable(replica.device_total)}" if replica.device_total else "not known"
+    )
+    return f"; {replica.device} new {readable(replica.device_new)}, free {free}"
 
 
 def plan_record(plan: admin_pb2.PlanReply) -> dict[str, Any]:
@@ -85,6 +96,11 @@ def plan_record(plan: admin_pb2.PlanReply) -> dict[str, Any]:
                 "bytes_shared": replica.bytes_shared,
                 "bytes_limit": replica.bytes_limit,
                 "mode": replica.mode,
+                "device": replica.device,
+                "device_new": replica.device_new,
+                "device_free": replica.device_free,
+                "device_total": replica.device_total,
+                "device_error": replica.device_error,
             }
             for replica in plan.replicas
         ],

@@ -9,9 +9,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from openbook_cli.swap import swap_to
 from openbook_core.clients import AdminClient
 from openbook_core.errors import OpenbookError
+from openbook_core.health import why_unhealthy
 from openbook_database.registry.directory import DirectoryRegistry
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -100,3 +103,44 @@ def test_a_swap_that_was_ended_by_somebody_else_leaves_the_next_one_alone(tmp_pa
         thread.join(20)
         assert "somebody else" in errors[0].message
         assert registry.control(DATABASE).candidate == new_id
+
+
+def health_of(process: support.Process) -> str:
+    return f"grpc://{process.address}/openbook_proto.v1.Retriever/{DATABASE}"
+
+
+def test_a_router_that_cannot_read_the_files_swaps_by_force_and_health_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is another one for each process: where it was started."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    path = support.build_edition(here, "book")
+    registry, log = DirectoryRegistry(tmp_path / "registry"), tmp_path / "log.jsonl"
+    monkeypatch.chdir(here)
+    snapshot = registry.register(DATABASE, f"/proc/self/cwd/{path.name}").snapshot
+    popens = [support.spawn(tmp_path / "registry", log, "--role", "shard")]
+    monkeypatch.chdir(elsewhere)
+    popens.append(support.spawn(tmp_path / "registry", log, "--role", "router"))
+    try:
+        shard, router = (support.ready(popen, log) for popen in popens)
+        assert why_unhealthy(health_of(router)) and why_unhealthy(health_of(shard))
+        refused = openbook("swap", DATABASE, snapshot, "--router", router.address)
+        assert refused.returncode == 1
+        assert (
+            f"no plan of memory for snapshot {snapshot[:12]}: /proc/self/cwd/book holds no snapshot" in refused.stderr
+        )
+        assert "or swap by force" in refused.stderr
+        swapped = openbook("swap", DATABASE, snapshot, "--force", "--router", router.address)
+        assert swapped.returncode == 0, swapped.stderr
+        assert "no plan of memory" in swapped.stderr
+        assert json.loads(swapped.stdout)["live"] == snapshot
+        support.wait_for(lambda: not why_unhealthy(health_of(shard)), "the shard has it ready")
+        support.wait_for(lambda: not why_unhealthy(health_of(router)), "the router knows")
+        shard.stop()
+        support.wait_for(lambda: "NOT_SERVING" in why_unhealthy(health_of(router)), "no shard is there any more")
+        assert not why_unhealthy(f"grpc://{router.address}")
+    finally:
+        for popen in popens:
+            support.Process(popen, "").stop()

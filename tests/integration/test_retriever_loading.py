@@ -44,17 +44,17 @@ def loader(**options: object) -> Loader:
 
 
 def test_what_is_whole_is_mapped(editions: list[Path]) -> None:
-    opened = loader().load(known(editions[0]), (0, 2))
+    opened, _ = loader().load(known(editions[0]), (0, 2))
     assert [shard.number for shard in opened.shards] == [0, 2]
 
 
 def test_snapshots_with_one_tokenizer_share_it_in_memory(editions: list[Path], tmp_path: Path) -> None:
     one = loader()
-    old, new = (one.load(known(path), (0,)) for path in editions)
+    old, new = (one.load(known(path), (0,))[0] for path in editions)
     assert old.tokenizer is new.tokenizer
     other = build_tiny_snapshot(tmp_path / "other").path
-    assert one.load(known(other), (0,)).tokenizer is not old.tokenizer
-    assert one.load(known(editions[0]), (0,)).tokenizer.fingerprint == old.tokenizer.fingerprint
+    assert one.load(known(other), (0,))[0].tokenizer is not old.tokenizer
+    assert one.load(known(editions[0]), (0,))[0].tokenizer.fingerprint == old.tokenizer.fingerprint
 
 
 def test_damage_and_another_snapshot_are_named(editions: list[Path], tmp_path: Path) -> None:
@@ -131,13 +131,13 @@ def test_a_check_that_hangs_can_be_given_up(editions: list[Path]) -> None:
     os.kill(one._checker.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(one.load, snapshot, (0,))
-        support.wait_for(lambda: bool(one._checked), "the check has begun")
+        support.wait_for(lambda: bool(one._checker), "the check has begun")
         one.give_up({"another"})
         assert not under_way.done()
         one.give_up({snapshot.snapshot})
         with pytest.raises(GivenUpError):
             under_way.result(240)
-    assert one.load(snapshot, (0,)).id == snapshot.snapshot
+    assert one.load(snapshot, (0,))[0].id == snapshot.snapshot
     one.stop()
 
 

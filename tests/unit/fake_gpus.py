@@ -2,12 +2,22 @@
 
 Stricter than Faiss, which takes a selector and ignores it. Rough scores differ in their last bit from the processor's, and
 ties come in another order.
+
+`python fake_gpus.py MODULE ARGUMENTS` runs a module with devices that all processes share which have the same folder in
+FAKE_GPUS: what a process took is free when it has ended. `settings.json` in the folder holds what `FakeDevices` takes, read
+at each call.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import runpy
+import sys
 import weakref
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import faiss
@@ -29,21 +39,45 @@ class FakeDevices:
     count: int = 2
     broken: str = ""
     skewed: bool = False
+    crashes: bool = False
     used: dict[int, int] = field(default_factory=dict)
     searched: int = 0
     moved: list[Any] = field(default_factory=list)
+    folder: Path | None = None
 
     def free(self, device: int) -> tuple[int, int]:
-        return self.total - CONTEXT - self.used.get(device, 0), self.total
+        return self.total - CONTEXT - self.used.get(device, 0) - self._of_others(device), self.total
+
+    def read(self) -> None:
+        """Take what the folder says now."""
+        if self.folder is not None:
+            for name, value in json.loads((self.folder / "settings.json").read_text()).items():
+                setattr(self, name, value)
+            if self.crashes:
+                os.abort()
+
+    def _of_others(self, device: int) -> int:
+        """What other processes that live have taken."""
+        taken = 0
+        for file in [] if self.folder is None else self.folder.glob("*.pid"):
+            if file.stem != str(os.getpid()) and Path(f"/proc/{file.stem}").exists():
+                taken += CONTEXT + json.loads(file.read_text()).get(str(device), 0)
+        return taken
+
+    def _write(self) -> None:
+        if self.folder is not None:
+            (self.folder / f"{os.getpid()}.pid").write_text(json.dumps(self.used))
 
     def take(self, device: int, size: int, owner: Any) -> None:
         if size > self.free(device)[0]:
             raise RuntimeError(f"StandardGpuResources: alloc fail size {size} (cudaMalloc error out of memory [2])")
         self.used[device] = self.used.get(device, 0) + size
+        self._write()
         weakref.finalize(owner, self._give_back, device, size)
 
     def _give_back(self, device: int, size: int) -> None:
         self.used[device] -= size
+        self._write()
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeDevices:
@@ -67,9 +101,17 @@ def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeDevices:
         return moved
 
     class Options:
-        indicesOptions, useFloat16, allowCpuCoarseQuantizer = 0, False, False
+        indicesOptions, useFloat16, allowCpuCoarseQuantizer, use_cuvs = 0, False, False, True
+
+    def graph(resources: Resources, dimension: int, metric: int, config: Any) -> FakeGraph:
+        assert metric == faiss.METRIC_INNER_PRODUCT
+        return FakeGraph(devices, resources, dimension, config)
 
     for name, value in {
+        "GpuIndexCagra": graph,
+        "GpuIndexCagraConfig": SimpleNamespace,
+        "SearchParametersCagra": SimpleNamespace,
+        "search_algo_SINGLE_CTA": "single",
         "StandardGpuResources": Resources,
         "GpuClonerOptions": Options,
         "INDICES_64_BIT": 3,
@@ -86,6 +128,7 @@ class FakeIndex:
 
     def __init__(self, devices: FakeDevices, index: Any, options: Any) -> None:
         self._devices, self._index = devices, index
+        assert not options.use_cuvs, "cuVS scans no given lists"
         lists = isinstance(index, faiss.IndexIVF)
         if not isinstance(
             index,
@@ -129,6 +172,7 @@ class FakeIndex:
         scores_QF[:], rows_QF[:] = self._shaken(scores_QF.copy(), rows_QF.copy())
 
     def _require(self, k: int, params: Any, nprobe: int = 1) -> None:
+        self._devices.read()
         if self._devices.broken:
             raise RuntimeError(self._devices.broken)
         if not 0 < k <= MOST:
@@ -153,3 +197,51 @@ class FakeIndex:
         order_QF = np.lexsort((-rows_QF, np.where(missing_QF, np.inf, -scores_QF)), axis=-1)
         rows_QF = np.take_along_axis(rows_QF, order_QF, axis=1)
         return np.take_along_axis(scores_QF, order_QF, axis=1), rows_QF
+
+
+class FakeGraph:
+    """What Faiss does with cuVS' graphs, of which it makes another one than the processor's: it leads to nearly all rows, gives
+    some twice or rows that there are not, and similarities of the wrong sign."""
+
+    def __init__(self, devices: FakeDevices, resources: Any, dimension: int, config: Any) -> None:
+        assert config.graph_degree < config.intermediate_graph_degree
+        self._devices, self._resources, self._config = devices, resources, config
+        self._rows = faiss.IndexFlatIP(dimension)
+
+    def train(self, vectors_ND: NDArray[np.float32]) -> None:
+        assert len(vectors_ND) > self._config.intermediate_graph_degree, "too few rows for such a graph"
+        self._rows.add(vectors_ND)
+        links = self._config.graph_degree + self._config.intermediate_graph_degree
+        self._devices.take(self._config.device, 4 * vectors_ND.size + 4 * len(vectors_ND) * links, self)
+
+    def search(self, queries_QD: NDArray[np.float32], k: int, *, params: Any) -> Any:
+        self._devices.read()
+        if self._devices.broken:
+            raise RuntimeError(self._devices.broken)
+        assert getattr(params, "sel", None) is None and params.algo == "single"
+        assert k <= params.itopk_size <= 512 and params.itopk_size % 32 == 0
+        self._devices.searched += 1
+        scores_QF, rows_QF = self._rows.search(-queries_QD if self._devices.skewed else queries_QD, k)
+        rows_QF[rows_QF % 50 == 7] = 0xFFFFFFFF
+        rows_QF[:, -1] = rows_QF[:, 0]
+        return -scores_QF, rows_QF
+
+
+def main(module: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        devices = install(patch, folder=Path(os.environ["FAKE_GPUS"]))
+        devices.read()
+        with_fakes(patch)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def with_fakes(patch: pytest.MonkeyPatch) -> None:
+    """Have shard processes start theirs with fake devices, too."""
+    from openbook_retriever import on_device
+
+    patch.setattr(on_device, "COMMAND", (sys.executable, __file__, "openbook_retriever.device_process"))
+
+
+if __name__ == "__main__":
+    sys.argv = sys.argv[1:]
+    main(sys.argv[0])

@@ -1,5 +1,6 @@
 """Core: configuration, fingerprints, vectors, the tokenizer, and errors over a real socket."""
 
+import re
 from pathlib import Path
 
 import grpc
@@ -160,6 +161,11 @@ class _Failing(embedder_pb2_grpc.EmbedderServicer):
 
     def GetInfo(self, request: object, context: grpc.ServicerContext) -> object:
         raise KeyError("bug")
+
+
+def test_every_reason_is_documented() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "errors.md"
+    assert set(re.findall(r"`([A-Z_]+)`", guide.read_text())) == set(Reason)
 
 
 def test_errors_keep_their_details_over_a_socket() -> None:

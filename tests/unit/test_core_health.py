@@ -68,6 +68,20 @@ def test_open_watches_hold_no_thread_and_hear_of_changes() -> None:
             watch.cancel()
 
 
+def test_a_part_is_ready_by_itself_but_never_without_the_server() -> None:
+    with serving(Slow()) as (server, channel):
+        health = health_pb2_grpc.HealthStub(channel)
+        part = health_pb2.HealthCheckRequest(service="openbook_proto.v1.Embedder/part")
+        with pytest.raises(grpc.RpcError) as unknown:
+            health.Check(part, timeout=10)
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+        for ready, part_ready in ((True, False), (True, True), (False, True), (True, True), (True, False)):
+            server.set_ready(ready)
+            server.set_part(part.service, part_ready)
+            assert (health.Check(part, timeout=10).status == SERVING) is (ready and part_ready)
+            assert (health.Check(ASKED, timeout=10).status == SERVING) is ready
+
+
 def test_a_watch_that_ends_while_the_state_changes_stops_nothing() -> None:
     with serving(Slow()) as (server, channel):
         health = health_pb2_grpc.HealthStub(channel)

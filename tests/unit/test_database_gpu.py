@@ -15,15 +15,14 @@ import pytest
 from numpy.typing import NDArray
 
 from openbook_core.errors import ConfigError, OpenbookError, Reason
+from openbook_database.gpu_size import gpu_bytes_of
 from openbook_database.index import gpu as gpu_module
-from openbook_database.index import ivf
+from openbook_database.index import hnsw, ivf
 from openbook_database.index.gpu import Gpu, Moved, list_bytes
-from openbook_database.registry.records import KnownSnapshot
+from openbook_database.scoring import exact_scores
 from openbook_database.snapshot import Snapshot
 from openbook_database.testing import build_tiny_snapshot, tiny_rows
 from openbook_retriever.config import RetrieverConfig
-from openbook_retriever.loading import Loader
-from openbook_retriever.metrics import DEVICE_FALLBACKS, DEVICE_PASSES
 from openbook_retriever.placement import Placement, device_number
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -202,7 +201,7 @@ def test_lists_are_counted_in_blocks_and_grains() -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "dimension", "named"),
-    [("HNSW8", 16, "walks a graph"), ("IVF4,RaBitQ", 16, "RaBitQ"), ("IVF4,PQ5", 15, "product codes of 5 bytes")],
+    [("IVF4,RaBitQ", 16, "RaBitQ"), ("IVF4,PQ5", 15, "product codes of 5 bytes")],
 )
 def test_what_no_gpu_holds_is_refused_before_anything_is_moved(
     fake: FakeDevices, tmp_path: Path, recipe: str, dimension: int, named: str
@@ -234,16 +233,92 @@ def test_a_gpu_that_computes_something_else_serves_nothing(build: Build, fake: F
     assert caught.value.reason is Reason.INTERNAL
 
 
-def test_a_search_that_fails_on_the_gpu_is_an_error_unless_it_may_fall_back(build: Build, fake: FakeDevices) -> None:
-    failures: list[RuntimeError] = []
-    strict, lenient = move(build("IVF16,SQ8")), move(build("IVF16,SQ8"), failed=failures.append)
-    queries_QD = some_queries(strict, np.random.default_rng(5))
-    expected = strict.search(queries_QD, 4)
+def test_a_search_that_fails_on_the_gpu_is_an_error(build: Build, fake: FakeDevices) -> None:
+    opened = move(build("IVF16,SQ8"))
     fake.broken = "CUDA error 719"
     with pytest.raises(RuntimeError, match="719"):
-        strict.search(queries_QD, 4)
-    np.testing.assert_array_equal(lenient.search(queries_QD, 4).ids_QK, expected.ids_QK)
-    assert failures and "719" in str(failures[0])
+        opened.search(some_queries(opened, np.random.default_rng(5)), 4)
+
+
+# --- a graph ---
+
+
+@pytest.fixture
+def graph(monkeypatch: pytest.MonkeyPatch, build: Build) -> Path:
+    """An HNSW of more rows than a GPU compares one by one."""
+    monkeypatch.setattr(hnsw, "GPU_GRAPH_ROWS", 1000)
+    return build("HNSW32")
+
+
+def test_a_gpu_makes_a_graph_of_its_own_whose_scores_are_exact(graph: Path, fake: FakeDevices) -> None:
+    plain, moved = Snapshot.open(graph, "sizes"), move(graph)
+    vectors_ND = plain.shards[0].vectors(np.arange(plain.manifest.chunks))
+    random, documents = np.random.default_rng(1), plain.manifest.documents
+    half_N = random.random(documents) < 0.5
+    for k, exclude, allowed in (
+        (1, None, None),
+        (10, None, None),
+        (10, [{int(number) for number in random.choice(documents, 5)}] * 6, None),
+        (10, None, [half_N] * 6),
+        (600, None, None),
+        (10, None, [np.zeros(documents, np.bool_)] * 6),
+    ):
+        queries_QD = some_queries(plain, random)
+        found = moved.search(queries_QD, k, exclude, None, allowed)
+        held_QK = found.ids_QK != -1
+        rows_QK = np.maximum(found.ids_QK, 0)
+        exact_QK = np.where(held_QK, exact_scores(queries_QD, vectors_ND[rows_QK]), 0)
+        np.testing.assert_array_equal(found.scores_QK, exact_QK)
+        left = documents if allowed is None else int(allowed[0].sum())
+        assert held_QK.all() or not left
+        assert all(len(set(row[held].tolist())) == held.sum() for row, held in zip(found.ids_QK, held_QK, strict=True))
+        documents_QK = plain.shards[0].document_numbers(rows_QK.reshape(-1)).reshape(rows_QK.shape)
+        for query in range(len(queries_QD)):
+            of_hits = set(documents_QK[query, held_QK[query]].tolist())
+            assert exclude is None or not of_hits & exclude[query]
+            assert allowed is None or half_N[list(of_hits)].all()
+        best_QK = plain.search(queries_QD, k, exclude, None, allowed).scores_QK
+        assert (found.scores_QK >= best_QK).mean() > 0.5
+    assert fake.searched >= 5
+
+
+def test_a_graph_answers_each_query_as_if_it_were_alone(graph: Path, fake: FakeDevices) -> None:
+    moved = move(graph)
+    queries_QD = np.random.default_rng(2).normal(size=(9, DIMENSION)).astype(np.float32)
+    together = moved.search(queries_QD, 5)
+    for number, query_D in enumerate(queries_QD):
+        alone = moved.search(query_D[None], 5)
+        np.testing.assert_array_equal(alone.ids_QK[0], together.ids_QK[number])
+
+
+def test_a_graph_that_leads_elsewhere_serves_nothing(graph: Path, fake: FakeDevices) -> None:
+    fake.skewed = True
+    with pytest.raises(OpenbookError, match="cuda:0 does not compute what it should: .*golden queries"):
+        move(graph)
+
+
+def test_a_graph_of_few_rows_is_compared_row_by_row(build: Build, fake: FakeDevices) -> None:
+    path = build("HNSW32")
+    moved, exact = move(path), Snapshot.open(build("Flat"), "sizes")
+    queries_QD = some_queries(exact, np.random.default_rng(3))
+    np.testing.assert_array_equal(moved.search(queries_QD, 7).scores_QK, exact.search(queries_QD, 7).scores_QK)
+
+
+def test_a_faiss_without_graphs_says_what_to_install(
+    graph: Path, fake: FakeDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(faiss, "GpuIndexCagra")
+    with pytest.raises(ConfigError, match="install one with cuVS"):
+        move(graph)
+
+
+# --- a plan ---
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "HNSW32"])
+def test_what_a_plan_counts_is_what_a_load_asks_for(build: Build, fake: FakeDevices, recipe: str) -> None:
+    opened = Snapshot.open(build(recipe), "sizes")
+    assert gpu_bytes_of(opened.path, opened.manifest, (0,)) == opened.shards[0].gpu_bytes
 
 
 # --- the shard process's side ---
@@ -270,44 +345,3 @@ def test_a_number_that_there_is_not_is_refused_at_once(fake: FakeDevices) -> Non
     Placement(config(device="cuda:1"))
     with pytest.raises(ConfigError, match="this Faiss finds 2 GPUs"):
         Placement(config(device="cuda:2"))
-
-
-def test_a_snapshot_that_falls_back_is_opened_anew(
-    build: Build, fake: FakeDevices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was moved before the failure would answer wrongly."""
-    path = build("IVF16,SQ8")
-    plain = Snapshot.open(path, "sizes")
-    known = KnownSnapshot(plain.id, str(path), 1, plain.manifest.documents, plain.manifest.chunks)
-    fake.skewed = True
-    queries_QD = some_queries(plain, np.random.default_rng(6))
-    for falls_back in (False, True):
-        loader = Loader(config(device="cuda", device_fallback=falls_back))
-        monkeypatch.setattr(loader, "_check", lambda *_: None)
-        if falls_back:
-            found, expected = (each.search(queries_QD, 5) for each in (loader.load(known, (0,)), plain))
-            np.testing.assert_array_equal(found.ids_QK, expected.ids_QK)
-        else:
-            with pytest.raises(OpenbookError, match="does not compute what it should"):
-                loader.load(known, (0,))
-
-
-def test_falling_back_is_asked_for_and_counted(
-    build: Build, fake: FakeDevices, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake.total = 320 << 20
-    opened = Snapshot.open(build("Flat"), "sizes")
-    with pytest.raises(OpenbookError, match="are free"):
-        Placement(config(device="cuda:1")).place(opened)
-    before = DEVICE_FALLBACKS._value.get()
-    assert not Placement(config(device="cuda:1", device_fallback=True)).place(opened)
-    assert DEVICE_FALLBACKS._value.get() == before + 1
-    fake.total = 8 << 30
-    assert Placement(config(device="cuda:1", device_fallback=True)).place(opened)
-    assert fake.used[1] > 0 and 0 not in fake.used
-    passes = DEVICE_PASSES._value.get()
-    opened.search(np.ones((3, DIMENSION), dtype=np.float32), 2200)
-    assert DEVICE_PASSES._value.get() > passes
-    fake.broken = "CUDA error 719"
-    opened.search(np.ones((1, DIMENSION), dtype=np.float32), 2)
-    assert DEVICE_FALLBACKS._value.get() > before + 1

@@ -44,7 +44,7 @@ class Bench:
         assert self.holds() == {self.old: LoadState.READY}
 
     def load(self, known: KnownSnapshot, shards: tuple[int, ...]) -> Any:
-        return SimpleNamespace(id=known.snapshot, shards=())
+        return SimpleNamespace(id=known.snapshot, shards=()), None
 
     def poll(self) -> dict[str, LoadState]:
         self.watch._poll("tiny")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -20,6 +21,8 @@ from openbook_core.files import sync
 
 BLOCK_BYTES = 64 << 20
 _READ_BYTES = 1 << 20
+# Fewer rows, or those of a file that stays in memory by itself, are not worth the advice.
+_READ_AHEAD_ROWS, _READ_AHEAD_BYTES = 8, 16 << 20
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -123,3 +126,26 @@ def map_array(path: Path, dtype: str, shape: Sequence[int]) -> NDArray[Any]:
         raise CorruptError(f"{path}: cannot be read: {error}") from error
     mapping.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapping, dtype=np.dtype(dtype).newbyteorder("<")).reshape(shape)
+
+
+def read_ahead(array_NX: NDArray[Any], rows_N: NDArray[np.int64]) -> None:
+    """Have the system read the pages of these rows of a mapped array now, side by side: touched one after the other, each one
+    that is not in memory would be waited for."""
+    if len(rows_N) < _READ_AHEAD_ROWS or array_NX.nbytes < _READ_AHEAD_BYTES:
+        return
+    address, row_bytes = array_NX.ctypes.data, array_NX.strides[0]
+    starts_N = address + rows_N * row_bytes
+    pages = np.unique(np.concatenate([starts_N, starts_N + row_bytes - 1]) // mmap.PAGESIZE)
+    firsts = np.flatnonzero(np.diff(pages, prepend=-1) != 1)
+    counts = np.diff(firsts, append=len(pages))
+    for page, count in zip((pages[firsts] * mmap.PAGESIZE).tolist(), (counts * mmap.PAGESIZE).tolist(), strict=True):
+        _madvise(page, count, mmap.MADV_WILLNEED)
+
+
+def _libc_madvise() -> Any:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
+
+
+_madvise = _libc_madvise()

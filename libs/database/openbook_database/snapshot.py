@@ -101,7 +101,7 @@ class Snapshot:
         return merge([shard.search(queries_QD, k, exclude, min_score, allowed) for shard in self.shards], k)
 
     def move_to(self, gpu: Gpu) -> None:
-        """Have a GPU compute the rough scores of every opened shard, before the first search. Answers stay as they are.
+        """`Shard.move_to` for every opened shard.
 
         Raises ConfigError for an index that no GPU can hold and OpenbookError with the numbers (OUT_OF_MEMORY), both before
         anything is copied; OpenbookError where the golden queries are answered otherwise than before.

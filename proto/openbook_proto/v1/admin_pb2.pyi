@@ -17,36 +17,44 @@ SWAP_PHASE_IDLE: SwapPhase
 SWAP_PHASE_PREPARING: SwapPhase
 
 class ReplicaSnapshot(_message.Message):
-    __slots__ = ("snapshot", "state", "error", "shards", "reason", "bytes")
+    __slots__ = ("snapshot", "state", "error", "shards", "reason", "bytes", "device_bytes")
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
     snapshot: str
     state: str
     error: str
     shards: _containers.RepeatedScalarFieldContainer[int]
     reason: str
     bytes: int
-    def __init__(self, snapshot: _Optional[str] = ..., state: _Optional[str] = ..., error: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., bytes: _Optional[int] = ...) -> None: ...
+    device_bytes: int
+    def __init__(self, snapshot: _Optional[str] = ..., state: _Optional[str] = ..., error: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., bytes: _Optional[int] = ..., device_bytes: _Optional[int] = ...) -> None: ...
 
 class Replica(_message.Message):
-    __slots__ = ("name", "address", "snapshots", "epoch", "bytes_limit", "bytes")
+    __slots__ = ("name", "address", "snapshots", "epoch", "bytes_limit", "bytes", "device", "device_free", "device_total")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FREE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_TOTAL_FIELD_NUMBER: _ClassVar[int]
     name: str
     address: str
     snapshots: _containers.RepeatedCompositeFieldContainer[ReplicaSnapshot]
     epoch: int
     bytes_limit: int
     bytes: int
-    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., snapshots: _Optional[_Iterable[_Union[ReplicaSnapshot, _Mapping]]] = ..., epoch: _Optional[int] = ..., bytes_limit: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    device: str
+    device_free: int
+    device_total: int
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ..., snapshots: _Optional[_Iterable[_Union[ReplicaSnapshot, _Mapping]]] = ..., epoch: _Optional[int] = ..., bytes_limit: _Optional[int] = ..., bytes: _Optional[int] = ..., device: _Optional[str] = ..., device_free: _Optional[int] = ..., device_total: _Optional[int] = ...) -> None: ...
 
 class Router(_message.Message):
     __slots__ = ("name", "address", "epoch")
@@ -217,20 +225,30 @@ class PlanRequest(_message.Message):
     def __init__(self, database: _Optional[str] = ..., snapshot: _Optional[str] = ...) -> None: ...
 
 class ReplicaPlan(_message.Message):
-    __slots__ = ("name", "bytes", "bytes_new", "bytes_shared", "bytes_limit", "mode")
+    __slots__ = ("name", "bytes", "bytes_new", "bytes_shared", "bytes_limit", "mode", "device", "device_new", "device_free", "device_total", "device_error")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     BYTES_NEW_FIELD_NUMBER: _ClassVar[int]
     BYTES_SHARED_FIELD_NUMBER: _ClassVar[int]
     BYTES_LIMIT_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NEW_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FREE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_ERROR_FIELD_NUMBER: _ClassVar[int]
     name: str
     bytes: int
     bytes_new: int
     bytes_shared: int
     bytes_limit: int
     mode: str
-    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., bytes_new: _Optional[int] = ..., bytes_shared: _Optional[int] = ..., bytes_limit: _Optional[int] = ..., mode: _Optional[str] = ...) -> None: ...
+    device: str
+    device_new: int
+    device_free: int
+    device_total: int
+    device_error: str
+    def __init__(self, name: _Optional[str] = ..., bytes: _Optional[int] = ..., bytes_new: _Optional[int] = ..., bytes_shared: _Optional[int] = ..., bytes_limit: _Optional[int] = ..., mode: _Optional[str] = ..., device: _Optional[str] = ..., device_new: _Optional[int] = ..., device_free: _Optional[int] = ..., device_total: _Optional[int] = ..., device_error: _Optional[str] = ...) -> None: ...
 
 class PlanReply(_message.Message):
     __slots__ = ("snapshot", "replicas", "fits", "fits_rolling")

@@ -88,6 +88,7 @@ def serve(config: EmbedderConfig) -> None:
         services=[SERVICE_NAME],
         max_workers=workers,
         protection=protection,
+        reflects=config.reflection,
     )
     addresses = {"address": server.address}
     http: HttpServer | None = None

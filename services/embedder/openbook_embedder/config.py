@@ -42,6 +42,7 @@ class EmbedderConfig(EncoderOptions, ServerOptions):
     device: Device = Field(default="auto", description="of torch: cpu or cuda; auto takes a GPU where there is one")
     compile: bool | None = Field(default=None, description="torch.compile, and CUDA graphs; by default on a GPU only")
     threads: int | None = Field(default=None, ge=1, description="threads of the encoder; by default one per core")
+    reflection: bool = Field(default=True, description="tell callers by gRPC's reflection which services there are")
     max_texts: int = Field(default=1024, ge=1, description="most texts in one call")
     max_calls: int = Field(default=128, ge=1, le=4096, description="most calls and streams at one time")
     batch_tokens: int | None = Field(

@@ -81,6 +81,11 @@ class AdminEngine:
                     bytes_shared=plan.bytes_shared,
                     bytes_limit=plan.bytes_limit,
                     mode=plan.mode.value,
+                    device=plan.device,
+                    device_new=plan.device_new,
+                    device_free=plan.device_free,
+                    device_total=plan.device_total,
+                    device_error=plan.device_error,
                 )
                 for plan in plans
             ],
@@ -201,6 +206,9 @@ def _replica(replica: ReplicaReport) -> pb.Replica:
         epoch=replica.epoch,
         bytes=replica.bytes,
         bytes_limit=replica.bytes_limit,
+        device=replica.device,
+        device_free=replica.device_free,
+        device_total=replica.device_total,
         snapshots=[
             pb.ReplicaSnapshot(
                 snapshot=held.snapshot,
@@ -209,6 +217,7 @@ def _replica(replica: ReplicaReport) -> pb.Replica:
                 shards=held.shards,
                 reason=held.reason,
                 bytes=held.bytes,
+                device_bytes=held.device_bytes,
             )
             for held in replica.snapshots
         ],

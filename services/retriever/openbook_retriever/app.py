@@ -35,6 +35,11 @@ RETRIEVER = "openbook_proto.v1.Retriever"
 ADMIN = "openbook_proto.v1.DatabaseAdmin"
 
 
+def health_of(database: str) -> str:
+    """The name of a database in the health service: a shard answers from its live snapshot, a router from all shards of it."""
+    return f"{RETRIEVER}/{database}"
+
+
 def serve(config: RetrieverConfig) -> None:
     """Serve until SIGTERM or Ctrl-C. Once ready, print one JSON line with service, role and address on stdout.
 
@@ -67,7 +72,9 @@ def _serve_shard(config: RetrieverConfig, registry: Registry, protection: Protec
         retriever_pb2_grpc.add_RetrieverServicer_to_server(service, server)
 
     running = _start(config, register, [RETRIEVER], protection)
-    watch.start(_name(config, running), running.address)
+    watch.start(
+        _name(config, running), running.address, lambda database, ready: running.set_part(health_of(database), ready)
+    )
     try:
         watch.wait_settled()
         _run(config, running, watch.stop)
@@ -93,7 +100,9 @@ def _serve_router(config: RetrieverConfig, registry: Registry, protection: Prote
         admin_pb2_grpc.add_DatabaseAdminServicer_to_server(admin, server)
 
     running = _start(config, register, [RETRIEVER, ADMIN], protection)
-    watch.start(_name(config, running), running.address)
+    watch.start(
+        _name(config, running), running.address, lambda database, ready: running.set_part(health_of(database), ready)
+    )
     try:
         _run(config, running, watch.stop)
     finally:
@@ -116,6 +125,7 @@ def _start(
         max_workers=config.max_workers,
         max_calls=config.max_calls,
         protection=protection,
+        reflects=config.reflection,
     )
 
 

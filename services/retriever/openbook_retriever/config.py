@@ -68,6 +68,7 @@ class RetrieverConfig(DialingServerOptions):
         description="folder for the highest epoch of each database that was seen, so that a restart never goes back",
     )
     metrics_port: int | None = Field(default=None, ge=1, le=65_535, description="Prometheus over HTTP; off by default")
+    reflection: bool = Field(default=True, description="tell callers by gRPC's reflection which services there are")
     max_workers: int = Field(
         default=64, ge=1, le=256, description="calls that are worked on or wait for a search at once"
     )
@@ -105,6 +106,11 @@ class RetrieverConfig(DialingServerOptions):
     def bytes_limit(self) -> int:
         """Most bytes of mapped files, 0 for no limit."""
         return int((self.memory_limit_mb or 0) * 1e6)
+
+    @property
+    def device_work_bytes(self) -> int:
+        """Bytes of the GPU that each snapshot has to work with."""
+        return int(self.device_work_mb * 1e6)
 
     def process_name(self, port: int) -> str:
         """`name`, or one that is unique on this host while the process listens on `port`."""

@@ -7,16 +7,18 @@ which pinned it can end; then it is retiring: it refuses new requests, and goes 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 
 from openbook_core.errors import ArgumentError, PreconditionError, Reason
+from openbook_database.index.gpu import CONTEXT
 from openbook_database.mapped import Files, total
 from openbook_database.registry.records import LoadState, ReplicaSnapshot
 from openbook_database.shard import Shard
 from openbook_database.snapshot import Snapshot
+from openbook_retriever.on_device import Loaded, OnDevice
 
 
 @dataclass
@@ -27,6 +29,7 @@ class _Held:
     error: str = ""
     reason: str = ""
     files: Files = field(default_factory=dict)
+    device: OnDevice | None = None
     failed_at: float = 0.0
     users: int = 0
     unwanted_since: float | None = None
@@ -40,6 +43,7 @@ class Holdings:
         self._lock = Lock()
         self._held: dict[tuple[str, str], _Held] = {}
         self._live: dict[str, str] = {}
+        self._device_free = self._device_total = 0
 
     # --- for requests ---
 
@@ -84,12 +88,18 @@ class Holdings:
         with self._lock:
             self._held[database, snapshot] = _Held(shards)
 
-    def loaded(self, database: str, opened: Snapshot, files: Files | None = None) -> None:
-        """`files`: those that are mapped here."""
+    def loaded(
+        self, database: str, opened: Snapshot, files: Files | None = None, device: OnDevice | None = None
+    ) -> None:
+        """`files`: those that are mapped here; `device`: what searches it, and is ended with it."""
         with self._lock:
             held = self._held.get((database, opened.id))
             if held is not None:
-                held.snapshot, held.state, held.files = opened, LoadState.READY, files or {}
+                held.snapshot, held.state, held.files, held.device = opened, LoadState.READY, files or {}, device
+                if device is not None:
+                    self._device_free, self._device_total = device.memory.free, device.memory.total
+        if held is None and device is not None:
+            device.end()
 
     def failed(self, database: str, snapshot: str, error: str, reason: str = "") -> None:
         with self._lock:
@@ -120,6 +130,12 @@ class Holdings:
             held = self._held.get((database, snapshot))
             return () if held is None or held.snapshot is None or held.retiring else held.shards
 
+    def answers(self, database: str, snapshot: str) -> bool:
+        """Whether a snapshot is ready here, if only with none of its shards."""
+        with self._lock:
+            held = self._held.get((database, snapshot))
+            return held is not None and held.snapshot is not None and not held.retiring
+
     def loading(self, database: str) -> set[str]:
         """The snapshots of a database that are being loaded or wait for it."""
         with self._lock:
@@ -134,10 +150,27 @@ class Holdings:
         with self._lock:
             return total([*(held.files for held in self._held.values()), more or {}])
 
+    def device_memory(self) -> Loaded:
+        """Of the GPU: bytes that the snapshots here take, and what was free when one was last loaded or unloaded."""
+        with self._lock:
+            taken = sum(held.device.memory.bytes for held in self._held.values() if held.device is not None)
+            return Loaded(taken, self._device_free, self._device_total)
+
+    def drop_lost(self) -> list[str]:
+        """Fail the snapshots that nothing searches any more, to be loaded anew; returns why."""
+        with self._lock:
+            lost = [held for held in self._held.values() if held.device is not None and held.device.lost]
+            for held in lost:
+                assert held.device is not None
+                held.snapshot, held.state, held.failed_at = None, LoadState.FAILED, time.monotonic()
+                held.error, held.reason = held.device.lost, Reason.UNAVAILABLE
+        self._end(lost)
+        return [held.error for held in lost]
+
     def keep_only(self, database: str, wanted: Collection[str], drain_s: float) -> list[str]:
         """Retire what has not been `wanted` for `drain_s` seconds, and at once what is not ready; returns the snapshots
-        that were unloaded now, which no request uses."""
-        gone = []
+        that were unloaded now, which no request uses: their memory is free when this returns."""
+        gone = {}
         now = time.monotonic()
         with self._lock:
             for (name, snapshot), held in list(self._held.items()):
@@ -151,8 +184,9 @@ class Holdings:
                 held.retiring = True
                 if held.users == 0 and held.state is not LoadState.LOADING:
                     del self._held[name, snapshot]
-                    gone.append(snapshot)
-        return gone
+                    gone[snapshot] = held
+        self._end(gone.values())
+        return list(gone)
 
     def report(self, database: str) -> tuple[ReplicaSnapshot, ...]:
         """What is held of a database, for the registry."""
@@ -165,6 +199,7 @@ class Holdings:
                     error=held.error,
                     reason=held.reason,
                     bytes=total([held.files]),
+                    device_bytes=held.device.memory.bytes if held.device is not None else 0,
                 )
                 for (name, snapshot), held in sorted(self._held.items())
                 if name == database and not held.retiring
@@ -174,6 +209,15 @@ class Holdings:
         """Whether nothing is being loaded."""
         with self._lock:
             return all(held.state is not LoadState.LOADING for held in self._held.values())
+
+    def _end(self, held: Iterable[_Held]) -> None:
+        """Without the lock: a process takes its time to give a GPU's memory back."""
+        for each in held:
+            if each.device is not None:
+                each.device.end()
+                with self._lock:
+                    self._device_free += each.device.memory.bytes + CONTEXT
+                each.device = None
 
     def _not_loaded(self, database: str, snapshot: str, held: _Held | None) -> PreconditionError:
         if held is None or held.retiring:

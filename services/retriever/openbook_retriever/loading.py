@@ -1,4 +1,5 @@
-"""Loads a snapshot into a shard process: checked by a child, then mapped here with sizes compared alone.
+"""Loads a snapshot into a shard process: checked by a child, then mapped here with sizes compared alone, and on a GPU
+searched by another child.
 
 Hashing, reading indexes that may be damaged and the golden queries take their time, their memory and their crashes
 elsewhere; the serving process only maps what was found whole.
@@ -22,6 +23,7 @@ from openbook_core.tokenizer import Tokenizer
 from openbook_database.registry.records import KnownSnapshot
 from openbook_database.snapshot import Snapshot
 from openbook_retriever.config import RetrieverConfig
+from openbook_retriever.on_device import OnDevice
 from openbook_retriever.placement import Placement
 
 _ONE_THREAD = dict.fromkeys(
@@ -30,11 +32,11 @@ _ONE_THREAD = dict.fromkeys(
 
 
 class GivenUpError(OpenbookError):
-    """The check was ended because nobody wants the snapshot any more."""
+    """The load was ended because nobody wants the snapshot any more."""
 
 
 class Loader:
-    """Loads one snapshot at a time. `stop` ends the check that is under way."""
+    """Loads one snapshot at a time. `stop` ends the load that is under way."""
 
     def __init__(self, config: RetrieverConfig) -> None:
         """Raises ConfigError where the device is not there (`Placement`)."""
@@ -42,29 +44,43 @@ class Loader:
         self._placement = Placement(config)
         self._lock = Lock()
         self._checker: subprocess.Popen[str] | None = None
-        self._checked = ""
+        self._loading = ""
         self._tokenizer: Tokenizer | None = None
         self._given_up = self._stopped = False
 
     def stop(self) -> None:
-        """Begin no check any more, and end the one under way; may be called again."""
+        """Begin no load any more, and end the one under way; may be called again."""
         with self._lock:
             self._stopped = True
             self._kill()
+            self._placement.end()
 
     def give_up(self, snapshots: Collection[str]) -> None:
-        """End the check that is under way where it is of one of these: it may hang on a disk that does not answer."""
+        """End the load that is under way where it is of one of these: it may hang on a disk that does not answer."""
         with self._lock:
-            if self._checked and self._checked in snapshots:
+            if self._loading and self._loading in snapshots:
                 self._given_up = True
                 self._kill()
+                self._placement.end()
 
-    def load(self, known: KnownSnapshot, shards: tuple[int, ...]) -> Snapshot:
-        """Raises GivenUpError after `give_up`; CorruptError naming what is damaged, also where the check of it crashed; with
+    def load(self, known: KnownSnapshot, shards: tuple[int, ...]) -> tuple[Snapshot, OnDevice | None]:
+        """The snapshot, and what searches it on the GPU, which the caller ends with it.
+
+        Raises GivenUpError after `give_up`; CorruptError naming what is damaged, also where the check of it crashed; with
         the reason OUT_OF_MEMORY an OpenbookError where it was refused memory, also of the GPU, or was killed for it."""
-        self._check(known, shards)
-        opened = self._open(known, shards)
-        return opened if self._placement.place(opened) else self._open(known, shards)
+        with self._lock:
+            self._loading, self._given_up = known.snapshot, False
+        try:
+            self._check(known, shards)
+            opened = self._open(known, shards)
+            return opened, self._placement.place(opened)
+        except OpenbookError as error:
+            if self._given_up:
+                raise GivenUpError(f"{known.url}: is not wanted any more") from error
+            raise
+        finally:
+            with self._lock:
+                self._loading = ""
 
     def _open(self, known: KnownSnapshot, shards: tuple[int, ...]) -> Snapshot:
         opened = Snapshot.open(
@@ -92,13 +108,9 @@ class Loader:
         with self._lock:
             if self._stopped:
                 raise OpenbookError("the process is stopping")
-            self._checked, self._given_up = known.snapshot, False
             checker = self._running()
         answer = _ask(checker, request)
         with self._lock:
-            self._checked = ""
-            if self._given_up:
-                raise GivenUpError(f"{known.url}: is not wanted any more")
             if not answer:
                 self._kill()
                 answer = {"code": checker.wait(), "complaint": "the process that checks files ended"}

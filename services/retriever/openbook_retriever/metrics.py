@@ -15,6 +15,7 @@ CHANNELS = Gauge("openbook_retriever_channels", "Open channels of a router to sh
 SHARDS_MISSING = Counter("openbook_retriever_shards_missing", "Shards without an answer from any replica")
 LOADS = Counter("openbook_retriever_loads", "Snapshots loaded")
 LOAD_FAILURES = Counter("openbook_retriever_load_failures", "Snapshots that could not be loaded")
+LOST = Counter("openbook_retriever_lost", "Snapshots whose process on a GPU ended by itself")
 UNLOADS = Counter("openbook_retriever_unloads", "Snapshots unloaded")
 REGISTRY_ERRORS = Counter("openbook_retriever_registry_errors", "Failed readings of the registry or writings to it")
 QUEUE_QUERIES = Gauge("openbook_retriever_queue_queries", "Queries that wait for a batch")

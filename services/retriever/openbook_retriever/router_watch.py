@@ -8,7 +8,7 @@ what a router does by itself keeps it from nothing else.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Lock, Thread
@@ -51,8 +51,12 @@ class View:
         candidate, percent = self.control.candidate, self.control.terms.canary_percent
         if not candidate or not percent or not in_canary(request_id, candidate, percent):
             return ""
-        reported = {shard for replica in self.replicas for shard in replica.serves(candidate)}
-        return candidate if reported and len(reported) == self.shards.get(candidate) else ""
+        return candidate if self.whole(candidate) else ""
+
+    def whole(self, snapshot: str | None) -> bool:
+        """Whether replicas report every shard of a snapshot ready."""
+        reported = {shard for replica in self.replicas for shard in replica.serves(snapshot or "")}
+        return bool(reported) and len(reported) == self.shards.get(snapshot or "")
 
     def serving(self, snapshot: str, shard: int) -> list[str]:
         """Addresses of the replicas that report this shard ready, or reported it last where none does now."""
@@ -93,13 +97,16 @@ class RouterWatch:
             self._known |= {known.snapshot: known for known in seen.snapshots}
         self._name = ""
         self._address = ""
+        self._health: Callable[[str, bool], None] = lambda database, ready: None
         self._stop = Event()
         self._polled = Event()
         self._thread = Thread(target=self._run, name="router-watch", daemon=True)
 
-    def start(self, name: str, address: str) -> None:
-        """Follow the registry; returns after the first look."""
-        self._name, self._address = name, address
+    def start(
+        self, name: str, address: str, health: Callable[[str, bool], None] = lambda database, ready: None
+    ) -> None:
+        """Follow the registry; returns after the first look. `health` is told of each database whether it can be searched."""
+        self._name, self._address, self._health = name, address, health
         self._thread.start()
         self._polled.wait()
 
@@ -240,6 +247,7 @@ class RouterWatch:
             if snapshot:
                 self.manifest(database, snapshot)
         self._ratchet.raise_to(Seen(view.contract, control, self._known_of(control)))
+        self._health(database, view.whole(control.live))
 
     def _report(self, control: Control) -> None:
         database, epoch, now = control.database, control.epoch, time.monotonic()

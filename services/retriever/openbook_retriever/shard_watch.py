@@ -8,7 +8,7 @@ was loaded is served on. No error ends the heartbeats.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +17,8 @@ from threading import Event, Thread
 from openbook_core.errors import NotFoundError, OpenbookError, Reason
 from openbook_core.sizes import readable
 from openbook_core.telemetry import get_logger
+from openbook_database.gpu_size import gpu_bytes_of
+from openbook_database.index.gpu import CONTEXT, needed_bytes
 from openbook_database.manifest import Manifest
 from openbook_database.mapped import Files, files_of, shards_of
 from openbook_database.registry.base import Registry
@@ -26,7 +28,7 @@ from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.followed import Followed
 from openbook_retriever.holdings import Holdings
 from openbook_retriever.loading import GivenUpError, Loader
-from openbook_retriever.metrics import LOAD_FAILURES, LOADS, UNLOADS
+from openbook_retriever.metrics import LOAD_FAILURES, LOADS, LOST, UNLOADS
 from openbook_retriever.ratchet import Ratchet, Seen
 
 _log = get_logger("openbook_retriever.shard_watch")
@@ -37,6 +39,7 @@ class ShardWatch:
 
     def __init__(self, config: RetrieverConfig, registry: Registry, holdings: Holdings) -> None:
         self._config = config
+        self._device = "" if config.device == "cpu" else config.device
         self._registry = registry
         self._holdings = holdings
         self._ratchet = Ratchet(config.state_dir)
@@ -45,14 +48,18 @@ class ShardWatch:
         self._followed = Followed(config, registry)
         self._name = ""
         self._address = ""
+        self._health: Callable[[str, bool], None] = lambda database, ready: None
         self._stop = Event()
         self._settled = Event()
         self._thread = Thread(target=self._run, name="shard-watch", daemon=True)
         self._loader = Loader(config)
         self._loads = ThreadPoolExecutor(1, thread_name_prefix="shard-load")
 
-    def start(self, name: str, address: str) -> None:
-        self._name, self._address = name, address
+    def start(
+        self, name: str, address: str, health: Callable[[str, bool], None] = lambda database, ready: None
+    ) -> None:
+        """`health` is told of each database whether its live snapshot is answered from here."""
+        self._name, self._address, self._health = name, address, health
         self._thread.start()
 
     def wait_settled(self, timeout_s: float | None = None) -> bool:
@@ -73,6 +80,9 @@ class ShardWatch:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            for why in self._holdings.drop_lost():
+                LOST.inc()
+                _log.error("a snapshot is loaded anew: %s", why)
             for database in self._followed.names(tuple(self._controls)):
                 try:
                     self._poll(database)
@@ -111,6 +121,7 @@ class ShardWatch:
                 UNLOADS.inc()
                 _log.info("database %s: snapshot %s unloaded", database, snapshot[:12])
         finally:
+            self._health(database, self._holdings.answers(database, control.live or ""))
             self._report(database, control)
 
     def _wanted(self, control: Control, leased: Sequence[str]) -> list[str]:
@@ -148,7 +159,7 @@ class ShardWatch:
         started = time.monotonic()
         try:
             files = self._require_room(known, shards)
-            opened = self._loader.load(known, shards)
+            opened, device = self._loader.load(known, shards)
         except GivenUpError:
             self._holdings.forget(database, known.snapshot)
             return
@@ -160,7 +171,7 @@ class ShardWatch:
             _log.exception("database %s: snapshot %s not loaded", database, known.snapshot[:12])
             return
         LOADS.inc()
-        self._holdings.loaded(database, opened, files)
+        self._holdings.loaded(database, opened, files, device)
         seconds = time.monotonic() - started
         _log.info("database %s: snapshot %s loaded, shards %s, %.2f s", database, known.snapshot[:12], shards, seconds)
 
@@ -168,6 +179,10 @@ class ShardWatch:
         """Also where the files cannot be looked at: the load will say why."""
         try:
             self._require_room(known, shards)
+            memory = self._holdings.device_memory()
+            if self._device and memory.total:
+                index_bytes = gpu_bytes_of(Path(known.url), Manifest.read(Path(known.url)), shards)
+                return CONTEXT + needed_bytes(index_bytes, self._config.device_work_bytes) <= memory.free
         except OpenbookError as error:
             return error.reason is not Reason.OUT_OF_MEMORY
         except OSError:
@@ -199,6 +214,7 @@ class ShardWatch:
         self._reported[database] = (now, control.epoch, held)
 
     def _replica_report(self, database: str, control: Control, held: tuple[ReplicaSnapshot, ...]) -> ReplicaReport:
+        memory = self._holdings.device_memory()
         return ReplicaReport(
             database=database,
             name=self._name,
@@ -209,4 +225,8 @@ class ShardWatch:
             bytes_limit=self._config.bytes_limit,
             member_index=self._config.member_index,
             member_count=self._config.member_count,
+            device=self._device,
+            device_free=memory.free,
+            device_total=0 if self._config.device_fallback else memory.total,
+            device_work=self._config.device_work_bytes,
         )

@@ -60,7 +60,9 @@ class _Services(
 
 
 @contextmanager
-def serving(protection: Protection, services: _Services | None = None) -> Iterator[RunningServer]:
+def serving(
+    protection: Protection, services: _Services | None = None, *, reflects: bool = True
+) -> Iterator[RunningServer]:
     each = services or _Services()
 
     def register(server: grpc.Server) -> None:
@@ -68,7 +70,9 @@ def serving(protection: Protection, services: _Services | None = None) -> Iterat
         admin_pb2_grpc.add_DatabaseAdminServicer_to_server(each, server)
         embedder_pb2_grpc.add_EmbedderServicer_to_server(each, server)
 
-    server = start_server(register, host="127.0.0.1", port=0, services=[RETRIEVER], protection=protection)
+    server = start_server(
+        register, host="127.0.0.1", port=0, services=[RETRIEVER], protection=protection, reflects=reflects
+    )
     server.set_ready(True)
     try:
         yield server
@@ -199,6 +203,14 @@ def test_health_needs_no_token_and_reflection_does(files: Files, monkeypatch: py
         monkeypatch.setenv("OPENBOOK_TOKEN", "wrong")
         assert why_unhealthy(address) == ""
         assert "UNAVAILABLE" in why_unhealthy(f"grpc://{server.address}")
+
+
+def test_reflection_can_be_switched_off(files: Files) -> None:
+    with serving(files.protection(), reflects=False) as server, open_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5).status
 
 
 def test_a_stream_without_a_token_is_refused_before_a_message_is_read(files: Files) -> None:

@@ -35,12 +35,28 @@ class RunningServer:
         self.address = address
         self._server, self._health, self._services = server, health_servicer, services
         self._signal = threading.Event()
+        self._lock = threading.Lock()
+        self._ready, self._parts = False, dict[str, bool]()
 
     def set_ready(self, ready: bool) -> None:
         """What the health service says of each service, and of the server as a whole, which is named ""."""
-        state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *self._services):
-            self._health.set(service, state)
+        with self._lock:
+            self._ready = ready
+            for name in ("", *self._services):
+                self._say(name, ready)
+            for name, part_ready in self._parts.items():
+                self._say(name, ready and part_ready)
+
+    def set_part(self, name: str, ready: bool) -> None:
+        """What it says of a part that may be ready or not while the server is; never ready while that is not."""
+        with self._lock:
+            if self._parts.get(name) != ready:
+                self._parts[name] = ready
+                self._say(name, self._ready and ready)
+
+    def _say(self, name: str, ready: bool) -> None:
+        states = health_pb2.HealthCheckResponse
+        self._health.set(name, states.SERVING if ready else states.NOT_SERVING)
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Not ready first, then let running calls end for at most `grace_s` seconds."""
@@ -67,12 +83,14 @@ def start_server(
     max_calls: int = 4096,
     protection: Protection | None = None,
     keepalive_s: float = KEEPALIVE_S,
+    reflects: bool = True,
 ) -> RunningServer:
     """Start serving on `host`:`port` (0 picks a free port); not ready until `set_ready(True)`.
 
     `max_workers` calls are served at once and `max_calls` taken in; more are refused with RESOURCE_EXHAUSTED and a retry
-    delay. With tokens in `protection` every call needs one. Neither holds for health checks (`security.tokens.scope_of`),
-    which have threads of their own (`rpc.health`).
+    delay. While calls wait for others to end, those whose callers are silent are cancelled (`rpc.workers`).
+    With tokens in `protection` every call needs one. None of this holds for health checks (`security.tokens.scope_of`),
+    which have threads of their own (`rpc.health`). `reflects`: tell whoever asks which services and messages there are.
     A client that vanished without a word is given up after 1.5 times `keepalive_s`.
     Raises UnavailableError with reason PORT_IN_USE when the address is taken.
     """
@@ -86,7 +104,8 @@ def start_server(
     register(server)
     servicer = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    if reflects:
+        reflection.enable_server_reflection([*services, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     require_free(host, port)
     try:
         if protection.tls is None:
@@ -157,12 +176,16 @@ class _Interceptor(grpc.ServerInterceptor):
         def stream(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
                 self._workers.require_admitted()
-                yield from handler.stream_stream(map(decoded, requests), context)
+                for reply in handler.stream_stream(map(decoded, self._workers.each(requests)), context):
+                    with self._workers.waiting():
+                        yield reply
 
         def follow(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering(details.method, headers, caller, context):
                 self._workers.require_admitted()
-                yield from handler.unary_stream(decoded(request), context)
+                for reply in handler.unary_stream(decoded(request), context):
+                    with self._workers.waiting():
+                        yield reply
 
         kind: Any = grpc.stream_stream_rpc_method_handler
         behaviour: Any = stream

@@ -39,9 +39,11 @@ class Candidates(Protocol):
 
 
 class IndexReader(Protocol):
-    """The index of one shard, mapped from its files. Safe to use from several threads at once."""
+    """The index of one shard, mapped from its files. Safe to use from several threads at once. `golden_share`: of the places
+    of the golden queries' answers, those that must come out as well as when it was built."""
 
     rows: int
+    golden_share: float
 
     def begin(
         self, queries_QD: NDArray[np.float32], wanted_Q: NDArray[np.int64], effort: int | None = None
@@ -58,7 +60,8 @@ class IndexReader(Protocol):
         """What `move_to` takes on the device; ConfigError where no GPU can hold such an index."""
 
     def move_to(self, gpu: Gpu) -> None:
-        """Have a GPU compute the rough scores, before the first search. Answers stay as they are."""
+        """Have a GPU compute the rough scores, before the first search. Answers stay as they are, but for a graph's, which the
+        GPU makes another of."""
 
 
 @contextmanager

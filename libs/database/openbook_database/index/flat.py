@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from openbook_core.errors import CorruptError
 from openbook_database.index.base import read_mapped, selector_of
-from openbook_database.index.gpu import Fetched, Gpu, Moved
+from openbook_database.index.gpu import Fetched, Gpu, Moved, flat_bytes
 from openbook_database.scoring import UNDERFLOW, exact_scores, float32_error, norms
 
 _faiss: Any = faiss  # its types lack some names
@@ -45,6 +45,8 @@ def write_flat(path: Path, dimension: int, blocks: Iterable[NDArray[np.float32]]
 class FlatReader:
     """An exact Faiss index, in memory or mapped: then its vectors stay in the file and are read page by page."""
 
+    golden_share = 1.0
+
     def __init__(self, index: Any, max_norm: float) -> None:
         self._index = index
         self._moved: Moved | None = None
@@ -72,8 +74,7 @@ class FlatReader:
 
     @property
     def gpu_bytes(self) -> int:
-        """What `move_to` takes on the device: vectors and their norms."""
-        return int(self.vectors_ND.nbytes) + 4 * self.rows
+        return flat_bytes(self.rows, self.vectors_ND.shape[1])
 
     def move_to(self, gpu: Gpu) -> None:
         """Have a GPU compute the rough scores; it holds a copy."""

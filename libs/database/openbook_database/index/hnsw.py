@@ -15,15 +15,19 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import ConfigError, CorruptError
+from openbook_core.errors import CorruptError
 from openbook_database.index.base import faiss_write_errors, one_thread, read_mapped, selector_of
 from openbook_database.index.flat import FlatCandidates, FlatReader, require_shape
-from openbook_database.index.gpu import ON_GPU
+from openbook_database.index.gpu import Fetched, Gpu, Moved, graph_bytes, require_graphs, walk
 from openbook_database.scoring import MISSING
 
 _faiss: Any = faiss  # its types lack some names
 DEFAULT_EF = 64
 _EF_CONSTRUCTION = 100
+# Of fewer rows a GPU compares all.
+GPU_GRAPH_ROWS = 1 << 14
+# Another graph leads to other rows; what is worse at more places of the golden answers is no graph of these rows.
+_GOLDEN_SHARE = 0.8
 
 
 def make_graph(dimension: int, links: int) -> Any:
@@ -51,7 +55,8 @@ class HNSWReader(FlatReader):
 
     def __init__(self, index: Any, max_norm: float, effort: int = DEFAULT_EF) -> None:
         super().__init__(faiss.downcast_index(index.storage), max_norm)
-        self._graph = index
+        self._graph, self._links = index, int(index.hnsw.nb_neighbors(1))
+        self._moved_graph: Moved | None = None
         self.effort = effort
 
     @classmethod
@@ -65,17 +70,47 @@ class HNSWReader(FlatReader):
 
     @property
     def gpu_bytes(self) -> int:
-        raise ConfigError(f"device: no GPU walks a graph; {ON_GPU}", field="device")
+        """ConfigError where Faiss builds no graphs on GPUs."""
+        if self.rows < GPU_GRAPH_ROWS:
+            return super().gpu_bytes
+        require_graphs()
+        return graph_bytes(self.rows, self.vectors_ND.shape[1], self._links)
+
+    def move_to(self, gpu: Gpu) -> None:
+        """Have a GPU lead to rows: by a graph of its own over the same vectors (CAGRA, Ootomo et al. 2023, arXiv:2308.15136),
+        or, of few rows, by comparing all."""
+        self.golden_share = _GOLDEN_SHARE
+        if self.rows < GPU_GRAPH_ROWS:
+            super().move_to(gpu)
+        else:
+            self._moved_graph = gpu.graph(self.vectors_ND, self._links)
 
     def begin(
         self, queries_QD: NDArray[np.float32], wanted_Q: NDArray[np.int64], effort: int | None = None
     ) -> FlatCandidates:
+        if self._moved is not None:
+            return FlatCandidates(self, queries_QD)
         return HNSWCandidates(self, queries_QD, effort or self.effort)
 
     def walk(
         self, queries_QD: NDArray[np.float32], count: int, effort: int, excluded_N: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The `count` best that the graph leads to, -1 where it leads to no more: a function of the query alone."""
+    ) -> Fetched:
+        """The `count` best that a graph leads to, -1 where it leads to no more: a function of the query alone."""
+        moved = self._moved_graph
+        if moved is None:
+            return self._walk(queries_QD, count, effort, excluded_N)
+        return moved.fetch(
+            lambda wanted: walk(moved.index, queries_QD, wanted, effort, self.vectors_ND),
+            lambda some: self._walk(queries_QD[some], count, effort, excluded_N),
+            len(queries_QD),
+            count,
+            excluded_N,
+            self.rows,
+        )
+
+    def _walk(
+        self, queries_QD: NDArray[np.float32], count: int, effort: int, excluded_N: NDArray[np.bool_] | None
+    ) -> Fetched:
         parameters = _faiss.SearchParametersHNSW()
         parameters.efSearch = max(effort, count)
         if excluded_N is not None:

@@ -16,20 +16,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from openbook_core.errors import ConfigError, CorruptError
+from openbook_core.errors import CorruptError
 from openbook_database.files import map_array
 from openbook_database.index.base import selector_of
 from openbook_database.index.codec import BitCodec, FlatCodec, ProductCodec
-from openbook_database.index.gpu import (
-    MAX_PROBES,
-    ON_GPU,
-    PRODUCT_CODES,
-    WHOLE_TABLES,
-    Fetched,
-    Gpu,
-    Moved,
-    list_bytes,
-)
+from openbook_database.index.gpu import MAX_PROBES, WHOLE_TABLES, Fetched, Gpu, Moved, ivf_bytes
 from openbook_database.index.lists import Lists, map_places, write_lists
 from openbook_database.index.quantiser import Quantiser
 from openbook_database.scoring import UNDERFLOW, exact_scores, norms
@@ -39,8 +30,6 @@ _UNIT = 2.0**-24
 _BLAS_PART = 16
 # Faiss shares the queries of a scan of given lists among threads in this mode alone.
 _BY_QUERY = 3
-# Rows of a list that a GPU holds side by side, and what 256 codewords take for each dimension.
-_GPU_BLOCK, _CODEWORDS_BYTES = 32, 4 * 256
 
 
 def write_ivf(
@@ -104,6 +93,8 @@ def list_reach(path: Path, quantiser: Quantiser, max_norm: float) -> float:
 class IVFReader:
     """The lists of one shard, mapped, with the shared quantiser (an object of its own, which it changes)."""
 
+    golden_share = 1.0
+
     def __init__(
         self, quantiser: Quantiser, lists: Lists, places_N2: NDArray[np.uint32],
         sizes_L: NDArray[np.int64], *, max_norm: float, reach: float, nprobe: int,
@@ -145,14 +136,8 @@ class IVFReader:
     @property
     def gpu_bytes(self) -> int:
         """What `move_to` takes on the device; ConfigError where no GPU scans such lists."""
-        quantiser, code_size = self.quantiser, self.lists.code_size
-        coded = isinstance(quantiser.codec, ProductCodec)
-        if isinstance(quantiser.codec, BitCodec) or (coded and code_size not in PRODUCT_CODES):
-            kind = f"product codes of {code_size} bytes" if coded else "RaBitQ"
-            raise ConfigError(f"device: no GPU scans lists of {kind}; {ON_GPU}", field="device")
-        lists = list_bytes(self.lists.sizes, code_size, blocks=1 if coded else _GPU_BLOCK)
-        tables = 4 * _CODEWORDS_BYTES * quantiser.dimension if coded else 0
-        return lists + tables + 2 * quantiser.gpu_bytes
+        codec = {BitCodec: "RaBitQ", ProductCodec: "PQ"}.get(type(self.quantiser.codec), "")
+        return ivf_bytes(self.lists.sizes, self.lists.code_size, self.quantiser.dimension, codec)
 
     def move_to(self, gpu: Gpu) -> None:
         """Have a GPU scan the lists, and find those of a query where no graph does; it holds copies."""

@@ -161,11 +161,6 @@ class Quantiser:
         """Have all GPUs find the lists of rows: the same ones, as near calls are decided by exact scores."""
         self._flat.move_to_gpus()
 
-    @property
-    def gpu_bytes(self) -> int:
-        """What the centroids take on a device."""
-        return self._flat.gpu_bytes
-
     def move_to(self, gpu: Gpu) -> None:
         """The same with one GPU, where no graph finds them."""
         if self._graph is None:

@@ -180,7 +180,8 @@ class KnownSnapshot(_Record):
 
 @dataclass(frozen=True)
 class ReplicaSnapshot(_Record):
-    """What one replica holds of one snapshot: the shards it serves, how far it is, and `bytes` of mapped files.
+    """What one replica holds of one snapshot: the shards it serves, how far it is, `bytes` of mapped files, and `device_bytes`
+    that it takes of the replica's GPU.
 
     `reason` (a value of `openbook_core.errors.Reason`) and `error` say why it failed.
     """
@@ -191,6 +192,7 @@ class ReplicaSnapshot(_Record):
     error: str = ""
     reason: str = ""
     bytes: int = 0
+    device_bytes: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", LoadState(self.state))
@@ -203,6 +205,10 @@ class ReplicaReport(_Record):
 
     `bytes`: of the files that it maps, those of several snapshots counted once; `bytes_limit`: most that it takes, 0
     where that is left to the system. It serves the shards whose number modulo `member_count` is `member_index`.
+
+    `device`: the GPU that searches, empty where none does. It has `device_total` bytes, 0 where that limits nothing or is not
+    known yet; `device_free` of them were free at the last load or unload here, and `device_work` go to each snapshot beside
+    its index.
     """
 
     database: str
@@ -215,6 +221,10 @@ class ReplicaReport(_Record):
     bytes_limit: int = 0
     member_index: int = 0
     member_count: int = 1
+    device: str = ""
+    device_free: int = 0
+    device_total: int = 0
+    device_work: int = 0
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
