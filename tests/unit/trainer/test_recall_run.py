@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,7 +40,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
         "out": str(out),
         "source": {"kind": "worlds", "facts": [1, 2]},
         "model": {
-            "vocab_size": 640,
+            "vocab_size": 800,
             "hidden_size": 32,
             "num_layers": 2,
             "num_heads": 2,
@@ -87,10 +88,16 @@ def test_the_loss_of_a_batch_is_that_of_its_rows_alone(tmp_path: Path) -> None:
         alone = 0.0
         for each in questions:
             row = to_batch([each], worlds.end, 32)
-            assert row.neighbor_ids_B1KR.shape == (1, 1, 2, max(map(len, each.passages)))
-            alone += float(answer_loss(model, row)) * (len(each.answer) + 1)
+            assert row.neighbor_ids_G1KR.shape == (1, 1, 2, max(map(len, each.passages)))
+            alone += sum(
+                float(
+                    answer_loss(model, to_batch([replace(each, prompt=prompt, answer=answer, more=())], worlds.end, 32))
+                )
+                * (len(answer) + 1)
+                for prompt, answer in each.asked
+            )
         count = int((batch.labels_BT != IGNORED).sum())
-    assert count == sum(len(each.answer) + 1 for each in questions)
+    assert count == sum(len(answer) + 1 for each in questions for _, answer in each.asked)
     assert whole == pytest.approx(alone / count, abs=1e-5)
 
 
@@ -105,7 +112,7 @@ def test_the_first_answer_token_already_reads_the_neighbours(tmp_path: Path) -> 
         batch = to_batch([each], 0, 32)
         assert batch.labels_BT.tolist() == [[IGNORED, IGNORED, 6, 0]]
         with torch.no_grad():
-            logits.append(model(batch.ids_BT, batch.neighbor_ids_B1KR, batch.lengths_B1K, first_chunk=batch.phases)[0])
+            logits.append(model(batch.ids_BT, batch.neighbor_ids_G1KR, batch.lengths_G1K, first_chunk=batch.phases)[0])
     differs = (logits[0] != logits[1]).any(dim=1).tolist()
     assert differs == [False, False, True, True]
 

@@ -27,7 +27,9 @@ class RecallEvaluation(FrozenConfig):
 class RecallConfig(FrozenConfig):
     """One run. `out` gets checkpoint.pt, metrics.jsonl, and at the end `model` with the source's tokenizer.
 
-    `batch` questions a step, with as many neighbours, as long, as the curriculum's level says. `autocast` multiplies
+    `batch` questions a step (a source may add further ones on the same passages), with as many neighbours, as long, as
+    the curriculum's level says. `copying`: cross attention starts as one that adds what it attends to
+    (`initialisation.start_copying`). `autocast` multiplies
     matrices in bfloat16 (null: where a short measurement finds it faster). A checkpoint found in `out` is resumed;
     `stop_at` and `max_seconds` end this process early and leave the schedule over `steps` alone.
     """
@@ -41,6 +43,7 @@ class RecallConfig(FrozenConfig):
     curriculum: CurriculumConfig
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: RecallEvaluation = RecallEvaluation()
+    copying: bool = False
     autocast: bool | None = None
     seed: NonNegativeInt = 0
     threads: PositiveInt | None = None
