@@ -42,7 +42,7 @@ class FactbookSettings(FrozenConfig):
     folder: Path
     vocab_size: PositiveInt = Field(default=4096, description="tokens of the tokenizer, at most")
     questions: PositiveInt = Field(
-        default=3, description="of the same passages in training, again where there are no others"
+        default=2, description="of the same passages in training, again where there are no others"
     )
     passage_tokens: PositiveInt = Field(default=64, description="of the databases' passages: the model's chunk length")
 
