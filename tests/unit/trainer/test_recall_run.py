@@ -31,6 +31,7 @@ from openbook_trainer.recall.worlds import BESIDE, Worlds, WorldsSettings
 from openbook_trainer.tasks import run_in_one_process
 
 ASKED_FOR = (r"[A-Z]\w+(?= have|\?)", r"\b[a-z]+(?= of| does)")
+CONDITIONED = {"hidden_size": 32, "num_heads": 2, "conditioned": True}
 EXAMPLES = Path(__file__).parents[3] / "examples" / "train"
 
 
@@ -263,6 +264,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_checkpoint(tmp_path: Path, monke
         ({"optimiser": {"max_bad_steps": 2}}, "optimiser.max_bad_steps: task recall"),
         ({"curriculum": {"levels": [{"neighbors": 3, "tokens": 8}]}}, "neighbors"),
         ({"curriculum": {"levels": [{"neighbors": 1, "tokens": 33}]}}, "neighbor_length"),
+        ({"model": {**settings(Path())["model"], "encoder": CONDITIONED}}, "source.questions: 4"),
         ({"sourc": {}}, "source"),
         ({"model": {**settings(Path())["model"], "vocab_size": 512}}, "model.vocab_size"),
     ],

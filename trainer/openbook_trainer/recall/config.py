@@ -66,5 +66,10 @@ class RecallConfig(FrozenConfig):
             )
         if not self.model.cross_attention_layers or self.model.gate == 0.0:
             raise ValueError("model.cross_attention_layers: without cross attention nothing can be recalled")
+        if self.model.encoder.conditioned and self.source.questions > 1:
+            raise ValueError(
+                f"source.questions: {self.source.questions} questions share their passages' encoding, and a conditioned encoder "
+                "has one for each; take 1, or model.encoder.conditioned false"
+            )
         self.optimiser.require_use("recall", self.steps)
         return self
