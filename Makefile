@@ -49,7 +49,7 @@ bench: setup ## the benchmarks, quick (BENCH_ARGS= for the full run)
 	$(ENV) $(BIN)/python benchmarks/retriever.py $(BENCH_ARGS)
 	$(ENV) $(BIN)/python benchmarks/database.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/retro-pytorch/.installed),,--peers none)
 	$(ENV) $(BIN)/python benchmarks/training.py $(BENCH_ARGS) $(if $(wildcard $(PEERS)/retro-pytorch/.installed),,--peers none)
-results-synthetic: setup ## answers that move with the book, through cross attention alone (about 20 minutes on one core)
+results-synthetic: setup ## answers that move with the book, through cross attention alone (about 15 minutes on one core)
 	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/synthetic_worlds.py
 results-language: setup ## a tiny RETRO against GPTs on held-out text, with the gate (an hour; OPENBOOK_DATA: openstax/ and wikipedia/)
 	$(ENV) $(BIN)/python benchmarks/language.py --json docs/results/language.json --plot docs/results/language.png --curves docs/results/language-curves.png

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from openbook_model.crossing import Neighbors as Neighbors
     from openbook_model.hashing import weights_hash as weights_hash
     from openbook_model.initialisation import initialise as initialise
+    from openbook_model.initialisation import start_copying as start_copying
     from openbook_model.model import RetroModel as RetroModel
     from openbook_model.model import cross_attention_state as cross_attention_state
     from openbook_model.model import next_token_loss as next_token_loss
@@ -27,6 +28,7 @@ _HOMES = {
     "Neighbors": "crossing",
     "weights_hash": "hashing",
     "initialise": "initialisation",
+    "start_copying": "initialisation",
     "RetroModel": "model",
     "cross_attention_state": "model",
     "next_token_loss": "model",

@@ -2,7 +2,8 @@
 
 FLOPs: a product of [a, b] and [b, c] is 2abc. Forward, a linear layer does one product a row and attention two of
 queries by keys; causal attention counts in full, as is usual for model FLOPs utilisation (PaLM, arXiv 2204.02311,
-appendix B). Backward costs twice the forward. Norms, activations and embeddings are left out.
+appendix B). Backward costs twice the forward. Norms, activations, embeddings and the encoder's convolutions
+are left out.
 
 Axes in names: T tokens of a sequence, m chunk length, L = ceil(T/m) chunks, K neighbours of R tokens.
 """

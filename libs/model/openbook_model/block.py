@@ -89,7 +89,10 @@ class Block(nn.Module):
             if encoded_CSE is None:
                 encoded_CSE = retrieval.encode(retrieval.grid.to_chunks(normed_BTD))
             key_mask = None if retrieval.mask_CS is None else retrieval.mask_CS[:, None, None, :]
-            found_CMD = self.cross(retrieval.grid.to_queries(normed_BTD), encoded_CSE, key_mask)
+            query_CMD = retrieval.grid.to_queries(normed_BTD)
+            # Rows that share their neighbours ask them as one.
+            shared_CMD = query_CMD.reshape(len(encoded_CSE), -1, query_CMD.shape[-1])
+            found_CMD = self.cross(shared_CMD, encoded_CSE, key_mask).view_as(query_CMD)
             found_BTD = self.gated(retrieval.grid.from_queries(found_CMD))
             if retrieval.keep_BT1 is not None:
                 found_BTD = torch.where(retrieval.keep_BT1, found_BTD, 0.0)

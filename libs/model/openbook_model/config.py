@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from openbook_core.config import FrozenConfig, read_yaml
 from openbook_core.errors import ArgumentError
@@ -80,6 +80,8 @@ class EncoderConfig(FrozenConfig):
     unconditioned encoder gives encodings that can be cached across requests.
     `cross_attention_residual`: what that attention is added to: the "normalised" value (Megatron core) or the
     "residual" stream (Megatron legacy, and the usual pre-norm rule).
+    `convolution`: before its self attention each block adds a depthwise convolution over so many tokens, itself and those
+    before it (0: none). What stands beside what is then there from the first step, and need not be found by attention.
     """
 
     hidden_size: PositiveInt
@@ -94,6 +96,7 @@ class EncoderConfig(FrozenConfig):
         default_factory=lambda data: (1,) if data["conditioned"] else ()
     )
     cross_attention_residual: Literal["normalised", "residual"] = "residual"
+    convolution: NonNegativeInt = 0
     final_norm: bool = True
 
     @model_validator(mode="after")

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from openbook_model.attention import CrossAttention, SelfAttention
 from openbook_model.config import RetroConfig
-from openbook_model.layers import Mlp, Norm, Rotary
+from openbook_model.layers import Convolution, Mlp, Norm, Rotary
 
 
 class EncoderBlock(nn.Module):
-    """Self attention, cross attention to the asking chunk in the conditioned layers, MLP; pre-norm."""
+    """Convolution where there is one, self attention, cross attention to the asking chunk in the conditioned layers, MLP;
+    pre-norm."""
 
     def __init__(self, config: RetroConfig, *, conditioned: bool) -> None:
         super().__init__()
@@ -24,6 +25,10 @@ class EncoderBlock(nn.Module):
         def norm() -> Norm:
             return Norm(config.norm, size, config.norm_epsilon, config.norm_bias)
 
+        self.convolution = None
+        if encoder.convolution:
+            self.convolution_norm = norm()
+            self.convolution = Convolution(size, encoder.convolution)
         self.attention_norm = norm()
         self.attention = SelfAttention(size, heads, heads, head_dim, qkv_bias=bias, output_bias=bias)
         self.conditioned = conditioned
@@ -37,6 +42,8 @@ class EncoderBlock(nn.Module):
     def forward(
         self, hidden_NRE: Tensor, rotary: Rotary | None, mask: Tensor | None, chunk_states_CMD: Tensor | None
     ) -> Tensor:
+        if self.convolution is not None:
+            hidden_NRE = hidden_NRE + self.convolution(self.convolution_norm(hidden_NRE))
         hidden_NRE = hidden_NRE + self.attention(self.attention_norm(hidden_NRE), rotary, mask=mask)
         if self.conditioned:
             normed_NRE = self.cross_norm(hidden_NRE)

@@ -1,6 +1,6 @@
-"""Norms, rotary positions and MLPs, in the variants of RetroConfig.
+"""Norms, rotary positions, convolutions and MLPs, in the variants of RetroConfig.
 
-Axes: T tokens (of any leading shape), D width, H heads, P head size, F rotary frequencies.
+Axes: N sequences, T tokens (of any leading shape), D width, H heads, P head size, F rotary frequencies.
 """
 
 from __future__ import annotations
@@ -49,6 +49,23 @@ class Mlp(nn.Module):
             return self.down(F.silu(gate_TF) * value_TF)  # type: ignore[no-any-return]
         approximate = "tanh" if self.kind == "gelu_tanh" else "none"
         return self.down(F.gelu(inner_TF, approximate=approximate))  # type: ignore[no-any-return]
+
+
+class Convolution(nn.Module):
+    """A depthwise convolution: to each token, channel by channel, the weighted sum of itself and the `taps` - 1 before it."""
+
+    def __init__(self, size: int, taps: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, 1, taps))
+
+    def forward(self, hidden_NTD: Tensor) -> Tensor:
+        taps, length = self.weight.shape[-1], hidden_NTD.shape[1]
+        padded_NTD = F.pad(hidden_NTD, (0, 0, taps - 1, 0))
+        weights = self.weight[:, 0].unbind(-1)
+        mixed_NTD = padded_NTD[:, :length] * weights[0]
+        for start in range(1, taps):
+            mixed_NTD = torch.addcmul(mixed_NTD, padded_NTD[:, start : start + length], weights[start])
+        return mixed_NTD
 
 
 class Rotary:

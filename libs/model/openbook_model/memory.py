@@ -103,6 +103,8 @@ class SavedElements:
         reader = 2 * norm * reader_width + mlp * encoder.ffn_hidden_size + 4 * own
         if encoder.positions == "rotary":
             reader += 2 * own
+        if encoder.convolution:
+            reader += norm * reader_width
         reader *= read
         conditioned = read * (norm * reader_width + 2 * own) + asking * (width + 2 * own)
         ends = read * reader_width * (norm if encoder.final_norm else 1)

@@ -184,7 +184,8 @@ class RetroModel(nn.Module):
                 valid_CKR = None
             else:
                 mask_CS = valid_CKR.flatten(1) | ~present_C1
-            present_CM1 = present_C1[:, None].expand(-1, grid.width, -1)
+            asked_C1 = present_C1.repeat_interleave(grid.batch // len(neighbor_ids_BLKR), dim=0)
+            present_CM1 = asked_C1[:, None].expand(-1, grid.width, -1)
             keep_BT1 = grid.from_queries(present_CM1.float()) > 0
         if document_ids_BT is not None:
             asking_BL = document_ids_BT.gather(1, grid.ends_BL)
@@ -214,7 +215,16 @@ class RetroModel(nn.Module):
         return batch, length
 
     def _check_neighbors(self, grid: ChunkGrid, ids_BLKR: Tensor, lengths_BLK: Tensor | None) -> None:
-        expected = (grid.batch, grid.num_chunks)
+        rows = len(ids_BLKR) or 1
+        if (
+            rows < grid.batch
+            and grid.num_chunks == 1
+            and not self.config.encoder.conditioned
+            and grid.batch % rows == 0
+        ):
+            expected = (rows, 1)
+        else:
+            expected = (grid.batch, grid.num_chunks)
         if ids_BLKR.dim() != 4 or tuple(ids_BLKR.shape[:2]) != expected or 0 in ids_BLKR.shape[2:]:
             raise ArgumentError(
                 f"neighbor_ids must be [batch, chunks, neighbours, tokens] = [{expected[0]}, {expected[1]}, K, R] for "

@@ -52,6 +52,16 @@ def _self_attention(block: Block | EncoderBlock, x: Tensor, seen: Tensor, turn: 
     return out
 
 
+def _mixed(x: Tensor, weight: Tensor) -> Tensor:
+    """The depthwise convolution: the last tap is the token's own."""
+    out = torch.zeros_like(x)
+    taps = weight.shape[2]
+    for t in range(len(x)):
+        for back in range(min(taps, t + 1)):
+            out[t] += x[t - back] * weight[:, 0, taps - 1 - back]
+    return out
+
+
 def _encode(model: RetroModel, ids_R: Tensor, chunk_MD: Tensor) -> Tensor:
     encoder, config = model.encoder, model.config
     assert encoder is not None
@@ -64,6 +74,8 @@ def _encode(model: RetroModel, ids_R: Tensor, chunk_MD: Tensor) -> Tensor:
     everything = torch.ones(len(ids_R), len(ids_R), dtype=torch.bool)
     turn = (config.encoder.head_dim, config.rotary_base) if config.encoder.positions == "rotary" else None
     for block in encoder.blocks:
+        if config.encoder.convolution:
+            x = x + _mixed(block.convolution_norm(x), block.convolution.weight)
         x = x + _self_attention(block, block.attention_norm(x), everything, turn)
         if block.conditioned:
             normed = block.cross_norm(x)

@@ -103,12 +103,13 @@ def test_settings_over_a_size() -> None:
 
 
 NARROW = EncoderConfig(hidden_size=24, num_heads=2)
+MIXING = EncoderConfig(hidden_size=24, num_heads=2, convolution=4)
 NVIDIA = EncoderConfig(hidden_size=32, num_heads=4, conditioned=True, positions="none", final_norm=False)
 SHAPES: dict[str, dict[str, Any]] = {
     "plain": {"cross_attention_layers": ()},
     "narrow encoder": {"norm": "rmsnorm", "encoder": NARROW, "gate": "learned"},
     "nvidia": {"norm": "layernorm1p", "encoder": NVIDIA, "num_kv_heads": 4, "tied_embeddings": False},
-    "gelu, wide heads": {"mlp": "gelu", "head_dim": 12, "encoder": NARROW, "qkv_bias": True, "mlp_bias": True},
+    "gelu, wide heads": {"mlp": "gelu", "head_dim": 12, "encoder": MIXING, "qkv_bias": True, "mlp_bias": True},
     "first layer crosses": {"cross_attention_layers": (1, 2), "encoder": NVIDIA, "qk_norm": True},
 }
 

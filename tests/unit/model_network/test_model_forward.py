@@ -14,6 +14,8 @@ from torch import Tensor
 
 from openbook_core.errors import ArgumentError
 from openbook_model.chunks import chunks_due, complete_chunks, default_first_chunk
+from openbook_model.config import RetroConfig
+from openbook_model.initialisation import start_copying
 from openbook_model.model import RetroModel, cross_attention_state
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -39,7 +41,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "conditioned": True,
         "encoder": {"positions": "none", "final_norm": False, "cross_attention_residual": "normalised"},
     },
-    "ours": {"norm": "layernorm", "mlp": "gelu_tanh", "cross_attention_layers": (1, 2, 4)},
+    "ours": {
+        "norm": "layernorm",
+        "mlp": "gelu_tanh",
+        "cross_attention_layers": (1, 2, 4),
+        "encoder": {"convolution": 3},
+    },
 }
 
 
@@ -123,6 +130,37 @@ def test_missing_neighbors_are_off_exactly(model: RetroModel) -> None:
     assert torch.equal(logits[1], off[1])
     assert not torch.allclose(logits[0], off[0])
     assert torch.equal(model(ids[:, :4], found[:, :0], first_chunk=6), model(ids[:, :4]))
+
+
+@torch.no_grad()
+def test_rows_that_share_neighbours_equal_each_row_alone() -> None:
+    """Of mixed phases; one group without any neighbour."""
+    model = random_model(small_config(**VARIANTS["ours"]))
+    ids, phases = tokens(model, 6, 11), [5, 8, 6, 7, 8, 4]
+    found, lengths = neighbors(model, 3, 1, 2, seed=5)
+    lengths[2] = 0
+    shared = model(ids, found, lengths, first_chunk=phases)
+    for row, phase in enumerate(phases):
+        own = slice(row // 2, row // 2 + 1)
+        alone = model(ids[row : row + 1], found[own], lengths[own], first_chunk=phase)
+        torch.testing.assert_close(shared[row], alone[0], atol=2e-5 * alone.abs().max().item(), rtol=0)
+    assert not torch.allclose(shared[0], model(ids)[0])
+    conditioned = random_model(small_config(conditioned=True))
+    with pytest.raises(ArgumentError, match="neighbor_ids"):
+        conditioned(ids, found, lengths, first_chunk=phases)
+
+
+@torch.no_grad()
+def test_what_starts_to_copy_adds_what_it_attends_to() -> None:
+    shape = {"vocab_size": 50, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    model = random_model(RetroConfig(**shape, cross_attention_layers=(2,)))
+    start_copying(model, 0)
+    for block in model.decoder_blocks():
+        if block.has_cross:
+            states_RE = torch.randn(1, 1, 32)
+            torch.testing.assert_close(block.cross(torch.randn(1, 3, 32), states_RE), states_RE.expand(1, 3, 32))
+    with pytest.raises(ArgumentError, match="copying"):
+        start_copying(random_model(small_config()), 0)
 
 
 @torch.no_grad()

@@ -83,6 +83,21 @@ def test_the_right_passage_answers_and_the_others_do_not(source: Factbook, k: in
     assert (other > 50) == (k > 1)
 
 
+def test_further_questions_are_answered_by_the_same_passages(source: Factbook) -> None:
+    decode, others = source.tokenizer.decode, 0
+    for question in source.questions(Random(8), 200, 2, 64):
+        texts = [decode(passage) for passage in question.passages]
+        assert len(question.more) == source.settings.questions - 1
+        for prompt, answer in question.more:
+            asks, said = decode(prompt).rstrip("?"), decode(answer)
+            country = asks.rsplit(" of ", 1)[1].removeprefix("the ")
+            (text,) = {text for text in texts if f" of {country}: " in text and said in text}
+            for office in ("chief of state", "head of government"):
+                assert office not in asks or f"{office}:{said}" in text
+            others += prompt != question.prompt
+    assert others > 100
+
+
 def test_what_is_drawn_is_a_function_of_the_generator(source: Factbook, tmp_path: Path) -> None:
     again = Factbook.make(source.settings, 5)
     assert again.digest == source.digest

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -30,6 +31,7 @@ from openbook_trainer.recall.worlds import BESIDE, Worlds, WorldsSettings
 from openbook_trainer.tasks import run_in_one_process
 
 ASKED_FOR = (r"[A-Z]\w+(?= have|\?)", r"\b[a-z]+(?= of| does)")
+CONDITIONED = {"hidden_size": 32, "num_heads": 2, "conditioned": True}
 EXAMPLES = Path(__file__).parents[3] / "examples" / "train"
 
 
@@ -39,7 +41,7 @@ def settings(out: Path, **changes: Any) -> dict[str, Any]:
         "out": str(out),
         "source": {"kind": "worlds", "facts": [1, 2]},
         "model": {
-            "vocab_size": 640,
+            "vocab_size": 800,
             "hidden_size": 32,
             "num_layers": 2,
             "num_heads": 2,
@@ -87,10 +89,16 @@ def test_the_loss_of_a_batch_is_that_of_its_rows_alone(tmp_path: Path) -> None:
         alone = 0.0
         for each in questions:
             row = to_batch([each], worlds.end, 32)
-            assert row.neighbor_ids_B1KR.shape == (1, 1, 2, max(map(len, each.passages)))
-            alone += float(answer_loss(model, row)) * (len(each.answer) + 1)
+            assert row.neighbor_ids_G1KR.shape == (1, 1, 2, max(map(len, each.passages)))
+            alone += sum(
+                float(
+                    answer_loss(model, to_batch([replace(each, prompt=prompt, answer=answer, more=())], worlds.end, 32))
+                )
+                * (len(answer) + 1)
+                for prompt, answer in each.asked
+            )
         count = int((batch.labels_BT != IGNORED).sum())
-    assert count == sum(len(each.answer) + 1 for each in questions)
+    assert count == sum(len(answer) + 1 for each in questions for _, answer in each.asked)
     assert whole == pytest.approx(alone / count, abs=1e-5)
 
 
@@ -105,7 +113,7 @@ def test_the_first_answer_token_already_reads_the_neighbours(tmp_path: Path) -> 
         batch = to_batch([each], 0, 32)
         assert batch.labels_BT.tolist() == [[IGNORED, IGNORED, 6, 0]]
         with torch.no_grad():
-            logits.append(model(batch.ids_BT, batch.neighbor_ids_B1KR, batch.lengths_B1K, first_chunk=batch.phases)[0])
+            logits.append(model(batch.ids_BT, batch.neighbor_ids_G1KR, batch.lengths_G1K, first_chunk=batch.phases)[0])
     differs = (logits[0] != logits[1]).any(dim=1).tolist()
     assert differs == [False, False, True, True]
 
@@ -256,6 +264,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_checkpoint(tmp_path: Path, monke
         ({"optimiser": {"max_bad_steps": 2}}, "optimiser.max_bad_steps: task recall"),
         ({"curriculum": {"levels": [{"neighbors": 3, "tokens": 8}]}}, "neighbors"),
         ({"curriculum": {"levels": [{"neighbors": 1, "tokens": 33}]}}, "neighbor_length"),
+        ({"model": {**settings(Path())["model"], "encoder": CONDITIONED}}, "source.questions: 4"),
         ({"sourc": {}}, "source"),
         ({"model": {**settings(Path())["model"], "vocab_size": 512}}, "model.vocab_size"),
     ],

@@ -8,7 +8,16 @@ from random import Random
 
 import pytest
 
-from openbook_trainer.recall.worlds import BESIDE, SYLLABLES, Worlds, WorldsSettings, is_held_out, training_word
+from openbook_core.errors import ArgumentError
+from openbook_trainer.recall.worlds import (
+    BESIDE,
+    SYLLABLES,
+    Worlds,
+    WorldsSettings,
+    is_held_out,
+    syllables_of,
+    training_name,
+)
 
 SENTENCES = (
     r"The (?P<attribute>\w+) of (?P<name>\w+) is (?P<value>\w+)\.",
@@ -65,7 +74,7 @@ def test_passages_are_whole_sentences_that_all_name_their_entity(worlds: Worlds)
     books = worlds.books(Random(3), 60)
     rows = [row["text"] for document in books.documents for row in document]
     assert max(len(worlds.tokenizer.encode(text)) for text in rows) <= worlds.settings.passage_tokens
-    assert {len(facts_in(text)) for text in rows} == lengths == {3, 4, 5}
+    assert {len(facts_in(text)) for text in rows} == lengths == {2, 3, 4}
 
 
 def test_what_stands_beside_the_right_passage(worlds: Worlds) -> None:
@@ -79,8 +88,8 @@ def test_what_stands_beside_the_right_passage(worlds: Worlds) -> None:
         name, _ = asked_in(worlds.tokenizer.decode(each.prompt))
         assert wrong != name
         assert kind == "other" or each.wrong
-        half = len(name) // 2
-        assert kind != "alike" or wrong[:half].lower() == name[:half].lower() or wrong.endswith(name[half:])
+        pairs = zip(syllables_of(wrong), syllables_of(name), strict=True)
+        assert kind != "alike" or sum(one == other for one, other in pairs) == 1
 
 
 def test_tokens_are_those_that_the_tokenizer_gives_whole_texts(worlds: Worlds) -> None:
@@ -92,18 +101,31 @@ def test_tokens_are_those_that_the_tokenizer_gives_whole_texts(worlds: Worlds) -
     assert len(worlds._ids("9085 12")) == 7  # single digits
 
 
-def test_names_to_test_with_begin_with_a_pair_that_no_training_word_has(worlds: Worlds) -> None:
+def test_names_to_test_with_are_pairs_that_no_training_name_is(worlds: Worlds) -> None:
     pairs = {pair: is_held_out(*pair) for pair in itertools.product(SYLLABLES, repeat=2)}
     assert sum(pairs.values()) / len(pairs) == pytest.approx(0.1, abs=0.03)
-    starts = {(first + second).capitalize() for (first, second), held in pairs.items() if held}
-    syllables = re.compile("|".join(sorted(SYLLABLES, key=len, reverse=True)))
+    names = {(first + second).capitalize(): held for (first, second), held in pairs.items()}
+    assert len(names) == len(pairs), "a name is one pair only"
     rng = Random(4)
-    for _ in range(2000):
-        parts = syllables.findall(training_word(rng, 3).lower())
-        assert not any(is_held_out(*pair) for pair in itertools.pairwise(parts))
-    for first, _ in worlds.held_out(Random(5), 50, 2, 64):
-        name, _ = asked_in(worlds.tokenizer.decode(first.prompt))
-        assert any(name.startswith(start) for start in starts)
+    assert not any(names[training_name(rng)] for _ in range(2000))
+    for first, second in worlds.held_out(Random(5), 50, 2, 64):
+        asked, _ = asked_in(worlds.tokenizer.decode(first.prompt))
+        passages = [worlds.tokenizer.decode(passage) for each in (first, second) for passage in each.passages]
+        assert all(names[name] for name in (asked, *(name for text in passages for name, _ in facts_in(text))))
+    with pytest.raises(ArgumentError, match="names to test with"):
+        worlds.books(Random(0), 5000)
+
+
+def test_further_questions_are_answered_by_the_same_passages(worlds: Worlds) -> None:
+    decode, own = worlds.tokenizer.decode, 0
+    for each in worlds.questions(Random(10), 50, 2, 64):
+        facts = facts_in(" ".join(map(decode, each.passages)))
+        assert len(each.more) == worlds.settings.questions - 1
+        for prompt, answer in each.more:
+            name, attribute = asked_in(decode(prompt))
+            assert f" {facts[name, attribute]}" == decode(answer)
+            own += name == asked_in(decode(each.prompt))[0]
+    assert 0.2 < own / 150 < 0.6
 
 
 def test_two_books_answer_one_prompt_differently(worlds: Worlds) -> None:

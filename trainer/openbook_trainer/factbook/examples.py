@@ -21,19 +21,39 @@ from openbook_trainer.parts import PEOPLE
 GROUPS = {"people": 0.6, "capital": 0.15, "code": 0.05, "number": 0.2}
 # What stands beside the right passage: the same field of another country, or the same country's: the rest of the line
 # or another one.
-_BESIDE = {"country": 0.55, "rest": 0.2, "line": 0.25}
+_BESIDE = {"country": 0.65, "rest": 0.15, "line": 0.2}
 _TRIES = 50
 
 
 @dataclass(frozen=True)
 class Example:
-    """`passages[gold]` holds the answer word for word; `wrong` are what the others would answer."""
+    """`passages[gold]` holds the answer word for word; `wrong` are what the others would answer. `further`: other questions
+    that these passages answer, with their answers."""
 
     question: str
     answer: str
     passages: tuple[str, ...]
     gold: int
     wrong: tuple[str, ...]
+    further: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A question's answer and the parts of its line with new names, and the names of people and places by the old ones."""
+
+    answer: str
+    parts: list[str]
+    names: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A passage that does not answer the question, what it would answer about its own country, or "", and what else."""
+
+    passage: str
+    wrong: str = ""
+    further: tuple[tuple[str, str], ...] = ()
 
 
 class Examples:
@@ -62,25 +82,40 @@ class Examples:
             (group,) = random.choices(list(self._weights), list(self._weights.values()))
             row = random.choice(self._groups[group])
             country = self._countries.new(random, row.country)
-            answer, parts = self._renamed(random, row, country)
+            new = self._renamed(random, row, country)
             title = Line(country, row.line.field, ()).title
-            gold = self._around(random, title, parts, row.part, answer, limit)
+            gold = self._around(random, title, new.parts, row.part, new.answer, limit)
             if gold is None:
                 continue
-            beside = [self._beside(random, row, country, title, parts, limit) for _ in range(k - 1)]
-            passages = [gold, *(passage for passage, _ in beside)]
+            beside = [self._beside(random, row, country, title, new.parts, limit) for _ in range(k - 1)]
+            passages = [gold, *(each.passage for each in beside)]
             order = random.sample(range(k), k)
             return Example(
                 question=_of_country(random, row, country),
-                answer=answer,
+                answer=new.answer,
                 passages=tuple(passages[place] for place in order),
                 gold=order.index(0),
-                wrong=tuple(other for _, other in beside if other),
+                wrong=tuple(each.wrong for each in beside if each.wrong),
+                further=(
+                    *self._further(random, row, country, new.names, gold),
+                    *(asked for each in beside for asked in each.further),
+                ),
             )
         raise AssertionError(f"no passage of {limit} tokens holds an answer")
 
-    def _renamed(self, random: Random, row: Asked, country: str) -> tuple[str, list[str]]:
-        """The answer's new name, and the parts of the row's line with new names."""
+    def _further(
+        self, random: Random, row: Asked, country: str, names: dict[str, str], passage: str
+    ) -> list[tuple[str, str]]:
+        """Questions on the other offices of the row's line that the passage answers."""
+        found = []
+        for other in self._of_line[id(row.line)]:
+            _, office, said = passage.partition(f"{other.field}: ")
+            answer = _replaced(other.answer, names)
+            if other.field != row.field and other.field in PEOPLE and office and place_of(answer, said):
+                found.append((_of_country(random, other, country), answer))
+        return found
+
+    def _renamed(self, random: Random, row: Asked, country: str) -> _Renamed:
         names = {row.line.country: country, row.country: country}
         for other in self._of_line[id(row.line)]:
             if other.field in PEOPLE:
@@ -92,14 +127,15 @@ class Examples:
         if row.group == "code":
             answer = random.choice((row.answer, "." + "".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=2))))
         if row.group != "number":
-            return answer, [_replaced(part, names | {row.answer: answer}) for part in row.line.parts]
+            parts = [_replaced(part, names | {row.answer: answer}) for part in row.line.parts]
+            return _Renamed(answer, parts, names)
         parts = [new_digits(random, _replaced(part, names)) for part in row.line.parts]
         whole = row.line.parts[row.part]
         first, last = place_of(row.answer, whole) or (0, 0)
         answer = new_digits(random, row.answer)
         before, after = (_replaced(text, names) for text in (whole[:first], whole[last:]))
         parts[row.part] = new_digits(random, before) + answer + new_digits(random, after)
-        return answer, parts
+        return _Renamed(answer, parts, names)
 
     def _around(
         self, random: Random, title: str, parts: Sequence[str], part: int, answer: str, limit: int
@@ -125,15 +161,14 @@ class Examples:
 
     def _beside(
         self, random: Random, row: Asked, country: str, title: str, parts: Sequence[str], limit: int
-    ) -> tuple[str, str]:
-        """A passage that does not answer the question, and what it would answer about its own country, or ""."""
+    ) -> _Beside:
         (kind,) = random.choices(list(_BESIDE), list(_BESIDE.values()))
         if kind == "rest":
             rest = [part for number, part in enumerate(parts) if number != row.part]
             passages = cut(Line("", "", tuple(rest)), self._count, limit - self._count(title))
             passages = [f"{title} {text.removeprefix(Line('', '', ()).title + ' ')}" for text in passages]
             if passages:
-                return random.choice(passages), ""
+                return _Beside(random.choice(passages))
         if kind == "line":
             document = self._documents[id(row.line)]
             some = self._asked_lines[id(document)] if random.random() < 0.6 else document
@@ -142,7 +177,7 @@ class Examples:
                 parts = [new_digits(random, part.replace(line.country, country)) for part in line.parts]
                 passages = cut(Line(country, line.field, tuple(parts)), self._count, limit)
                 if passages:
-                    return random.choice(passages[:3]), ""
+                    return _Beside(random.choice(passages[:3]))
         while True:
             other = random.choice(self._fields[row.field])
             if other.country == row.country:
@@ -151,10 +186,12 @@ class Examples:
             its = self._countries.like(random, country) if alike else self._countries.new(random, other.country)
             if its == country:
                 continue
-            answer, others = self._renamed(random, other, its)
-            passage = self._around(random, Line(its, other.line.field, ()).title, others, other.part, answer, limit)
+            new = self._renamed(random, other, its)
+            its_title = Line(its, other.line.field, ()).title
+            passage = self._around(random, its_title, new.parts, other.part, new.answer, limit)
             if passage is not None:
-                return passage, answer
+                asked = (_of_country(random, other, its), new.answer)
+                return _Beside(passage, new.answer, (asked, *self._further(random, other, its, new.names, passage)))
 
 
 def person_of(row: Asked) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -29,6 +30,10 @@ EDITIONS = ("2015-11-18", "2021-02-15")
 _LONGEST_PROMPT, _LONGEST_ANSWER = 36, 22  # tokens
 
 
+def _is_short(prompt: list[int], answer: list[int]) -> bool:
+    return len(prompt) <= _LONGEST_PROMPT and len(answer) <= _LONGEST_ANSWER
+
+
 class FactbookSettings(FrozenConfig):
     """`folder` holds `EDITION.jsonl.zst` and `qa_EDITION_2026-02-19.jsonl.zst` of each training edition; its path may
     name environment variables."""
@@ -36,6 +41,9 @@ class FactbookSettings(FrozenConfig):
     kind: Literal["factbook"] = "factbook"
     folder: Path
     vocab_size: PositiveInt = Field(default=4096, description="tokens of the tokenizer, at most")
+    questions: PositiveInt = Field(
+        default=2, description="of the same passages in training, again where there are no others"
+    )
     passage_tokens: PositiveInt = Field(default=64, description="of the databases' passages: the model's chunk length")
 
     @property
@@ -93,8 +101,13 @@ class Factbook:
         while len(questions) < count:
             drawn = self._examples.draw(rng, k, r)
             question = self._question(drawn.question, drawn.answer, drawn.passages, drawn.gold, drawn.wrong)
-            if len(question.prompt) <= _LONGEST_PROMPT and len(question.answer) <= _LONGEST_ANSWER:
-                questions.append(question)
+            further = [(self._ids(asked), self._ids(f" {answer}")) for asked, answer in drawn.further]
+            further = [(prompt, answer) for prompt, answer in further if _is_short(prompt, answer)]
+            more = (rng.sample(further, len(further)) + [(question.prompt, question.answer)] * self.settings.questions)[
+                : self.settings.questions - 1
+            ]
+            if _is_short(question.prompt, question.answer):
+                questions.append(replace(question, more=tuple(more)))
         return questions
 
     def held_out(self, rng: Random, count: int, k: int, r: int) -> list[tuple[Question, Question]]:

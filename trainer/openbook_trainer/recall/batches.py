@@ -1,6 +1,7 @@
 """Questions as tensors.
 
-Axes: B questions, T tokens of the longest prompt with its answer, K neighbours, R tokens of the longest neighbour.
+Axes: B questions with their further ones, G questions whose further ones read the same neighbours, T tokens of the longest
+prompt with its answer, K neighbours, R tokens of the longest neighbour.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ IGNORED = -100
 class RecallBatch:
     """`labels_BT` has the answers' tokens and their ends, each where the token before it is read, else IGNORED.
 
-    A row's phase is its prompt's length, so that its last token already uses the neighbours; each row has one chunk.
+    A row's phase is its prompt's length, so that its last token already uses the neighbours; each row has one chunk. A
+    question's further ones follow it as rows, and read the same row of neighbours.
     """
 
     ids_BT: Tensor
     labels_BT: Tensor
     phases: tuple[int, ...]
-    neighbor_ids_B1KR: Tensor
-    lengths_B1K: Tensor
+    neighbor_ids_G1KR: Tensor
+    lengths_G1K: Tensor
 
 
 def to_batch(questions: Sequence[Question], end: int, chunk_length: int) -> RecallBatch:
     """Raises InputError for a prompt and an answer that are longer than a chunk together."""
-    longest = max(len(each.prompt) + len(each.answer) for each in questions)
+    rows = [row for each in questions for row in each.asked]
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     if longest > chunk_length:
         raise InputError(
             f"a prompt and its answer are {longest} tokens; with chunks of {chunk_length} they would not be answered by "
@@ -41,13 +44,13 @@ def to_batch(questions: Sequence[Question], end: int, chunk_length: int) -> Reca
             field="model.chunk_length",
         )
     ids, labels = [], []
-    for each in questions:
-        padding = longest - len(each.prompt) - len(each.answer)
-        ids.append([*each.prompt, *each.answer, *[0] * padding])
-        labels.append([*[IGNORED] * (len(each.prompt) - 1), *each.answer, end, *[IGNORED] * padding])
+    for prompt, answer in rows:
+        padding = longest - len(prompt) - len(answer)
+        ids.append([*prompt, *answer, *[0] * padding])
+        labels.append([*[IGNORED] * (len(prompt) - 1), *answer, end, *[IGNORED] * padding])
     ids_BT, labels_BT = torch.tensor(ids), torch.tensor(labels)
     ids_BKR, lengths_BK = neighbor_rows([each.passages for each in questions])
-    phases = tuple(len(each.prompt) for each in questions)
+    phases = tuple(len(prompt) for prompt, _ in rows)
     return RecallBatch(ids_BT, labels_BT, phases, ids_BKR[:, None], lengths_BK[:, None])
 
 

@@ -27,7 +27,9 @@ class RecallEvaluation(FrozenConfig):
 class RecallConfig(FrozenConfig):
     """One run. `out` gets checkpoint.pt, metrics.jsonl, and at the end `model` with the source's tokenizer.
 
-    `batch` questions a step, with as many neighbours, as long, as the curriculum's level says. `autocast` multiplies
+    `batch` questions a step (a source may add further ones on the same passages), with as many neighbours, as long, as
+    the curriculum's level says. `copying`: cross attention starts as one that adds what it attends to
+    (`initialisation.start_copying`). `autocast` multiplies
     matrices in bfloat16 (null: where a short measurement finds it faster). A checkpoint found in `out` is resumed;
     `stop_at` and `max_seconds` end this process early and leave the schedule over `steps` alone.
     """
@@ -41,6 +43,7 @@ class RecallConfig(FrozenConfig):
     curriculum: CurriculumConfig
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: RecallEvaluation = RecallEvaluation()
+    copying: bool = False
     autocast: bool | None = None
     seed: NonNegativeInt = 0
     threads: PositiveInt | None = None
@@ -63,5 +66,10 @@ class RecallConfig(FrozenConfig):
             )
         if not self.model.cross_attention_layers or self.model.gate == 0.0:
             raise ValueError("model.cross_attention_layers: without cross attention nothing can be recalled")
+        if self.model.encoder.conditioned and self.source.questions > 1:
+            raise ValueError(
+                f"source.questions: {self.source.questions} questions share their passages' encoding, and a conditioned encoder "
+                "has one for each; take 1, or model.encoder.conditioned false"
+            )
         self.optimiser.require_use("recall", self.steps)
         return self

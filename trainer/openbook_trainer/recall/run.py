@@ -14,10 +14,11 @@ from torch.nn import functional as F
 
 from openbook_core.errors import ConfigError, OpenbookError
 from openbook_database.files import write_bytes_atomically
-from openbook_model import RetroModel, initialise, save, weights_hash
+from openbook_model import RetroModel, initialise, save, start_copying, weights_hash
 from openbook_model.precision import probe_precision
 from openbook_trainer.curriculum import Curriculum
 from openbook_trainer.metrics import Metrics
+from openbook_trainer.muon import Muon
 from openbook_trainer.one_file import load_state, save_state
 from openbook_trainer.optimiser import begin_step, learning_rate, make_optimisers
 from openbook_trainer.recall.answers import grade, grade_seen
@@ -45,7 +46,7 @@ def answer_loss(model: RetroModel, batch: RecallBatch) -> torch.Tensor:
     """Mean cross entropy (nats) of the answers' tokens and ends."""
     counted_BT = batch.labels_BT != IGNORED
     logits_NV = model(
-        batch.ids_BT, batch.neighbor_ids_B1KR, batch.lengths_B1K, first_chunk=batch.phases, wanted_BT=counted_BT
+        batch.ids_BT, batch.neighbor_ids_G1KR, batch.lengths_G1K, first_chunk=batch.phases, wanted_BT=counted_BT
     )
     return F.cross_entropy(logits_NV.float(), batch.labels_BT[counted_BT])
 
@@ -62,6 +63,8 @@ class _Run:
             )
         self.model = RetroModel(config.model)
         initialise(self.model, config.seed)
+        if config.copying:
+            start_copying(self.model, config.seed)
         self.model.train()
         self.optimisers = make_optimisers(self.model, config.optimiser, bfloat16=False)
         self.curriculum = Curriculum(config.curriculum)
@@ -77,6 +80,9 @@ class _Run:
         if self.autocast is None:
             probed = probe_precision().seconds["prefill"]
             self.autocast = probed["bfloat16"] < probed["float32"]
+        for each in self.optimisers:
+            if isinstance(each, Muon) and self.autocast:
+                each.arithmetic = torch.bfloat16
         end = min(config.steps, config.stop_at or config.steps)
         stopped_by = "steps" if end == config.steps else "stop_at"
         metrics = Metrics(config.out / "metrics.jsonl", first=True, resumed_at=step)
@@ -127,8 +133,8 @@ class _Run:
         level = config.curriculum.levels[number]
         questions = self.source.questions(rng, config.batch, level.neighbors, level.tokens)
         batch = to_batch(questions, self.source.end, config.model.chunk_length)
-        self.tokens["decoder"] += sum(len(each.prompt) + len(each.answer) for each in questions)
-        self.tokens["encoder"] += int(batch.lengths_B1K.sum())
+        self.tokens["decoder"] += sum(len(prompt) + len(answer) for each in questions for prompt, answer in each.asked)
+        self.tokens["encoder"] += int(batch.lengths_G1K.sum())
         rate = learning_rate(config.optimiser, step, config.steps)
         begin_step(self.optimisers, rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=bool(self.autocast)):

@@ -14,7 +14,8 @@ class Question:
     """Token ids of a prompt, its answer (without an end), and its k neighbours, at most r tokens each.
 
     `passages[gold]` answers it; `wrong` are the answers that other passages would give to the same words. `beside` says
-    of what kind the others are, in any order; a source may have no kinds.
+    of what kind the others are, in any order; a source may have no kinds. `more`: prompts and answers of further questions
+    that the same passages answer, to be learnt from beside this one; equally many in a batch.
     """
 
     prompt: list[int]
@@ -23,6 +24,12 @@ class Question:
     gold: int
     wrong: tuple[tuple[int, ...], ...] = ()
     beside: tuple[str, ...] = ()
+    more: tuple[tuple[list[int], list[int]], ...] = ()
+
+    @property
+    def asked(self) -> tuple[tuple[list[int], list[int]], ...]:
+        """Prompts and answers, its own first."""
+        return ((self.prompt, self.answer), *self.more)
 
 
 @dataclass(frozen=True)

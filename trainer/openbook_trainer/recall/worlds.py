@@ -1,12 +1,13 @@
 """Worlds that never were: entities of made-up names whose facts are drawn anew for each batch.
 
-No fact can be learnt, so what answers a question is what was read. Names to test with begin with a pair of syllables
-that no word of the training has.
+No fact can be learnt, so what answers a question is what was read. Names to test with are pairs of syllables that no name
+of the training is.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -17,6 +18,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from openbook_core.config import FrozenConfig
+from openbook_core.errors import ArgumentError
 from openbook_core.fingerprint import canonical_json
 from openbook_core.tokenizer import Tokenizer
 from openbook_trainer.recall.source import Asked, Books, Question
@@ -34,9 +36,11 @@ FACTS = (
 ASKED = ("What is the {attribute} of {name}?", "Which {attribute} does {name} have?")
 _RHYMES = ("a", "el", "in", "o", "us")
 # Names and values have none in common: what could be either is not copied before positions are understood.
-SYLLABLES = tuple(onset + rhyme for onset in "bdfgklmjz" for rhyme in _RHYMES)
+_ONSETS = (*"bdfgklmjz", "bl", "br", "dr", "fl", "fr", "gl", "gr", "kl", "kr")
+SYLLABLES = tuple(onset + rhyme for onset in _ONSETS for rhyme in _RHYMES)
 VALUE_SYLLABLES = tuple(onset + rhyme for onset in "nprstvhwy" for rhyme in _RHYMES)
 _SYLLABLE_COUNT = 200  # more than any pair of letters that the sentences' own words have
+_SYLLABLE = re.compile("|".join(sorted(SYLLABLES, key=len, reverse=True)))
 _HELD_OUT = 10  # one pair of syllables in so many
 # What the passages beside the right one are, and how often: the asked attribute of another entity, whose name is alike or
 # not, or whatever there is about another one.
@@ -47,7 +51,8 @@ class WorldsSettings(FrozenConfig):
     """`facts` is how many each entity has, from least to most. One passage says them all: the longest are drawn again."""
 
     kind: Literal["worlds"] = "worlds"
-    facts: tuple[PositiveInt, PositiveInt] = (3, 5)
+    facts: tuple[PositiveInt, PositiveInt] = (2, 4)
+    questions: PositiveInt = Field(default=4, description="of the same passages in training")
     passage_tokens: PositiveInt = Field(default=64, description="of the databases' passages: the model's chunk length")
     vocab_size: PositiveInt = Field(default=1024, description="tokens of the tokenizer, at most")
 
@@ -76,28 +81,31 @@ def is_held_out(first: str, second: str) -> bool:
     return hashlib.sha256(f"{first}.{second}".encode()).digest()[0] % _HELD_OUT == 0
 
 
-def training_word(rng: Random, syllables: int) -> str:
-    """A word without any pair that is held out."""
-    parts = [rng.choice(SYLLABLES)]
-    while len(parts) < syllables:
-        syllable = rng.choice(SYLLABLES)
-        if not is_held_out(parts[-1], syllable):
-            parts.append(syllable)
-    return "".join(parts).capitalize()
+def training_name(rng: Random) -> str:
+    """A pair of syllables that is not held out."""
+    return _name(rng, held_out=False)
 
 
-def test_word(rng: Random, syllables: int) -> str:
-    """A word that begins with a held-out pair."""
+def test_name(rng: Random) -> str:
+    """A held-out pair."""
+    return _name(rng, held_out=True)
+
+
+test_name.__test__ = False  # type: ignore[attr-defined]
+
+
+def _name(rng: Random, held_out: bool) -> str:
     while True:
-        parts = [rng.choice(SYLLABLES) for _ in range(syllables)]
-        if is_held_out(parts[0], parts[1]):
-            return "".join(parts).capitalize()
+        first, second = rng.choice(SYLLABLES), rng.choice(SYLLABLES)
+        if is_held_out(first, second) == held_out:
+            return (first + second).capitalize()
 
 
-test_word.__test__ = False  # type: ignore[attr-defined]
+def syllables_of(name: str) -> list[str]:
+    return _SYLLABLE.findall(name.lower())
 
 
-Word = Callable[[Random, int], str]
+DrawName = Callable[[Random], str]
 
 
 def draw_value(rng: Random, attribute: str) -> str:
@@ -113,13 +121,13 @@ def draw_entity(rng: Random, name: str, attributes: Sequence[str]) -> Entity:
     return Entity(name, {attribute: draw_value(rng, attribute) for attribute in shuffled}, wording)
 
 
-def similar_name(rng: Random, name: str, word: Word) -> str:
+def similar_name(rng: Random, name: str, draw: DrawName) -> str:
     """Another name that begins or ends as `name` does."""
+    place = rng.randrange(2)
     while True:
-        other, cut = word(rng, 3), len(name) // 2
-        mixed = name[:cut] + other[cut:] if rng.random() < 0.5 else other[:cut] + name[cut:]
-        if mixed != name:
-            return mixed
+        other = draw(rng)
+        if other != name and syllables_of(other)[place] == syllables_of(name)[place]:
+            return other
 
 
 class Worlds:
@@ -143,9 +151,10 @@ class Worlds:
         """The entities of a batch have equally many facts, so that its passages are about equally long."""
         drawn, facts = [], rng.randint(*self.settings.facts)
         for _ in range(count):
-            entity = draw_entity(rng, training_word(rng, 3), rng.sample(ATTRIBUTES, facts))
+            entity = draw_entity(rng, training_name(rng), rng.sample(ATTRIBUTES, facts))
             attribute = rng.choice(list(entity.facts))
-            drawn.append(self.question(rng, entity, attribute, rng.choice(ASKED), k, r, training_word))
+            more = self.settings.questions - 1
+            drawn.append(self.question(rng, entity, attribute, rng.choice(ASKED), k, r, training_name, more))
         return drawn
 
     def held_out(self, rng: Random, count: int, k: int, r: int) -> list[tuple[Question, Question]]:
@@ -154,17 +163,23 @@ class Worlds:
             attributes = rng.sample(ATTRIBUTES, rng.randint(*self.settings.facts))
             attribute, wording = rng.choice(attributes), rng.choice(ASKED)
             one, other = (
-                self.question(rng, each, attribute, wording, k, r, test_word)
-                for each in two_books(rng, test_word(rng, 3), attributes)
+                self.question(rng, each, attribute, wording, k, r, test_name)
+                for each in two_books(rng, test_name(rng), attributes)
             )
             pairs.append((one, other))
         return pairs
 
     def books(self, rng: Random, count: int) -> Books:
-        """Two worlds of `count` entities, a passage each, and two questions on every one."""
+        """Two worlds of `count` entities, a passage each, and two questions on every one.
+
+        Raises ArgumentError for more entities than there are names to test with.
+        """
+        names = sum(is_held_out(*pair) for pair in product(SYLLABLES, repeat=2))
+        if count > names:
+            raise ArgumentError(f"{count} documents; there are {names} names to test with", field="documents")
         pairs: dict[str, tuple[Entity, Entity]] = {}
         while len(pairs) < count:
-            name = test_word(rng, 3)
+            name = test_name(rng)
             both = two_books(rng, name, rng.sample(ATTRIBUTES, rng.randint(*self.settings.facts)))
             if all(len(self._ids(each.text())) <= self.settings.passage_tokens for each in both):
                 pairs[name] = both
@@ -180,15 +195,18 @@ class Worlds:
         return Books((first, second), questions)
 
     def question(
-        self, rng: Random, entity: Entity, attribute: str, wording: str, k: int, r: int, word: Word
+        self, rng: Random, entity: Entity, attribute: str, wording: str, k: int, r: int, draw: DrawName, more: int = 0
     ) -> Question:
-        """What `attribute` of `entity` is, its passage among k - 1 others."""
-        passages, wrong, beside = [self._passage(rng, entity, attribute, r)[0]], [], []
+        """What `attribute` of `entity` is, its passage among k - 1 others, and `more` questions on any of the passages: on
+        all their facts before one is asked for again."""
+        passage, said = self._passage(rng, entity, attribute, r)
+        passages, wrong, beside = [passage], [], []
+        facts = [(entity, each) for each in said if each != attribute]
         for _ in range(k - 1):
             (kind,) = rng.choices(list(BESIDE), list(BESIDE.values()))
             name = entity.name
             while name == entity.name:
-                name = similar_name(rng, name, word) if kind == "alike" else word(rng, 3)
+                name = similar_name(rng, name, draw) if kind == "alike" else draw(rng)
             chosen = rng.sample(ATTRIBUTES, len(entity.facts))
             if kind != "other" and attribute not in chosen:
                 chosen[0] = attribute
@@ -196,9 +214,11 @@ class Worlds:
             about = attribute if kind != "other" else rng.choice(chosen)
             passage, said = self._passage(rng, other, about, r)
             passages.append(passage)
+            facts += [(other, each) for each in said]
             beside.append(kind)
             if attribute in said:
                 wrong.append(tuple(self._ids(" " + other.facts[attribute])))
+        facts = facts or [(entity, attribute)]
         order = rng.sample(range(k), k)
         return Question(
             prompt=self._ids(wording.format(attribute=attribute, name=entity.name)),
@@ -207,6 +227,13 @@ class Worlds:
             gold=order.index(0),
             wrong=tuple(wrong),
             beside=tuple(beside),
+            more=tuple(
+                (
+                    self._ids(rng.choice(ASKED).format(attribute=each, name=other.name)),
+                    self._ids(" " + other.facts[each]),
+                )
+                for other, each in (rng.sample(facts, len(facts)) * more)[:more]
+            ),
         )
 
     def _passage(self, rng: Random, entity: Entity, about: str, r: int) -> tuple[list[int], list[str]]:
