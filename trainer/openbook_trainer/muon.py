@@ -62,7 +62,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
     """Matrices [..., P, Q] with their singular values moved to about 1 (0.7 to 1.2), in the type they have."""
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
     a, b, c = _COEFFICIENTS
-    x = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=_EPSILON)).flatten(0, -3).contiguous()
+    x: Tensor = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=_EPSILON)).flatten(0, -3).contiguous()
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -37,8 +37,8 @@ ASKED = ("What is the {attribute} of {name}?", "Which {attribute} does {name} ha
 _RHYMES = ("a", "el", "in", "o", "us")
 # Names and values have none in common: what could be either is not copied before positions are understood.
 _ONSETS = (*"bdfgklmjz", "bl", "br", "dr", "fl", "fr", "gl", "gr", "kl", "kr")
-SYLLABLES = tuple(onset + rhyme for onset in _ONSETS for rhyme in _RHYMES)
-VALUE_SYLLABLES = tuple(onset + rhyme for onset in "nprstvhwy" for rhyme in _RHYMES)
+SYLLABLES: tuple[str, ...] = tuple(onset + rhyme for onset in _ONSETS for rhyme in _RHYMES)
+VALUE_SYLLABLES: tuple[str, ...] = tuple(onset + rhyme for onset in "nprstvhwy" for rhyme in _RHYMES)
 _SYLLABLE_COUNT = 200  # more than any pair of letters that the sentences' own words have
 _SYLLABLE = re.compile("|".join(sorted(SYLLABLES, key=len, reverse=True)))
 _HELD_OUT = 10  # one pair of syllables in so many
