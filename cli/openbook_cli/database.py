@@ -107,13 +107,13 @@ def swap(
     The plan of memory goes to standard error first; standard output holds one line of JSON.
     """
     from openbook_cli.swap import plan_lines, plan_record, swap_terms, swap_to
-    from openbook_core.errors import CorruptError, NotFoundError
+    from openbook_core.errors import CorruptError
 
     with _admin(router, security) as admin:
         try:
             planned = admin.plan(database, snapshot)
             print("\n".join(plan_lines(planned)), file=sys.stderr)
-        except (NotFoundError, CorruptError) as error:
+        except CorruptError as error:
             if plan_only or not force:
                 raise
             print(error, file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 
 from openbook_cli.swap import swap_to
 from openbook_core.clients import AdminClient
-from openbook_core.errors import OpenbookError
+from openbook_core.errors import CorruptError, NotFoundError, OpenbookError
 from openbook_core.health import why_unhealthy
 from openbook_database.registry.directory import DirectoryRegistry
 
@@ -109,7 +110,7 @@ def health_of(process: support.Process) -> str:
     return f"grpc://{process.address}/openbook_proto.v1.Retriever/{DATABASE}"
 
 
-def test_a_router_that_cannot_read_the_files_swaps_by_force_and_health_follows(
+def test_a_router_that_reads_the_manifest_alone_swaps_by_force_and_health_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is another one for each process: where it was started."""
@@ -126,12 +127,18 @@ def test_a_router_that_cannot_read_the_files_swaps_by_force_and_health_follows(
     try:
         shard, router = (support.ready(popen, log) for popen in popens)
         assert why_unhealthy(health_of(router)) and why_unhealthy(health_of(shard))
-        refused = openbook("swap", DATABASE, snapshot, "--router", router.address)
-        assert refused.returncode == 1
-        assert (
-            f"no plan of memory for snapshot {snapshot[:12]}: /proc/self/cwd/book holds no snapshot" in refused.stderr
-        )
-        assert "or swap by force" in refused.stderr
+        with AdminClient(router.address) as admin:
+            for force in (False, True):
+                with pytest.raises(NotFoundError, match="holds no snapshot: manifest.json cannot be read"):
+                    admin.prepare(DATABASE, snapshot, force=force)
+            with pytest.raises(NotFoundError, match="mount the folder there"):
+                admin.plan(DATABASE, snapshot)
+            (elsewhere / path.name).mkdir()
+            shutil.copy(path / "manifest.json", elsewhere / path.name)
+            with pytest.raises(
+                CorruptError, match=f"no plan of memory for snapshot {snapshot[:12]}: .* or swap by force"
+            ):
+                admin.prepare(DATABASE, snapshot)
         swapped = openbook("swap", DATABASE, snapshot, "--force", "--router", router.address)
         assert swapped.returncode == 0, swapped.stderr
         assert "no plan of memory" in swapped.stderr

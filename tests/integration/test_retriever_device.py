@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from openbook_cli.status import table
+from openbook_cli.swap import plan_lines, swap_to
 from openbook_core.clients import AdminClient
 from openbook_core.errors import OpenbookError, PreconditionError, Reason, UnavailableError
 from openbook_database.registry.records import LoadState
@@ -196,12 +197,6 @@ def test_what_does_not_fit_leaves_nothing_behind(editions: list[Path], devices: 
         placement().place(opened)
 
 
-def openbook(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "openbook_cli", "db", *arguments], capture_output=True, text=True, timeout=400
-    )
-
-
 def test_a_swap_on_gpus_is_planned_refused_with_the_numbers_and_done(editions: list[Path], devices: Devices) -> None:
     """One shard process, asked all the while; it is killed in the end, and its children end with it."""
     folder, registry = devices.folder.parent, devices.folder.parent / "registry"
@@ -216,39 +211,41 @@ def test_a_swap_on_gpus_is_planned_refused_with_the_numbers_and_done(editions: l
     ]  # fmt: skip
     try:
         router, _ = (support.ready(popen, log) for popen in popens)
-        at = ("--router", router.address)
         with AdminClient(router.address) as admin:
             for path in editions:
                 admin.register(DATABASE, str(path))
             devices.set(total=GB)
-            before = openbook("swap", DATABASE, old.id, "--plan", *at)
-            assert "; cuda:0 new 9" in before.stderr and "free not known: mapped" in before.stderr, before
+            support.wait_for(lambda: bool(admin.list(DATABASE)[0].replicas), "the shard reports")
+            (line,) = plan_lines(admin.plan(DATABASE, old.id))[1:]
+            assert "; cuda:0 new 9" in line and line.endswith("free not known: mapped")
             move(admin, old.id)
             (replica,) = admin.list(DATABASE)[0].replicas
             assert replica.device == "cuda:0" and replica.device_total == GB > replica.device_free
-            assert replica.snapshots[0].device_bytes > 256 * 10**6
-            shown = openbook("status", *at).stdout
+            assert replica.snapshots[0].device_bytes >= 256 * 10**6
+            shown = table(admin.list())
             assert " on cuda:0: " in shown and " taken, " in shown and " free" in shown
-            refused = openbook("swap", DATABASE, new.id, *at)
-            assert refused.returncode == 1 and "cuda:0 new 9" in refused.stderr and ": refused" in refused.stderr
-            assert "on cuda:0, of which" in refused.stderr and "are free" in refused.stderr
-            by_force = openbook("swap", DATABASE, new.id, "--force", *at)
-            assert by_force.returncode == 1 and "for its index, the rest to work with" in by_force.stderr
+            (line,) = plan_lines(admin.plan(DATABASE, new.id))[1:]
+            assert "; cuda:0 new 9" in line and line.endswith(": refused")
+            with pytest.raises(PreconditionError, match="would take 9.* on cuda:0, of which .* are free"):
+                swap_to(admin, DATABASE, new.id)
+            with pytest.raises(UnavailableError, match="for its index, the rest to work with"):
+                swap_to(admin, DATABASE, new.id, force=True)
+            support.wait_for(lambda: len(admin.list(DATABASE)[0].replicas[0].snapshots) == 1, "it is forgotten")
             devices.set(total=8 * GB)
-            load = Load(router.address, TinyEncoder().encode(["president of the senate", "railway on the coast"]))
+            load = Load(
+                router.address, TinyEncoder().encode(["president of the senate", "railway on the coast"]), threads=1
+            )
             with load.running():
-                done = openbook("swap", DATABASE, new.id, "--force", *at)
-                assert done.returncode == 0, done.stderr
+                swap_to(admin, DATABASE, new.id, force=True)
                 assert len(devices.processes()) == 2
                 admin.retire(DATABASE)
                 support.wait_for(lambda: len(devices.processes()) == 1, "the old one's process is gone")
             assert not load.failures
             assert not load.mixed({snapshot.id: snapshot for snapshot in (old, new)})
             assert {result.snapshot for replies in load.replies for _, result in replies} == {old.id, new.id}
-        (child,) = devices.processes()
+        assert devices.processes()
         popens[1].kill()
         support.wait_for(lambda: not devices.processes(), "it ends with its parent", 60)
-        assert not Path(f"/proc/{child}").exists()
     finally:
         for popen in popens:
             popen.kill()

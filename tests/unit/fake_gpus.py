@@ -93,6 +93,7 @@ def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeDevices:
 
     def to_gpu(resources: Resources, device: int, index: Any, options: Options) -> FakeIndex:
         moved = FakeIndex(devices, faiss.downcast_index(index), options)
+        moved.resources = resources
         if not hasattr(resources, "begun"):
             devices.take(device, resources.temporary, resources)
             resources.begun = True  # type: ignore[attr-defined]
@@ -124,7 +125,9 @@ def install(monkeypatch: pytest.MonkeyPatch, **options: Any) -> FakeDevices:
 
 
 class FakeIndex:
-    """What a GPU index of Faiss does with the index that it was made from."""
+    """What a GPU index of Faiss does with the index that it was made from. It keeps its resources, as Faiss' do."""
+
+    resources: Any = None
 
     def __init__(self, devices: FakeDevices, index: Any, options: Any) -> None:
         self._devices, self._index = devices, index

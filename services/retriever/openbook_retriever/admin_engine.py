@@ -41,6 +41,7 @@ class AdminEngine:
         terms = _terms(request.terms)
         control = self._registry.control(request.database)
         known = self._registry.snapshot(request.database, request.snapshot)
+        self._watch.manifest(request.database, known.snapshot)  # without it no request could be answered
         if control.candidate is None and not request.force:
             require_fit(known.snapshot, plan_load(self._registry, request.database, known), rolling=terms.rolling)
         first = self._first_group(control, known, terms) if terms.rolling else ()

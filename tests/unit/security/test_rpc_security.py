@@ -206,7 +206,7 @@ def test_health_needs_no_token_and_reflection_does(files: Files, monkeypatch: py
 
 
 def test_reflection_can_be_switched_off(files: Files) -> None:
-    with serving(files.protection(), reflects=False) as server, open_channel(server.address) as channel:
+    with serving(files.protection(), reflects=False) as server, open_channel(server.address, files.dial()) as channel:
         with pytest.raises(grpc.RpcError) as refused:
             ProtoReflectionDescriptorDatabase(channel).get_services()
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from threading import Event, Lock, Thread, get_ident, local
 from typing import Any
 
+import grpc
+
 from openbook_core.admission import Admission
 from openbook_core.rpc.health import HealthCalls
 
@@ -71,11 +73,14 @@ class Workers(futures.ThreadPoolExecutor):
             self._silent.pop(get_ident(), None)
 
     def each(self, requests: Iterable[Any]) -> Iterator[Any]:
-        """The messages of a stream, waited for."""
+        """The messages of a stream, waited for, until it or the whole call ends."""
         messages, none = iter(requests), object()
         while True:
-            with self.waiting():
-                request = next(messages, none)
+            try:
+                with self.waiting():
+                    request = next(messages, none)
+            except grpc.RpcError:  # cancelled
+                return
             if request is none:
                 return
             yield request

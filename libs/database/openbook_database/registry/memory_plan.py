@@ -120,10 +120,15 @@ def _told_what_for(snapshot: str) -> Iterator[None]:
     """Whoever asks may read the files where this process cannot."""
     try:
         yield
-    except (NotFoundError, CorruptError) as error:
-        raise type(error)(
-            f"no plan of memory for snapshot {snapshot[:12]}: {error}; the router reads the files for it: let it read this "
-            "folder, or swap by force, without a plan"
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"{error}; the router answers by snapshot {snapshot[:12]}'s manifest and must be able to read it: mount the folder "
+            "there, or register a copy that is"
+        ) from error
+    except CorruptError as error:
+        raise CorruptError(
+            f"no plan of memory for snapshot {snapshot[:12]}: {error}; the router looks at the files for it: let it, or swap "
+            "by force, without a plan"
         ) from error
 
 
