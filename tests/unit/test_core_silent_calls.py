@@ -53,23 +53,27 @@ def test_calls_whose_message_never_comes_stop_no_other(method: str) -> None:
 
 
 def test_a_stream_that_falls_silent_stops_no_other_and_one_that_stands_in_nobody_s_way_goes_on() -> None:
-    slow, more = Streaming(), threading.Semaphore(0)
+    slow, more = Streaming(), [threading.Semaphore(0) for _ in range(WORKERS)]
     slow.gate.set()
 
-    def messages() -> Iterator[embedder_pb2.EmbedStreamRequest]:
+    def say(messages: int) -> None:
+        for each in more:
+            each.release(messages)
+
+    def messages(said: threading.Semaphore) -> Iterator[embedder_pb2.EmbedStreamRequest]:
         for number in range(1, 10):
-            more.acquire()
+            said.acquire()
             yield embedder_pb2.EmbedStreamRequest(sequence=number)
 
     with serving(slow) as (server, channel), open_channel(server.address) as bad:
-        streams = [embedder_pb2_grpc.EmbedderStub(bad).EmbedStream(messages(), timeout=60) for _ in range(WORKERS)]
-        more.release(WORKERS)
+        streams = [embedder_pb2_grpc.EmbedderStub(bad).EmbedStream(messages(said), timeout=60) for said in more]
+        say(1)
         assert [next(stream).sequence for stream in streams] == [1] * WORKERS
         time.sleep(1)
-        more.release(WORKERS)
+        say(1)
         assert [next(stream).sequence for stream in streams] == [2] * WORKERS, "nobody waits, so nobody is cancelled"
         embedder_pb2_grpc.EmbedderStub(channel).GetInfo(ASKED, timeout=30)
-        more.release(10 * WORKERS)
+        say(10)
         ends = [stream.code() for stream in streams if not _goes_on(stream)]
         assert ends and set(ends) == {grpc.StatusCode.CANCELLED}
 
