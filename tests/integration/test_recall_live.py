@@ -104,5 +104,6 @@ def test_answers_move_with_the_book_and_weights_stay(tmp_path: Path, monkeypatch
         assert other["retrieved"] == book["retrieved"]
     assert read["questions"] == 80
     assert read["none"] == 0
-    assert read["shuffled"] < 0.05
+    # Two documents of 40: those of another question hold the entity by chance in one case of 20.
+    assert read["shuffled"] < 0.15
     assert found["weights_hash_before"] == found["weights_hash_after"] == read["weights_hash_after"]
