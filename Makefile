@@ -53,7 +53,7 @@ results-synthetic: setup ## answers that move with the book, through cross atten
 	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/synthetic_worlds.py
 results-language: setup ## a tiny RETRO against GPTs on held-out text, with the gate (an hour; OPENBOOK_DATA: openstax/ and wikipedia/)
 	$(ENV) $(BIN)/python benchmarks/language.py --json docs/results/language.json --plot docs/results/language.png --curves docs/results/language-curves.png
-results-factbook: setup ## the World Factbook swapped under a model of cross attention alone (an hour on one core; needs OPENBOOK_DATA)
+results-factbook: setup ## the World Factbook swapped under a model of cross attention alone (half an hour on one core; needs OPENBOOK_DATA)
 	$(ENV) OMP_NUM_THREADS=1 $(BIN)/python benchmarks/factbook_cross_attention.py
 results-tasks: setup ## Natural Questions, NQ-open and SQuAD, the bare model and the adapter (an hour of two cores; needs OPENBOOK_DATA; after results-lora)
 	$(ENV) OMP_NUM_THREADS=2 $(BIN)/python benchmarks/tasks.py $(TASKS_ARGS)

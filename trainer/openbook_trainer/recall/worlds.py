@@ -96,7 +96,8 @@ test_name.__test__ = False  # type: ignore[attr-defined]
 
 def _name(rng: Random, held_out: bool) -> str:
     while True:
-        first, second = rng.choice(SYLLABLES), rng.choice(SYLLABLES)
+        first: str = rng.choice(SYLLABLES)
+        second: str = rng.choice(SYLLABLES)
         if is_held_out(first, second) == held_out:
             return (first + second).capitalize()
 
