@@ -77,7 +77,7 @@ def test_the_kernel_tells_a_mapped_file_from_a_private_copy(
     modules: tuple[ModuleType, ModuleType], tmp_path: Path
 ) -> None:
     measure, _ = modules
-    size = 64 << 20  # much more than what the test process itself may free meanwhile
+    size = 256 << 20  # much more than what the test process itself may free meanwhile
     path = tmp_path / "book.bin"
     path.write_bytes(b"x" * size)
 

@@ -12,7 +12,7 @@ import pytest
 from model_factory import random_model, small_config
 
 from openbook_core.errors import NotFoundError
-from openbook_model import checkpoint, folders
+from openbook_model import folders, tensor_file
 from openbook_model.checkpoint import load, save
 from openbook_model.hashing import weights_hash
 
@@ -35,7 +35,7 @@ def killed(path: Path, prepare: Callable[[], None]) -> None:
 
 
 def while_writing() -> None:
-    checkpoint.save_file = die  # type: ignore[assignment]
+    tensor_file.save_file = die  # type: ignore[assignment]
 
 
 def at_rename(number: int) -> Callable[[], None]:
