@@ -19,7 +19,7 @@ from openbook_model.hashing import weights_hash
 OLD, NEW, THIRD = (random_model(small_config(), seed) for seed in (0, 1, 2))
 
 
-def die(*_: object) -> None:
+def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
