@@ -54,7 +54,7 @@ def reading(model: RetroModel, tokenizer: Any, prompts: list[list[int]], find: F
 
 def test_answers_move_with_the_book_and_weights_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worlds = Worlds.make(WorldsSettings(), 0)
-    books = worlds.books(Random(0), 40)
+    books = worlds.books(Random(2), 40)
     snapshots = []
     for name, rows in zip("ab", books.documents, strict=True):
         source = tmp_path / f"{name}.jsonl"
@@ -104,6 +104,5 @@ def test_answers_move_with_the_book_and_weights_stay(tmp_path: Path, monkeypatch
         assert other["retrieved"] == book["retrieved"]
     assert read["questions"] == 80
     assert read["none"] == 0
-    # Two documents of 40: those of another question hold the entity by chance in one case of 20.
-    assert read["shuffled"] < 0.15
+    assert read["shuffled"] < 0.05
     assert found["weights_hash_before"] == found["weights_hash_after"] == read["weights_hash_after"]

@@ -66,5 +66,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    whole_x: Tensor = x.view_as(wide)
-    return whole_x if wide is matrices else whole_x.mT
+    x = x.view_as(wide)
+    return x if wide is matrices else x.mT

@@ -96,8 +96,7 @@ test_name.__test__ = False  # type: ignore[attr-defined]
 
 def _name(rng: Random, held_out: bool) -> str:
     while True:
-        first: str = rng.choice(SYLLABLES)
-        second: str = rng.choice(SYLLABLES)
+        first, second = rng.choice(SYLLABLES), rng.choice(SYLLABLES)
         if is_held_out(first, second) == held_out:
             return (first + second).capitalize()
 
