@@ -79,7 +79,7 @@ def run(processes: Any, data: Path, work: Path, size: Size, *, quick: bool) -> d
     build += ["--tokenizer", str(work / "tokenizer"), "--dedup", "near", "--decontaminate", str(held_out)]
     timed("book", lambda: processes.run("db build", build))
     counts["trained_on"] = keep(work, book)
-    # The corpus is the book itself, whose vectors are there already.
+    # The corpus is the book itself: for each of its chunks the nearest ones of other documents.
     search = ["db", "neighbours", "--corpus", str(book), "--database", str(book), "--out", str(work / "neighbours")]
     timed("neighbours", lambda: processes.run("db neighbours", search))
     training = {}
