@@ -67,7 +67,7 @@ def serve_http(searcher: Searcher, threads: int) -> None:
         ids_QK, scores_QK, tokens = searcher.search(np.asarray(body["queries"], np.float32), body["k"])
         return {"ids": ids_QK.tolist(), "scores": scores_QK.tolist(), "tokens": tokens.tolist()}
 
-    with socket.socket() as listening:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)
         print(listening.getsockname()[1], flush=True)
