@@ -123,7 +123,7 @@ def run(size: Size, work: Path, device: str = "cpu") -> dict[str, Any]:
         plan = {
             "calls_of_64": (size.queries_of_64, 64, 4, everyone.keys()),
             "calls_of_1": (size.queries_of_1, 1, 1, everyone.keys()),
-            "singles_of_32_callers": (size.queries_of_32_callers, 1, 32, ("openbook", "pickle", "http")),
+            "singles_of_32_callers": (size.queries_of_32_callers, 1, 32, ("openbook", "pickle", "http", "grpc")),
         }
         for part, (queries, per_call, callers, names) in plan.items():
             _say(part)

@@ -1,9 +1,11 @@
 """Servers as they are commonly written, for comparison: the index in memory, neighbours with their tokens.
 
-    python benchmarks/retriever_baselines.py pickle|http INDEX TOKENS THREADS
+    python benchmarks/retriever_baselines.py pickle|http|grpc INDEX TOKENS THREADS
+    python benchmarks/retriever_baselines.py front PORT
 
 `pickle`: pickled calls over a socket, a thread for each connection, as distributed-faiss has it. `http`: FastAPI with
-JSON both ways. Each prints its port.
+JSON both ways. `grpc`: gRPC's threads around Faiss, arrays as bytes; behind `front`, which hands each call on to PORT, it
+is what any router and shard in Python cost at least. Each prints its port.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 _KEY = b"benchmark"
 _CHUNK = 64
+_METHOD, _TIMEOUT_S, _GRPC_THREADS = "/benchmark.Retriever/Search", 30.0, 8
 
 
 class Searcher:
@@ -64,11 +67,43 @@ def serve_http(searcher: Searcher, threads: int) -> None:
         ids_QK, scores_QK, tokens = searcher.search(np.asarray(body["queries"], np.float32), body["k"])
         return {"ids": ids_QK.tolist(), "scores": scores_QK.tolist(), "tokens": tokens.tolist()}
 
-    with socket.socket() as listening:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)
         print(listening.getsockname()[1], flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False)).run([listening])
+
+
+def serve_grpc(searcher: Searcher, threads: int) -> None:
+    def search(request: bytes, context: Any) -> bytes:
+        faiss.omp_set_num_threads(threads)
+        k, dimension = np.frombuffer(request, "<i4", 2).tolist()
+        found = searcher.search(np.frombuffer(request, "<f4", offset=8).reshape(-1, dimension), k)
+        return b"".join(array.tobytes() for array in found)
+
+    _serve_bytes(search)
+
+
+def serve_front(port: int) -> None:
+    import grpc
+
+    search = grpc.insecure_channel(f"127.0.0.1:{port}").unary_unary(_METHOD)
+    _serve_bytes(lambda request, context: search(request, timeout=_TIMEOUT_S))
+
+
+def _serve_bytes(answer: Any) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import grpc
+
+    server = grpc.server(ThreadPoolExecutor(_GRPC_THREADS))
+    service, _, method = _METHOD.lstrip("/").partition("/")
+    handler = grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(answer)})
+    server.add_generic_rpc_handlers((handler,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(port, flush=True)
+    server.wait_for_termination()
 
 
 class PickleCaller:
@@ -84,6 +119,25 @@ class PickleCaller:
 
     def close(self) -> None:
         self._connection.close()
+
+
+class GrpcCaller:
+    """One channel."""
+
+    def __init__(self, port: int) -> None:
+        import grpc
+
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{port}", options=options)
+        self._search = self._channel.unary_unary(_METHOD)
+
+    def __call__(self, queries_QD: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        head = np.array([k, queries_QD.shape[1]], "<i4").tobytes()
+        reply = self._search(head + queries_QD.tobytes(), timeout=_TIMEOUT_S)
+        return np.frombuffer(reply, "<i8", len(queries_QD) * k).reshape(-1, k)
+
+    def close(self) -> None:
+        self._channel.close()
 
 
 class HttpCaller:
@@ -106,5 +160,9 @@ class HttpCaller:
 
 
 if __name__ == "__main__":
-    kind, index_file, token_file, thread_count = sys.argv[1:]
-    {"pickle": serve_pickle, "http": serve_http}[kind](Searcher(index_file, token_file), int(thread_count))
+    if sys.argv[1] == "front":
+        serve_front(int(sys.argv[2]))
+    else:
+        kind, index_file, token_file, thread_count = sys.argv[1:]
+        serve: Any = {"pickle": serve_pickle, "http": serve_http, "grpc": serve_grpc}[kind]
+        serve(Searcher(index_file, token_file), int(thread_count))

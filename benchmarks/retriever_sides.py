@@ -19,7 +19,7 @@ import numpy as np
 from embedder_process import end, tail
 from measure import processor_s
 from numpy.typing import NDArray
-from retriever_baselines import HttpCaller, PickleCaller
+from retriever_baselines import GrpcCaller, HttpCaller, PickleCaller
 from retriever_data import DATABASE, Work
 
 from openbook_core.clients import AdminClient, RetrieverClient
@@ -152,12 +152,16 @@ def retriever(work: Work, folder: Path, device: str = "cpu") -> Iterator[Side]:
 
 @contextmanager
 def baselines(work: Work, folder: Path, threads: int) -> Iterator[dict[str, Side]]:
-    """Pickled calls, and FastAPI."""
-    kinds: dict[str, Callable[[int], Caller]] = {"pickle": PickleCaller, "http": HttpCaller}
+    """Pickled calls, FastAPI, and gRPC with a process in front."""
+    kinds: dict[str, Callable[[int], Caller]] = {"pickle": PickleCaller, "http": HttpCaller, "grpc": GrpcCaller}
     with ExitStack() as stack:
         sides = {}
         for kind, caller in kinds.items():
             command = [str(_HERE / "retriever_baselines.py"), kind, str(work.bare), str(work.tokens), str(threads)]
             pid, line = stack.enter_context(started(command, folder / f"{kind}.log"))
-            sides[kind] = Side(lambda caller=caller, port=int(line): caller(port), (pid,))  # type: ignore[misc]
+            pids = [pid]
+            if kind == "grpc":
+                pid, line = stack.enter_context(started([command[0], "front", line.strip()], folder / "front.log"))
+                pids.append(pid)
+            sides[kind] = Side(lambda caller=caller, port=int(line): caller(port), tuple(pids))  # type: ignore[misc]
         yield sides

@@ -23,6 +23,10 @@ def demo(
         "examples/adapters/factbook"
     ),
     no_adapter: Annotated[bool, typer.Option("--no-adapter", help="Serve the model without an adapter.")] = False,
+    cross_attention_model: Annotated[
+        Path, typer.Option(help="Model of the second column, which reads passages through cross attention alone.")
+    ] = Path("examples/factbook/model"),
+    no_cross_attention: Annotated[bool, typer.Option("--no-cross-attention", help="No second column.")] = False,
     registry: Annotated[str, typer.Option(help="directory, redis (a server of its own), or redis://HOST:PORT.")] = (
         "directory"
     ),
@@ -41,5 +45,6 @@ def demo(
         train_config,
         registry,
         None if no_adapter else adapter,
+        None if no_cross_attention else cross_attention_model,
     )
     raise typer.Exit(run(options))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def start(workdir: Path, registry: str = "directory") -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "openbook_cli", "demo", "--documents", "2", "--questions", "1"]
-    command += ["--train-seconds", "0", "--workdir", str(workdir), "--registry", registry]
+    command += ["--train-seconds", "0", "--workdir", str(workdir), "--registry", registry, "--no-cross-attention"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment

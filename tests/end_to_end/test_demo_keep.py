@@ -38,13 +38,22 @@ def test_the_services_stay_up_and_answer(tmp_path: Path) -> None:
     }
     try:
         assert done.returncode == 0
-        assert set(kept) == {"redis", "embedder", "shard-0", "shard-1", "router", "generator"}
+        assert set(kept) == {"redis", "embedder", "shard-0", "shard-1", "router", "generator", "reader"}
         figures = json.loads((tmp_path / "figures.json").read_text())
+        second = figures["second_column"]
+        assert second["cross_attention"] == "on"
+        assert second["weights_hash_before"] == second["weights_hash_after"] != figures["weights_hash_after"]
+        assert second["swap"]["live"] == second["snapshots"][1] != figures["swap"]["live"]
         asked = {"messages": [{"role": "user", "content": "What is the capital of Canada?"}], "max_tokens": 4}
         reply = (
             httpx.post(f"{kept['generator'][0]}/v1/chat/completions", json=asked, timeout=60).raise_for_status().json()
         )
         assert reply["retrieval"]["snapshot"] == figures["snapshots"]["2015-11-18"]
+        question = {"prompt": second["answers"][0]["question"], "retrieval": {"k": 0}}
+        reply = httpx.post(f"{kept['reader'][0]}/v1/completions", json=question, timeout=60).raise_for_status().json()
+        assert reply["retrieval"]["snapshot"] == second["snapshots"][0]
+        assert reply["retrieval"]["neighbors"]
+        assert not reply["retrieval"]["shown"], "nothing of the book is in the prompt"
         with RetrieverClient(kept["router"][0]) as client:
             assert client.search_text("factbook", ["capital"], 1).snapshot == figures["snapshots"]["2015-11-18"]
     finally:

@@ -47,12 +47,12 @@ def test_the_figures_follow_from_the_trials(tmp_path: Path, monkeypatch: pytest.
     raw = result["raw"]
     asked_for = {"cpu_ratio_64", "cpu_ratio_1", "throughput_ratio_64", "added_p50_ms", "singles_ratio_32_callers"}
     assert asked_for | {"raw", "index"} <= set(result)
-    sides = {"bare", "bare_mapped", "fast_scan", "openbook", "pickle", "http"}
+    sides = {"bare", "bare_mapped", "fast_scan", "openbook", "pickle", "http", "grpc"}
     assert set(raw["parts"]["calls_of_64"]) == set(raw["parts"]["calls_of_1"]) == sides
     same = raw["same_ids"]
     assert same.keys() == sides
     assert same["openbook"] > 0.99, "the same index; only ties of rough scores may differ"
-    assert same["pickle"] == same["http"] == same["bare"] == 1
+    assert same["pickle"] == same["http"] == same["grpc"] == same["bare"] == 1
     trials = raw["parts"]["calls_of_64"]
 
     def rate(name: str) -> float:

@@ -1,17 +1,22 @@
 """The demo's own measurements: grading, latency windows, the outside checker; and the command line's errors."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from openbook_cli.demo.checker import Checker
+from openbook_cli.demo.column import KIND, NeighborChecker, column_figures, write_passages
 from openbook_cli.demo.load import Call, Load, latency, percentile
 from openbook_cli.demo.questions import Question, grade, load_questions
+from openbook_core.tokenizer import Tokenizer
 from openbook_database.snapshot import Snapshot
 from openbook_database.testing import build_tiny_snapshot
+from openbook_trainer.parts import is_of_part
 
 EDITIONS = Path(__file__).parents[2] / "examples" / "factbook"
 
@@ -56,6 +61,56 @@ def test_the_checker_fires_on_a_passage_of_another_snapshot(tmp_path: Path) -> N
     assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=(other_continuation,)))
     assert checker.is_mixed(Call("search_text", 0, 0, snapshot="unknown", passages=(good,)))
     assert checker.is_mixed(Call("search_text", 0, 0, snapshot=one.id, passages=((10**9, good[1], good[2]),)))
+
+
+def test_neighbours_must_be_near_in_the_snapshot_that_the_reply_names(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, edition in zip(folders, ("one", "two"), strict=True):
+        build_tiny_snapshot(folder, edition=edition)
+    one, two = (Snapshot.open(folder) for folder in folders)
+    questions = ["first", "second"]
+    vectors_QD = np.concatenate([one.shards[0].vectors(np.array([0])), two.shards[-1].vectors(np.array([1]))])
+    checker = NeighborChecker(folders, questions, vectors_QD)
+
+    def call(snapshot: str, question: str, *neighbors: int) -> Call:
+        return Call(KIND, 0, 0, snapshot=snapshot, question=question, neighbors=neighbors)
+
+    for snapshot in (one, two):
+        near = snapshot.search(vectors_QD, 16).ids_QK
+        for question, ids in zip(questions, near.tolist(), strict=True):
+            far = next(chunk for chunk in range(snapshot.manifest.chunks) if chunk not in ids)
+            assert not checker.is_mixed(call(snapshot.id, question, *ids[:2]))
+            assert checker.is_mixed(call(snapshot.id, question, ids[0], far))
+    assert checker.is_mixed(call("unknown", "first", 0))
+    assert checker.is_mixed(call(one.id, "never asked", 0))
+
+
+def test_the_second_column_is_graded_apart_for_countries_it_was_not_trained_on() -> None:
+    countries = ["Canada", "Chad", "Kenya", "Peru", "Japan", "Norway"]
+    questions = [replace(question(), country=country) for country in countries]
+    held_out = [country for country in countries if is_of_part(country, "test")]
+    assert 0 < len(held_out) < len(countries)
+    right = [
+        Call(KIND, 0, 0, answer="Stephen HARPER" if c in held_out else "nobody", cross_attention="on")
+        for c in countries
+    ]
+    stale = [replace(call, answer="Harper") for call in right]
+    figures = column_figures(questions, {"before": right, "after": stale, "rollback": right})
+    assert figures["cross_attention"] == "on"
+    assert figures["held_out"]["before"] == {"matches_old": 1.0, "matches_new": 0.0, "questions": len(held_out)}
+    assert figures["before"]["matches_old"] == pytest.approx(len(held_out) / len(countries))
+    assert figures["after"] == {"matches_old": 1.0, "matches_new": 0.0, "questions": len(countries)}
+    off = replace(right[0], cross_attention="off (gate 0)")
+    assert column_figures(questions[:2], {"before": [right[0], off]})["cross_attention"] == "off (gate 0), on"
+
+
+def test_the_second_column_reads_a_passage_a_document(tmp_path: Path) -> None:
+    out = tmp_path / "passages.jsonl"
+    write_passages(EDITIONS / "2015-11-18.jsonl.zst", EDITIONS / "model", out, 2)
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert len({row["id"].rsplit("/", 1)[0] for row in rows}) == 2
+    tokenizer = Tokenizer.load(EDITIONS / "model")
+    assert all(0 < len(tokenizer.encode(row["text"])) <= 64 for row in rows)
 
 
 def test_calls_under_way_during_a_window_are_inside_it() -> None:

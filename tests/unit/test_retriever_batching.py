@@ -41,7 +41,7 @@ class GatedShard:
         self.threads: set[int] = set()
         self.bad = bad
 
-    def search(
+    def search_checked(
         self,
         queries_QD: NDArray[np.float32],
         k: int,

@@ -19,7 +19,8 @@ Window = tuple[float, float]
 class Call:
     """One request: when it began (monotonic seconds), how long it took, and the passages of its reply.
 
-    `passages` holds (chunk id, text, continuation) of all that were found; `shown` what the model was shown of them.
+    `passages` holds (chunk id, text, continuation) of all that were found; `shown` what the model was shown of them;
+    `neighbors` the chunk ids that the cross attention read for `question`.
     """
 
     kind: str
@@ -31,9 +32,11 @@ class Call:
     answer: str = ""
     shown: tuple[str, ...] = ()
     cross_attention: str = ""
+    question: str = ""
+    neighbors: tuple[int, ...] = ()
 
 
-def complete(client: httpx.Client, url: str, question: str, *, max_tokens: int) -> Call:
+def complete(client: httpx.Client, url: str, question: str, max_tokens: int) -> Call:
     """One chat completion over REST."""
     body = {"messages": [{"role": "user", "content": question}], "max_tokens": max_tokens, "temperature": 0}
     start = time.monotonic()
@@ -72,7 +75,7 @@ def attempt(kind: str, call: Callable[[], Call]) -> Call:
         done = call()
     except Exception as error:  # noqa: BLE001  an error in the client is a failed request like any other
         return Call(kind, start, time.monotonic() - start, error=f"{type(error).__name__}: {error}")
-    if not done.error and not done.passages:
+    if not done.error and not done.passages and not done.neighbors:
         return Call(kind, done.start, done.seconds, error="the reply holds no passage")
     return done
 

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from openbook_cli.demo.load import Call
 from openbook_cli.demo.questions import Question
 
+_BOOKS = {"before": "2015", "after": "2026", "rollback": "2015 again"}
 
-def print_table(questions: Sequence[Question], rounds: dict[str, list[Call]]) -> None:
-    """Each question with its three answers and the passage that each rests on, and the right answers."""
-    table = Table(show_lines=True)
-    for column in ("question", "before (2015)", "after (2026)", "rolled back (2015)", "right: 2015 / 2026"):
-        table.add_column(column, overflow="fold")
+
+def print_table(questions: Sequence[Question], rounds: Sequence[Mapping[str, Sequence[Call]]]) -> None:
+    """Each question with its answers from each book, a column for each model, what they rest on, and the right answer."""
+    table = Table()
+    for name in ("question", "book", "passages in the prompt", *["cross_attention: on"] * (len(rounds) - 1), "right"):
+        table.add_column(name, overflow="fold")
     for place, question in enumerate(questions):
-        cells = [_cell(rounds[name][place]) for name in ("before", "after", "rollback")]
-        table.add_row(question.text, *cells, f"{question.old_answer}\n{question.new_answer}")
+        table.add_section()
+        for name, book in _BOOKS.items():
+            right = question.new_answer if name == "after" else question.old_answer
+            cells = [_cell(some[name][place]) for some in rounds]
+            table.add_row(question.text if name == "before" else "", book, *cells, right)
     Console().print(table)
-    print("[...]: the passage that the answer rests on, title and chunk id in the snapshot of that answer")
+    print("[...]: what the answer rests on: titles and chunk ids in the snapshot of that answer")
 
 
 def print_figures(figures: dict[str, Any]) -> None:
@@ -43,7 +49,23 @@ def print_figures(figures: dict[str, Any]) -> None:
     print(f"cross_attention               {figures['cross_attention']}")
     if figures["cross_attention"] != "on":
         print("  the language model's cross attention is untrained: what answers is the passage in its context")
-    for name in ("before", "after", "rollback"):
+    _print_grades(figures)
+    if second := figures.get("second_column"):
+        print("second column: a model of 1.9 million weights, with nothing of the book in its prompt")
+        swap, same = second["swap"], second["weights_hash_before"] == second["weights_hash_after"]
+        print(f"swap: load / move             {swap['prepare_seconds']} s / {swap['activate_seconds']} s")
+        print(
+            f"weights                       {'unchanged' if same else 'CHANGED'}, {second['weights_hash_after'][:16]}"
+        )
+        print(f"cross_attention               {second['cross_attention']}")
+        _print_grades(second)
+        held_out = second["held_out"]
+        print(f"of countries it was not trained on, {held_out['before']['questions']} questions:")
+        _print_grades(held_out)
+
+
+def _print_grades(figures: Mapping[str, Any]) -> None:
+    for name in _BOOKS:
         part = figures[name]
         print(f"{name:<29} matches 2015 {part['matches_old']:.2f}  matches 2026 {part['matches_new']:.2f}")
 
@@ -61,8 +83,8 @@ def print_training(summary: dict[str, Any]) -> None:
 
 def _cell(call: Call) -> str:
     if call.error:
-        return f"FAILED: {call.error[:80]}"
-    return f"{' '.join(call.answer.split())[:160] or '(nothing)'}\n[{', '.join(call.shown) or 'no passage'}]"
+        return escape(f"FAILED: {call.error[:80]}")
+    return escape(f"{' '.join(call.answer.split())[:160] or '(nothing)'}\n[{', '.join(call.shown) or 'no passage'}]")
 
 
 def _ms(value: float | None) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import sys
 import time
-import uuid
 from contextvars import ContextVar
 from typing import TextIO
 
@@ -27,7 +27,7 @@ def request_id() -> str:
 def bind_request_id(value: str | None) -> str:
     """Take over the caller's id if it may stand in logs and headers, or make one."""
     usable = value and len(value) <= 128 and value.isascii() and value.isprintable()
-    chosen = value if value and usable else uuid.uuid4().hex[:16]
+    chosen = value if value and usable else secrets.token_hex(8)
     _request_id.set(chosen)
     return chosen
 

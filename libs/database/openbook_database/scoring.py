@@ -70,9 +70,10 @@ def best(ids_QC: NDArray[np.int64], scores_QC: NDArray[np.float32], k: int) -> H
         scores_QC = np.pad(scores_QC, padding)
     missing_QC = ids_QC == MISSING
     order_QK = np.lexsort((ids_QC, np.where(missing_QC, np.inf, -scores_QC)), axis=-1)[:, :k]
-    ids_QK = np.take_along_axis(ids_QC, order_QK, axis=1)
-    scores_QK = np.take_along_axis(scores_QC, order_QK, axis=1)
-    return Hits(ids_QK, np.where(ids_QK == MISSING, np.float32(0), scores_QK).astype(np.float32))
+    rows_Q1 = np.arange(len(ids_QC))[:, None]
+    ids_QK, scores_QK = ids_QC[rows_Q1, order_QK], scores_QC[rows_Q1, order_QK].astype(np.float32, copy=False)
+    scores_QK[ids_QK == MISSING] = 0
+    return Hits(ids_QK, scores_QK)
 
 
 def merge(parts: Sequence[Hits | tuple[NDArray[np.int64], NDArray[np.float32]]], k: int) -> Hits:

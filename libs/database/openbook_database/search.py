@@ -50,9 +50,10 @@ def check_query(queries_QD: NDArray[np.float32], k: int, dimension: int) -> NDAr
             f"queries: the database holds vectors of {dimension} elements, given an array of shape {queries_QD.shape}",
             field="queries",
         )
-    if not np.isfinite(queries_QD).all():
-        raise ArgumentError("queries: hold values that are not finite", field="queries")
+    # The squares of finite float32 have finite sums in float64.
     largest = float(norms(queries_QD).max(initial=0.0))
+    if not np.isfinite(largest):
+        raise ArgumentError("queries: hold values that are not finite", field="queries")
     if largest > MAX_NORM:
         raise ArgumentError(
             f"queries: a vector is {largest:.3g} long, at most {MAX_NORM:g} may be: scale it down", field="queries"

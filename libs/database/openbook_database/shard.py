@@ -117,13 +117,18 @@ class Shard:
             raise ArgumentError(
                 f"allowed: give one filter for each of {len(queries_QD)} queries, given {len(allowed)}", field="filters"
             )
-        return (self._elsewhere or self.search_here)(
+        return self.search_checked(
             queries_QD,
             k,
             None if exclude is None else Exclusions.of(exclude),
             min_score,
             None if allowed is None else Allowed.of(allowed),
         )
+
+    @property
+    def search_checked(self) -> Search:
+        """`search`, of what was checked, wherever it is answered."""
+        return self._elsewhere or self.search_here
 
     def search_here(
         self,

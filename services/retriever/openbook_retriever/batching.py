@@ -321,7 +321,7 @@ def _search(batch: Sequence[_Slice]) -> None:
         min_score = np.repeat(np.asarray(least, dtype=np.float32), [len(part) for part in batch])
     queries = [part.ticket.queries_QD[part.first : part.end] for part in batch]
     queries_QD = queries[0] if len(batch) == 1 else np.concatenate(queries)
-    hits = first.shard.search(queries_QD, first.k, exclude, min_score, allowed)
+    hits = first.shard.search_checked(queries_QD, first.k, exclude, min_score, allowed)
     place = 0
     for part in batch:
         mine = slice(place, place + len(part))
