@@ -159,3 +159,18 @@ def test_a_training_keeps_its_curve_and_says_not_where_it_lay(
     }
     language.draw_curves(result, tmp_path / "pictures" / "curves.png")
     assert (tmp_path / "pictures" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_says_what_the_run_found(modules: tuple[ModuleType, ModuleType]) -> None:
+    """The committed figures are their own trainings', the table is theirs, and the verdict is the one they allow."""
+    language, _ = modules
+    result = json.loads((ROOT / "docs" / "results" / "language.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "guides" / "perplexity.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- docs/results/language.json -->\n")[2].partition("\n<!-- end -->")[0]
+    assert table == "\n".join(language.table(result))
+    steps = {training["steps"] for training in result["raw"]["training"].values()}
+    assert steps == {load(name).steps for name in ("retro", "twin", "gpt")}, "the shipped configurations were run"
+    assert result["raw"]["seconds"]["all"] <= 3600
+    verdict = "passes the gate, but loses to both GPTs"
+    loses = not any(found["wins"] for found in result["wins_at_the_lowest_overlap"].values())
+    assert (verdict in page) == (loses and result["gate_passed"])

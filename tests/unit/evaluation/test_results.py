@@ -267,3 +267,29 @@ def test_perplexity_is_that_of_transformers() -> None:
     assert f"{found['tokens_scored']:,} predicted tokens" in guide
     assert f"perplexity of {found['perplexity']:.4f} here and {theirs:.4f} by transformers" in guide
     assert f"differ by {found['relative_difference']:.0e}".replace("e-0", "e-") in guide
+
+
+def test_the_factbook_s_model_reaches_its_goals_and_its_card_says_so() -> None:
+    """Through cross attention alone: people of countries that it was not trained on, from two given passages and live."""
+    folder = ROOT / "examples" / "factbook"
+    found = json.loads((ROOT / "docs/results/factbook-cross-attention.json").read_text(encoding="utf-8"))
+    assert sum(file.stat().st_size for file in (folder / "model").iterdir()) <= 10e6
+    assert found["weights_hash_before"] == found["weights_hash_after"]
+    assert found["training"]["train_cpu_seconds"] <= 3600
+    card, log = ((ROOT / page).read_text(encoding="utf-8") for page in ("examples/factbook/README.md", "docs/log.md"))
+    for edition in EDITIONS:
+        given, live = found["given"][edition], found["live_editions"][edition]
+        assert given["k2"]["people"]["exact"] >= 0.75
+        assert given["none"]["people"]["exact"] == given["shuffled"]["people"]["exact"] == 0
+        assert all(group.get("stale", 0) <= 0.01 for group in live.values() if isinstance(group, dict))
+        for name in ("people", "capital", "number", "code"):
+            shares = (
+                given["k1"][name]["exact"],
+                given["k2"][name]["exact"],
+                live[name]["exact"],
+                live[name]["right_found"],
+            )
+            old = f" {live[name]['stale']:.3f} " if "stale" in live[name] else " "
+            cells = [edition, f"{name}, {live[name]['questions']}", *(f"{share:.3f}" for share in shares)]
+            row = f"| {' | '.join(cells)} |{old}|"
+            assert row in card and row in log
