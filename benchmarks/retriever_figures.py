@@ -44,7 +44,15 @@ def summarise(raw: Mapping[str, Any]) -> dict[str, Any]:
     if raw.get("growth"):
         figures["latency_power"] = round(_power(raw["growth"], "p50_ms"), 3)
         figures["memory_power"] = round(_power(raw["growth"], "bytes"), 3)
+    at_most = {"cpu_ratio_64": 1.1, "cpu_ratio_1": 2.5, "added_p50_ms": 1.0 if raw["load_1m_before"] < 0.5 else 1.5}
+    at_least = {"throughput_ratio_64": 0.90, "singles_ratio_32_callers": 0.70}
+    missed = [name for name, goal in at_most.items() if figures[name] > goal]
+    figures["goals_missed"] = missed + [name for name, goal in at_least.items() if figures[name] < goal]
     return figures
+
+
+def passed(result: Mapping[str, Any]) -> bool:
+    return not result["goals_missed"]
 
 
 def per_s(trials: Trials) -> float:

@@ -20,6 +20,7 @@ import pytest
 
 from openbook_core.clients import AdminClient, RetrieverClient
 from openbook_core.errors import DeadlineError, OpenbookError, Reason
+from openbook_database.registry import open_registry
 from openbook_database.registry.directory import DirectoryRegistry
 from openbook_database.registry.records import LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_database.snapshot import Snapshot
@@ -105,16 +106,18 @@ def test_replicas_die_serving_loading_and_draining_and_the_shard_count_changes(
         assert {result.snapshot for thread in load.replies for _, result in thread} == {old.id, new.id, third.id}
 
 
-def test_a_slow_shard_keeps_deadlines_and_a_cut_one_is_not_asked(tmp_path: Path, editions: list[Snapshot]) -> None:
+def test_a_slow_shard_keeps_deadlines_and_a_cut_one_is_not_asked(
+    tmp_path: Path, place: str, editions: list[Snapshot]
+) -> None:
     """Row 6: one replica of everything is far away; its reports are made here, so that its link can be slowed down."""
     old = editions[0]
-    registry = DirectoryRegistry(tmp_path / "registry")
+    registry = open_registry(place)
     registry.register(DATABASE, old.path)
     elsewhere = DirectoryRegistry(tmp_path / "elsewhere")
     elsewhere.register(DATABASE, old.path)
     log, stop = tmp_path / "log.jsonl", threading.Event()
     hidden = support.spawn(tmp_path / "elsewhere", log, "--role", "shard")
-    with support.cluster(tmp_path, tmp_path / "registry") as processes, AdminClient(processes[0].address) as admin:
+    with support.cluster(tmp_path, place) as processes, AdminClient(processes[0].address) as admin:
         processes.append(support.ready(hidden, log))
         elsewhere.prepare(DATABASE, old.id)
         support.wait_for(
@@ -278,14 +281,13 @@ def test_a_clock_that_jumps_fails_no_request(tmp_path: Path, editions: list[Snap
             process.stop()
 
 
-def test_a_check_that_hangs_is_given_up_and_a_later_swap_works(tmp_path: Path, editions: list[Snapshot]) -> None:
+def test_a_check_that_hangs_is_given_up_and_a_later_swap_works(
+    tmp_path: Path, place: str, editions: list[Snapshot]
+) -> None:
     """Row 3: the processes that check files are stopped; what serves does not notice, and the swap that is ended can be
     made again."""
     old, new, _ = editions
-    with (
-        support.cluster(tmp_path, tmp_path / "registry") as processes,
-        AdminClient(processes[0].address) as admin,
-    ):
+    with support.cluster(tmp_path, place) as processes, AdminClient(processes[0].address) as admin:
         for edition in (old, new):
             admin.register(DATABASE, str(edition.path))
         move(admin, old.id)

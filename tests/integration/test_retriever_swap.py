@@ -342,7 +342,7 @@ def test_what_a_request_pinned_answers_until_it_has_drained(
 
 
 def test_a_corrupt_candidate_is_given_up_and_the_next_one_swaps(
-    tmp_path: Path, registry: Path, editions: tuple[Path, Path], queries: np.ndarray
+    tmp_path: Path, place: str, editions: tuple[Path, Path], queries: np.ndarray
 ) -> None:
     damaged = shutil.copytree(editions[1], tmp_path / "damaged")
     vectors = next(damaged.glob("shard-*/vectors.*"))
@@ -350,7 +350,7 @@ def test_a_corrupt_candidate_is_given_up_and_the_next_one_swaps(
     data[len(data) // 2] ^= 1
     vectors.write_bytes(data)
     with (
-        support.cluster(tmp_path, registry, "--load-retry-s", "1000") as (router, *_),
+        support.cluster(tmp_path, place, "--load-retry-s", "1000") as (router, *_),
         AdminClient(router.address) as admin,
         RetrieverClient(router.address) as client,
     ):
