@@ -65,6 +65,11 @@ def test_the_figures_follow_from_the_trials(tmp_path: Path, monkeypatch: pytest.
     assert [line["rows"] for line in raw["growth"]] == [1000, 4000]
     assert figures.summarise(raw) == {name: value for name, value in result.items() if name != "raw"}
     assert any("cpu_ratio_64" in line for line in figures.report(result))
+    assert set(result["goals_missed"]) <= asked_for
+    for side, missed in (("openbook", True), ("bare", False)):
+        for trial in trials[side]:
+            trial["cpu_s"] *= 1e6
+        assert ("cpu_ratio_64" in figures.summarise(raw)["goals_missed"]) == missed
     picture = tmp_path / "result.png"
     figures.plot(result, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
