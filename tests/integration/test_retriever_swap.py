@@ -247,6 +247,10 @@ def test_one_cluster_answers_every_call(
         # Chunks by id come in the order asked, from all shards.
         ids = np.random.default_rng(0).permutation(old.manifest.chunks)[:50].astype(np.int64)
         table = client.get_chunks(DATABASE, old.id, ids, tokens=True, text=True, documents=True)
+        # What no message can hold is refused in words, by a shard and, where each shard's part fits, by the router.
+        for many in (np.zeros(520_000, np.int64), np.arange(520_000) % old.manifest.chunks):
+            with pytest.raises(ArgumentError, match="a message has at most 67.1: ask for fewer ids"):
+                client.get_chunks(DATABASE, old.id, many, tokens=True, timeout_s=120)
         assert table.texts == [old.shard_of(int(i)).text(np.asarray([i]))[0] for i in ids]
         tokens = [old.shard_of(int(i)).tokens(np.asarray([i]))[0][0] for i in ids]
         np.testing.assert_array_equal(table.tokens, np.asarray(tokens))

@@ -29,7 +29,7 @@ from openbook_database.contract import Contract
 from openbook_database.registry.base import Registry
 from openbook_database.registry.records import Control, KnownSnapshot, Lease, LoadState, ReplicaReport, ReplicaSnapshot
 from openbook_proto.v1 import retriever_pb2 as pb
-from openbook_retriever import loading, router_engine
+from openbook_retriever import loading, requests, router_engine
 from openbook_retriever.__main__ import parse_args
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.fan_out import Answers, Question
@@ -37,13 +37,24 @@ from openbook_retriever.holdings import Holdings
 from openbook_retriever.loading import Loader
 from openbook_retriever.merging import merge_replies
 from openbook_retriever.metrics import SNAPSHOT_MIX
-from openbook_retriever.requests import check_search, read_ids
+from openbook_retriever.requests import check_search, read_ids, sendable
 from openbook_retriever.router_engine import RouterEngine
 from openbook_retriever.router_watch import RouterWatch, View
 from openbook_retriever.shard_engine import ShardEngine
 
 OLD, NEW = "a" * 64, "b" * 64
 CONTRACT = Contract(Fingerprint({"t": 1}), Fingerprint({"e": 1}), "{text}", 2, "inner_product", 4)
+
+
+def test_a_reply_that_no_message_can_hold_says_what_to_ask_for_less_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    reply = pb.GetChunksReply(chunks=pb.Chunks(tokens=bytes(1000)))
+    assert sendable(reply, "ids") is reply
+    monkeypatch.setattr(requests, "MAX_MESSAGE_BYTES", reply.ByteSize())
+    assert sendable(reply, "ids") is reply
+    monkeypatch.setattr(requests, "MAX_MESSAGE_BYTES", reply.ByteSize() - 1)
+    with pytest.raises(ArgumentError, match=r"ids: the reply would have 0\.0 MB.*fewer ids") as refused:
+        sendable(reply, "ids")
+    assert refused.value.field == "ids"
 
 
 def test_a_lease_keeps_a_snapshot_until_it_ends() -> None:

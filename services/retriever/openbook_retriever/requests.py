@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openbook_core.errors import ArgumentError
+from openbook_core.rpc.channel import MAX_MESSAGE_BYTES
 from openbook_core.vectors import check_vectors, decode_vectors
 from openbook_database.registry.base import check_database_name
 from openbook_proto.v1 import retriever_pb2 as pb
@@ -20,6 +22,7 @@ MAX_K = 1000
 MAX_QUERIES = 16_384
 MAX_RESULTS = 1 << 20
 _SNAPSHOT = re.compile(r"[0-9a-f]{64}")
+Reply = TypeVar("Reply", pb.SearchReply, pb.SearchTextReply, pb.GetChunksReply)
 
 
 def check_names(database: str, snapshot: str, *, snapshot_required: bool = False) -> None:
@@ -75,6 +78,18 @@ def read_ids(data: bytes, chunks: int) -> NDArray[np.int64]:
     if len(wrong):
         raise ArgumentError(f"ids: the snapshot holds chunks 0 to {chunks - 1}, given {wrong[0]}", field="ids")
     return ids
+
+
+def sendable(reply: Reply, field: str) -> Reply:
+    """The reply; ArgumentError naming what to give less of, where it is larger than a message may be."""
+    size = reply.ByteSize()
+    if size > MAX_MESSAGE_BYTES:
+        raise ArgumentError(
+            f"{field}: the reply would have {size / 1e6:.1f} MB, a message has at most {MAX_MESSAGE_BYTES / 1e6:.1f}: ask for "
+            f"fewer {field} at once, a smaller k, or fewer fields",
+            field=field,
+        )
+    return reply
 
 
 def refuse_shard(request: pb.SearchRequest | pb.GetChunksRequest) -> None:

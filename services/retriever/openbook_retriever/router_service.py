@@ -14,6 +14,7 @@ from openbook_core.telemetry import get_logger, request_id
 from openbook_database.scoring import MISSING
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_proto.v1 import retriever_pb2_grpc
+from openbook_retriever.requests import sendable
 from openbook_retriever.router_engine import RouterEngine
 from openbook_retriever.router_watch import RouterWatch
 from openbook_retriever.traffic import is_another_parts
@@ -33,17 +34,19 @@ class RouterService(retriever_pb2_grpc.RetrieverServicer):
         self._watch = watch
 
     def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
-        return self._tried(request, lambda: self._engine.search(request, _time_left(context)), lambda reply: reply)
+        reply = self._tried(request, lambda: self._engine.search(request, _time_left(context)), lambda reply: reply)
+        return sendable(reply, "queries")
 
     def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:
-        return self._tried(
+        reply = self._tried(
             request.search,
             lambda: self._engine.search_text(request, _time_left(context)),
             lambda reply: reply.result,
         )
+        return sendable(reply, "texts")
 
     def GetChunks(self, request: pb.GetChunksRequest, context: grpc.ServicerContext) -> pb.GetChunksReply:
-        return self._engine.get_chunks(request, _time_left(context))
+        return sendable(self._engine.get_chunks(request, _time_left(context)), "ids")
 
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
         return self._engine.describe(request)

@@ -9,6 +9,7 @@ import grpc
 from openbook_core.errors import ArgumentError
 from openbook_proto.v1 import retriever_pb2 as pb
 from openbook_proto.v1 import retriever_pb2_grpc
+from openbook_retriever.requests import sendable
 from openbook_retriever.shard_engine import ShardEngine
 
 # gRPC says hundreds of years where the caller gave no deadline.
@@ -24,13 +25,13 @@ class ShardService(retriever_pb2_grpc.RetrieverServicer):
     def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:
         left = context.time_remaining()
         deadline = None if left is None or left > _FOREVER_S else time.monotonic() + left
-        return self._engine.search(request, deadline, context.add_callback)
+        return sendable(self._engine.search(request, deadline, context.add_callback), "queries")
 
     def SearchText(self, request: pb.SearchTextRequest, context: grpc.ServicerContext) -> pb.SearchTextReply:
         raise ArgumentError("a shard takes vectors only: send texts to the router", field="texts")
 
     def GetChunks(self, request: pb.GetChunksRequest, context: grpc.ServicerContext) -> pb.GetChunksReply:
-        return self._engine.get_chunks(request)
+        return sendable(self._engine.get_chunks(request), "ids")
 
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:
         return self._engine.describe(request)
