@@ -19,7 +19,7 @@ from openbook_model.accounting import training_flops
 from openbook_trainer.compute import prepare_blocks
 from openbook_trainer.config import ComputeConfig, OptimiserConfig
 from openbook_trainer.data import IGNORED, Batch
-from openbook_trainer.distributed import World, process_group, shard
+from openbook_trainer.distributed import World, be_deterministic, process_group, shard
 from openbook_trainer.evaluation import summed_loss
 from openbook_trainer.neighbours import Neighbors
 from openbook_trainer.optimiser import begin_step, make_optimisers
@@ -140,7 +140,8 @@ def as_trained(device: str) -> Iterator[World]:
     """A world of this process alone, with the determinism that `openbook train` asks for on a CPU."""
     with process_group(device) as world:
         before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(world.device.type == "cpu")
+        if world.device.type == "cpu":
+            be_deterministic()
         try:
             yield world
         finally:

@@ -124,6 +124,17 @@ def test_a_checker_that_is_gone_is_started_again(editions: list[Path]) -> None:
     one.stop()
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this kernel does not compare whole sessions")
+def test_the_session_that_checks_stands_back_as_a_whole(editions: list[Path]) -> None:
+    mine = Path("/proc/self/autogroup").read_text()
+    one = loader(check_nice=7)
+    one.load(known(editions[0]), (0,))
+    assert one._checker is not None
+    assert Path(f"/proc/{one._checker.pid}/autogroup").read_text().split()[1:] == ["nice", "7"]
+    assert Path("/proc/self/autogroup").read_text() == mine
+    one.stop()
+
+
 def test_a_check_that_hangs_can_be_given_up(editions: list[Path]) -> None:
     one, snapshot = loader(), known(editions[1])
     one.load(known(editions[0]), (0,))

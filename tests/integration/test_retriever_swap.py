@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,11 @@ from openbook_core.errors import (
     Reason,
     UnavailableError,
 )
+from openbook_database.files import file_digests
+from openbook_database.index.flat import write_flat
+from openbook_database.manifest import FileEntry, Manifest
 from openbook_database.snapshot import Snapshot
+from openbook_proto.v1 import admin_pb2
 
 sys.path.insert(0, str(Path(__file__).parent))
 import retriever_support as support
@@ -345,46 +352,81 @@ def test_what_a_request_pinned_answers_until_it_has_drained(
         assert retired.value.reason is Reason.SNAPSHOT_RETIRED
 
 
-def test_a_corrupt_candidate_is_given_up_and_the_next_one_swaps(
-    tmp_path: Path, place: str, editions: tuple[Path, Path], queries: np.ndarray
-) -> None:
-    damaged = shutil.copytree(editions[1], tmp_path / "damaged")
-    vectors = next(damaged.glob("shard-*/vectors.*"))
+def flipped(folder: Path) -> str:
+    vectors = next(folder.glob("shard-*/vectors.*"))
     data = bytearray(vectors.read_bytes())
     data[len(data) // 2] ^= 1
     vectors.write_bytes(data)
+    return rf"{vectors.name}.*checksum"
+
+
+def truncated(folder: Path) -> str:
+    tokens = folder / "shard-00001" / "tokens.bin"
+    os.truncate(tokens, tokens.stat().st_size - 1)
+    return r"tokens\.bin"
+
+
+def with_swapped_shards(folder: Path) -> str:
+    (folder / "shard-00000").rename(folder / "other")
+    (folder / "shard-00001").rename(folder / "shard-00000")
+    (folder / "other").rename(folder / "shard-00001")
+    return "shard-0000[01]"
+
+
+def of_another_dimension(folder: Path) -> str:
+    """An index of wider vectors, of which the manifest has size and checksum."""
+    manifest = Manifest.read(folder)
+    name = "shard-00000/lists.faiss"
+    rows = manifest.shards[0].rows
+    write_flat(folder / name, DIMENSION + 8, [np.ones((rows, DIMENSION + 8), np.float32)])
+    entry = FileEntry((folder / name).stat().st_size, file_digests(folder / name)[0])
+    (folder / "manifest.json").write_bytes(replace(manifest, files={**manifest.files, name: entry}).to_bytes())
+    return rf"holds {rows} vectors of {DIMENSION + 8} elements, the manifest says {rows} of {DIMENSION}"
+
+
+def test_corrupt_candidates_are_given_up_and_the_next_one_swaps(
+    tmp_path: Path, place: str, editions: tuple[Path, Path], queries: np.ndarray
+) -> None:
     with (
-        support.cluster(tmp_path, place, "--load-retry-s", "1000") as (router, *_),
+        support.cluster(tmp_path, place, "--load-retry-s", "1000", "--drain-s", "0") as (router, *_),
         AdminClient(router.address) as admin,
         RetrieverClient(router.address) as client,
     ):
         old = admin.register(DATABASE, str(editions[0])).snapshot
         move(admin, old)
         before = client.search(DATABASE, queries, 5)
-        new = admin.register(DATABASE, str(damaged)).snapshot
-        admin.prepare(DATABASE, new)
 
-        def errors() -> list[str]:
+        def held(snapshot: str) -> list[admin_pb2.ReplicaSnapshot]:
             (state,) = admin.list(DATABASE)
-            held = [item for replica in state.replicas for item in replica.snapshots]
-            return [item.error for item in held if item.snapshot == new and item.state == "failed"]
+            return [item for replica in state.replicas for item in replica.snapshots if item.snapshot == snapshot]
 
-        support.wait_for(lambda: len(errors()) > 0, "a replica reports that it failed")
-        assert vectors.name in errors()[0]
-        with pytest.raises(PreconditionError, match="is not ready.*checksum") as refused:
-            admin.activate(DATABASE, new)
-        assert refused.value.reason is Reason.NOT_READY
-        with pytest.raises(ConflictError, match="already being moved"):
-            admin.prepare(DATABASE, old)
-        state = admin.abort(DATABASE)
-        assert (state.live, state.epoch, state.candidate) == (old, 1, "")
-        assert admin.abort(DATABASE).candidate == "", "once more changes nothing"
-        after = client.search(DATABASE, queries, 5)
-        assert (after.snapshot, after.ids.tolist()) == (old, before.ids.tolist())
+        def errors(snapshot: str) -> list[str]:
+            return [item.error for item in held(snapshot) if item.state == "failed"]
 
-        # The whole copy, in another folder, has the same id.
-        assert admin.register(DATABASE, str(editions[1])).snapshot == new
-        support.wait_for(lambda: not errors(), "the failed load is forgotten")
+        for damage in (of_another_dimension, truncated, with_swapped_shards, flipped):
+            copy = shutil.copytree(editions[1], tmp_path / damage.__name__)
+            message = damage(copy)
+            damaged = admin.register(DATABASE, str(copy)).snapshot
+            # Copies of one edition have one id: the replica whose shards were whole has to let go of them.
+            support.wait_for(lambda: not held(damaged), "the last copy is forgotten")  # noqa: B023
+            admin.prepare(DATABASE, damaged)
+            support.wait_for(lambda: bool(errors(damaged)), "a replica reports that it failed")  # noqa: B023
+            assert re.search(message, errors(damaged)[0], re.DOTALL), errors(damaged)
+            with pytest.raises(PreconditionError, match=f"is not ready.*{message}") as refused:
+                admin.activate(DATABASE, damaged)
+            assert refused.value.reason is Reason.NOT_READY
+            with pytest.raises(ConflictError, match="already being moved"):
+                admin.prepare(DATABASE, old)
+            state = admin.abort(DATABASE)
+            assert (state.live, state.epoch, state.candidate) == (old, 1, "")
+            assert admin.abort(DATABASE).candidate == "", "once more changes nothing"
+            after = client.search(DATABASE, queries, 5)
+            assert (after.snapshot, after.ids.tolist()) == (old, before.ids.tolist())
+
+        # The whole copy, in another folder, has the same id as the last.
+        new = admin.register(DATABASE, str(editions[1])).snapshot
+        assert new == damaged
+        support.wait_for(lambda: not errors(new), "the failed load is forgotten")
         move(admin, new)
         assert client.search(DATABASE, queries, 5).snapshot == new
 

@@ -30,7 +30,7 @@ from openbook_trainer.cached import CachedSource, snapshot_of
 from openbook_trainer.compute import compute_dtype, prepare_blocks
 from openbook_trainer.config import TrainConfig
 from openbook_trainer.data import ChunkedCorpus, SequenceOrder, read_corpus
-from openbook_trainer.distributed import World, process_group, shard, whole
+from openbook_trainer.distributed import World, be_deterministic, process_group, shard, whole
 from openbook_trainer.evaluation import Evaluator
 from openbook_trainer.loop import Loop
 from openbook_trainer.metrics import Metrics
@@ -117,7 +117,7 @@ def train(
     asked_to_stop = StopRequest() if asked_to_stop is None else asked_to_stop
     with asked_to_stop.heeded(), process_group(config.device) as world:
         if world.device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+            be_deterministic()
         with alone_in(config.out, world):
             summary = _train(config, world, allow_changed, asked_to_stop)
         if world.first:

@@ -118,17 +118,25 @@ def process_group(device: str) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def be_deterministic() -> None:
+    """The same inputs give the same bits, on a CPU; memory is not filled before it is written, which torch would do at the
+    cost of some percent of a step."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def shard(model: RetroModel, world: World, dtype: torch.dtype = torch.float32) -> None:
     """Shard each block's parameters over all processes, and the rest as one group.
 
-    Weights stay as they are; each block computes in `dtype`, and gradients are summed over processes in float32.
+    Weights stay as they are; each block computes in `dtype`, and gradients are summed over processes in float32. One
+    process keeps the copies in `dtype` from the forward to the backward pass: letting go of them would free little.
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     # True of attention outputs that are reshaped last; nothing changes them in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     for block in (*(model.encoder.blocks if model.encoder else ()), *model.blocks):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=world.size > 1)
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import grpc
+from prometheus_client import REGISTRY
 
 from openbook_core.rpc.server import RunningServer, start_server
 from openbook_core.security.options import Protection
@@ -22,6 +23,7 @@ from openbook_retriever.attach import EmbedderGate
 from openbook_retriever.batching import SearchBatcher
 from openbook_retriever.config import RetrieverConfig
 from openbook_retriever.holdings import Holdings
+from openbook_retriever.metrics import ShardState
 from openbook_retriever.replicas import Replicas
 from openbook_retriever.result_cache import ResultCache
 from openbook_retriever.router_engine import RouterEngine
@@ -60,6 +62,7 @@ def serve(config: RetrieverConfig) -> None:
 
 def _serve_shard(config: RetrieverConfig, registry: Registry, protection: Protection) -> None:
     holdings = Holdings()
+    REGISTRY.register(ShardState(holdings.calls))
     watch = ShardWatch(config, registry, holdings)
     batcher = SearchBatcher(
         threads=config.search_threads or len(os.sched_getaffinity(0)),

@@ -150,6 +150,11 @@ class Holdings:
         with self._lock:
             return total([*(held.files for held in self._held.values()), more or {}])
 
+    def calls(self) -> dict[tuple[str, str], int]:
+        """The calls that use each (database, snapshot) now."""
+        with self._lock:
+            return {names: held.users for names, held in self._held.items()}
+
     def device_memory(self) -> Loaded:
         """Of the GPU: bytes that the snapshots here take, and what was free when one was last loaded or unloaded."""
         with self._lock:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable, Iterable, Mapping
+
 from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 # Must stay 0: each one is an internal error.
 SNAPSHOT_MIX = Counter("openbook_snapshot_mix", "Answers whose parts came from different snapshots")
@@ -23,6 +28,15 @@ BATCH_QUERIES = Histogram(
     "openbook_retriever_batch_queries", "Queries of each batch", buckets=[2**power for power in range(15)]
 )
 BATCH_FAILURES = Counter("openbook_retriever_batch_failures", "Batches that failed, whose calls were searched alone")
+_STAGE_SECONDS = Histogram(
+    "openbook_retriever_stage_seconds",
+    "Time of a call's stages: queue, search and fetch in a shard, shards and merge in a router",
+    ["stage"],
+    buckets=[0.0001 * 2**power for power in range(17)],
+)
+QUEUE_SECONDS, SEARCH_SECONDS, FETCH_SECONDS, SHARDS_SECONDS, MERGE_SECONDS = (
+    _STAGE_SECONDS.labels(stage) for stage in ("queue", "search", "fetch", "shards", "merge")
+)
 DEVICE_PASSES = Counter(
     "openbook_retriever_device_passes", "Queries of which the processor did what is beyond the GPU's limits"
 )
@@ -42,3 +56,25 @@ CACHE_WRITES = Counter(
     "Answers that were to be written: stored, error (Redis failed), dropped (too many wait, or Redis fails)",
     ["outcome"],
 )
+
+
+class ShardState(Collector):
+    """What is read only when it is asked for: the calls under way by (database, snapshot), and the process' page faults."""
+
+    def __init__(self, calls: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._calls = calls
+
+    def collect(self) -> Iterable[Metric]:
+        users = GaugeMetricFamily(
+            "openbook_retriever_snapshot_calls",
+            "Calls that use a snapshot now; it is not let go before they end",
+            labels=["database", "snapshot"],
+        )
+        for names, count in self._calls().items():
+            users.add_metric(names, count)
+        yield users
+        yield CounterMetricFamily(
+            "openbook_retriever_major_page_faults",
+            "Pages of mapped files that had to be read from disk",
+            value=resource.getrusage(resource.RUSAGE_SELF).ru_majflt,
+        )

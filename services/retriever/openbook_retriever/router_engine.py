@@ -32,7 +32,7 @@ from openbook_retriever.chunks import gather_chunks
 from openbook_retriever.coalescing import Coalescer, key_of
 from openbook_retriever.fan_out import Answers, Question, ask
 from openbook_retriever.merging import merge_replies
-from openbook_retriever.metrics import RESTARTS, SNAPSHOT_MIX
+from openbook_retriever.metrics import MERGE_SECONDS, RESTARTS, SHARDS_SECONDS, SNAPSHOT_MIX
 from openbook_retriever.replicas import Replicas
 from openbook_retriever.requests import check_names, check_search, check_shape, read_ids, refuse_shard
 from openbook_retriever.result_cache import ResultCache
@@ -256,7 +256,10 @@ class RouterEngine:
             reply.coverage.CopyFrom(_coverage(manifest, answers.missing))
         reply.timings.search_ms = (answered - asked) * 1e3
         reply.timings.fetch_ms = max(part.timings.fetch_ms for part in parts)
-        reply.timings.merge_ms = (time.perf_counter() - answered) * 1e3
+        merged_s = time.perf_counter() - answered
+        reply.timings.merge_ms = merged_s * 1e3
+        SHARDS_SECONDS.observe(answered - asked)
+        MERGE_SECONDS.observe(merged_s)
         return reply
 
     def _fetch(self, request: pb.GetChunksRequest, view: View, timeout_s: float) -> pb.GetChunksReply:

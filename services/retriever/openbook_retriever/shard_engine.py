@@ -22,6 +22,7 @@ from openbook_retriever.batching import SearchBatcher, Ticket
 from openbook_retriever.chunks import encode_chunks, encode_found
 from openbook_retriever.filters import allowed_documents, read_filters
 from openbook_retriever.holdings import Holdings, find_shard
+from openbook_retriever.metrics import FETCH_SECONDS, QUEUE_SECONDS, SEARCH_SECONDS
 from openbook_retriever.requests import check_names, check_search, read_ids, read_queries
 
 
@@ -65,6 +66,9 @@ class ShardEngine:
             finished = time.perf_counter()
             annotate(database=request.database, snapshot=opened.id, shard=",".join(map(str, numbers)))
             queued_s = max(ticket.queued_s for ticket in tickets)
+            QUEUE_SECONDS.observe(queued_s)
+            SEARCH_SECONDS.observe(searched - started - queued_s)
+            FETCH_SECONDS.observe(finished - searched)
             return pb.SearchReply(
                 snapshot=opened.id,
                 queries=len(queries_QD),
@@ -90,11 +94,12 @@ class ShardEngine:
             shard = find_shard(opened, request.shard)
             ids = read_ids(request.ids, opened.manifest.chunks)
             chunks = encode_chunks(shard, ids, request.fields)
-            elapsed_ms = (time.perf_counter() - started) * 1e3
+            elapsed_s = time.perf_counter() - started
+            FETCH_SECONDS.observe(elapsed_s)
             return pb.GetChunksReply(
                 snapshot=opened.id,
                 chunks=chunks,
-                timings=common_pb2.Timings(fetch_ms=elapsed_ms, total_ms=elapsed_ms),
+                timings=common_pb2.Timings(fetch_ms=elapsed_s * 1e3, total_ms=elapsed_s * 1e3),
             )
 
     def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:

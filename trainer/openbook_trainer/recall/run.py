@@ -17,6 +17,7 @@ from openbook_database.files import write_bytes_atomically
 from openbook_model import RetroModel, initialise, save, start_copying, weights_hash
 from openbook_model.precision import probe_precision
 from openbook_trainer.curriculum import Curriculum
+from openbook_trainer.distributed import be_deterministic
 from openbook_trainer.metrics import Metrics
 from openbook_trainer.muon import Muon
 from openbook_trainer.one_file import load_state, save_state
@@ -34,9 +35,7 @@ def run_recall(config: RecallConfig) -> dict[str, Any]:
     """Run, or go on with, the training; returns and prints the summary. Raises OpenbookError."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.use_deterministic_algorithms(True)
-    # 4% of a step, for memory that is all written anyway.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    be_deterministic()
     summary = _Run(config).train()
     print(json.dumps(summary), flush=True)
     return summary
