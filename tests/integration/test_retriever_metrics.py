@@ -58,7 +58,7 @@ def test_a_shard_and_a_router_tell_how_long_each_stage_took(tmp_path: Path) -> N
     assert 0 < shard[total, "search"] < router[total, "shards"] < 60
     assert shard["openbook_retriever_snapshot_calls", DATABASE, snapshot] == 0
     assert shard["openbook_retriever_major_page_faults_total",] >= 0
-    assert shard["openbook_rpc_seconds_count", "OK", "Retriever/Search"] == 3
+    assert shard["openbook_rpc_seconds_count", "OK", "Search"] == 3
     assert router["openbook_snapshot_mix_total",] == 0
 
 
