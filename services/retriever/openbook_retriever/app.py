@@ -127,6 +127,7 @@ def _start(
         services=services,
         max_workers=config.max_workers,
         max_calls=config.max_calls,
+        max_connection_age_s=config.max_connection_age_s,
         protection=protection,
         reflects=config.reflection,
     )

@@ -72,6 +72,12 @@ class RetrieverConfig(DialingServerOptions):
     max_workers: int = Field(
         default=64, ge=1, le=256, description="calls that are worked on or wait for a search at once"
     )
+    max_connection_age_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds after which a connection takes no new calls, so that callers spread over new processes; none by "
+        "default: a call that is sent as its connection ends fails, and only callers that retry do not notice",
+    )
     max_calls: int = Field(
         default=512, ge=1, description="calls that are taken in at once; more are refused with a delay"
     )

@@ -83,6 +83,7 @@ def start_server(
     max_calls: int = 4096,
     protection: Protection | None = None,
     keepalive_s: float = KEEPALIVE_S,
+    max_connection_age_s: float | None = None,
     reflects: bool = True,
 ) -> RunningServer:
     """Start serving on `host`:`port` (0 picks a free port); not ready until `set_ready(True)`.
@@ -91,7 +92,8 @@ def start_server(
     delay. While calls wait for others to end, those whose callers are silent are cancelled (`rpc.workers`).
     With tokens in `protection` every call needs one. None of this holds for health checks (`security.tokens.scope_of`),
     which have threads of their own (`rpc.health`). `reflects`: tell whoever asks which services and messages there are.
-    A client that vanished without a word is given up after 1.5 times `keepalive_s`.
+    A client that vanished without a word is given up after 1.5 times `keepalive_s`. A connection older than
+    `max_connection_age_s`, give or take a tenth, takes no new calls: its client connects anew, and perhaps elsewhere.
     Raises UnavailableError with reason PORT_IN_USE when the address is taken.
     """
     protection = protection or Protection()
@@ -99,7 +101,16 @@ def start_server(
     server = grpc.server(
         workers,
         interceptors=[_Interceptor(protection.tokens, workers)],
-        options=[*LIMITS, *keepalive(keepalive_s, idle=True), ("grpc.so_reuseport", 0)],
+        options=[
+            *LIMITS,
+            *keepalive(keepalive_s, idle=True),
+            *(
+                []
+                if max_connection_age_s is None
+                else [("grpc.max_connection_age_ms", int(1000 * max_connection_age_s))]
+            ),
+            ("grpc.so_reuseport", 0),
+        ],
     )
     register(server)
     servicer = health.HealthServicer()
