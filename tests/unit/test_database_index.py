@@ -27,7 +27,7 @@ from openbook_database.index.ivf import IVFReader, list_reach, write_ivf
 from openbook_database.index.quantiser import Quantiser, train_quantiser, write_quantiser
 from openbook_database.index.recipe import choose_recipe, parse_recipe, resolve_recipe
 from openbook_database.index.rotation import Rotation
-from openbook_database.scoring import Hits, merge
+from openbook_database.scoring import Hits, exact_scores, merge
 from openbook_database.search import search_rows
 
 Ranges = Sequence[tuple[int, int]]
@@ -472,3 +472,26 @@ def test_lists_that_tie_at_the_border_are_those_with_exact_scores(tmp_path: Path
             expected = sorted(range(24), key=lambda number: (-exact[number], number))[:count]
             assert sorted(lists.tolist()) == sorted(expected)
             np.testing.assert_allclose(scores, np.asarray(exact, np.float32)[lists], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("copies", [1, 3, 30])
+def test_close_lists_are_decided_by_exact_scores_alone(tmp_path: Path, copies: int) -> None:
+    """Centroids whose scores lie within rounding of each other, fewer and more of them than are fetched beyond the border."""
+    random = np.random.default_rng(13)
+    centres_ND = np.repeat(random.normal(size=(600 // copies, DIMENSION)), copies, axis=0).astype(np.float32)
+    centres_ND *= 1 + 2e-8 * random.normal(size=(len(centres_ND), 1)).astype(np.float32)
+    centres_ND = random.permutation(np.concatenate([centres_ND, np.nextafter(centres_ND, np.float32(9))]))
+    flat = faiss.IndexFlatIP(DIMENSION)
+    flat.add(centres_ND)
+    index = faiss.IndexIVFFlat(flat, DIMENSION, flat.ntotal, faiss.METRIC_INNER_PRODUCT)
+    write_quantiser(tmp_path / "quantiser", index)
+    quantiser = Quantiser(tmp_path / "quantiser", dimension=DIMENSION)
+    queries_QD = random.normal(size=(64, DIMENSION)).astype(np.float32)
+    exact_QL = exact_scores(queries_QD, np.broadcast_to(centres_ND, (64, *centres_ND.shape)))
+    for count in (1, 2, 17, 64, flat.ntotal - 3):
+        lists_QP, scores_QP = quantiser.nearest(queries_QD, count)
+        expected_QP = np.lexsort((np.broadcast_to(np.arange(flat.ntotal), exact_QL.shape), -exact_QL), axis=-1)[
+            :, :count
+        ]
+        np.testing.assert_array_equal(np.sort(lists_QP, axis=1), np.sort(expected_QP, axis=1))
+        np.testing.assert_allclose(scores_QP, np.take_along_axis(exact_QL, lists_QP, axis=1), rtol=1e-4, atol=1e-4)

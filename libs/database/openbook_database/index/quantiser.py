@@ -21,11 +21,13 @@ from openbook_database.index.gpu import Gpu
 from openbook_database.index.hnsw import HNSWReader
 from openbook_database.index.recipe import LIST_ITERATIONS, Recipe
 from openbook_database.index.rotation import Rotation
-from openbook_database.scoring import MISSING, norms
+from openbook_database.scoring import MISSING, exact_scores, norms
 from openbook_database.search import search_rows
 
 _LEAST_EF = 64
 _EF_PER_PROBE = 2
+# Lists fetched beyond those that are probed: within rounding of the last one lies seldom more than one other.
+_SLACK = 8
 _STEP = 1 << 16
 _BLOCK = 1 << 13
 
@@ -209,21 +211,55 @@ class Quantiser:
     def _nearest_of_all(
         self, queries_QE: NDArray[np.float32], count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Faiss' products settle the set where the last list leads the next by more than their rounding; the others are
-        decided by exact scores."""
+        """Faiss' products settle the set where the last list leads the next by more than their rounding. Of the others the
+        lists within rounding of the last are decided by exact scores; where these are many, or go on beyond what was
+        fetched, all are."""
         if isinstance(self.codec, BitCodec):
             hits = search_rows(self._flat, queries_QE, count)
             return hits.ids_QK, hits.scores_QK
-        fetched_QF, lists_QF = self._flat.fetch(queries_QE, count + 1)
-        lists_QP, scores_QP = lists_QF[:, :count], fetched_QF[:, :count]
-        if count < self.nlist:
-            lead_Q = scores_QP[:, -1].astype(np.float64) - fetched_QF[:, -1]
-            settled_Q = np.isfinite(lead_Q) & (lead_Q > 2 * self._flat.margin(queries_QE))
-            if not settled_Q.all():
-                open_ones = np.flatnonzero(~settled_Q)
-                hits = search_rows(self._flat, queries_QE[open_ones], count)
-                lists_QP[open_ones], scores_QP[open_ones] = hits.ids_QK, hits.scores_QK
+        fetched_QF, lists_QF = self._flat.fetch(queries_QE, count + _SLACK)
+        scores_QP, lists_QP = fetched_QF[:, :count], lists_QF[:, :count]
+        if count == self.nlist:
+            return lists_QP, scores_QP
+        rounding_Q = 2 * self._flat.margin(queries_QE)
+        lead_Q = scores_QP[:, -1].astype(np.float64) - fetched_QF[:, count]
+        some = np.flatnonzero(~(np.isfinite(lead_Q) & (lead_Q > rounding_Q)))
+        if not len(some):
+            return lists_QP, scores_QP
+        over_QF = fetched_QF[some].astype(np.float64) - fetched_QF[some, count - 1, None]
+        open_QF = ~(np.abs(over_QF) > rounding_Q[some, None])
+        whole_Q = np.isfinite(over_QF).all(axis=1) & (open_QF.sum(axis=1) <= 2 * _SLACK)
+        whole_Q &= (lists_QF.shape[1] == self.nlist) | ~open_QF[:, -1]
+        near, rest = some[whole_Q], some[~whole_Q]
+        if len(near):
+            lists_QP[near], scores_QP[near] = self._decide(
+                queries_QE[near], lists_QF[near], fetched_QF[near], over_QF[whole_Q], open_QF[whole_Q], count
+            )
+        if len(rest):
+            hits = search_rows(self._flat, queries_QE[rest], count)
+            lists_QP[rest], scores_QP[rest] = hits.ids_QK, hits.scores_QK
         return lists_QP, scores_QP
+
+    def _decide(
+        self,
+        queries_QE: NDArray[np.float32],
+        lists_QF: NDArray[np.int64],
+        scores_QF: NDArray[np.float32],
+        over_QF: NDArray[np.float64],
+        open_QF: NDArray[np.bool_],
+        count: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """`count` lists of each query: those that lie above the `open_QF`, and of these the best by exact score, then number."""
+        columns = np.flatnonzero(open_QF.any(axis=0))
+        span = slice(int(columns[0]), int(columns[-1]) + 1)
+        exact_QC = exact_scores(queries_QE, self._flat.vectors(lists_QF[:, span])).astype(np.float64)
+        exact_QC[~open_QF[:, span] & (over_QF[:, span] > 0)] = np.inf
+        exact_QC[~open_QF[:, span] & (over_QF[:, span] < 0)] = -np.inf
+        order_QC = np.lexsort((lists_QF[:, span], -exact_QC), axis=-1)[:, : count - span.start] + span.start
+        places_QP = np.concatenate(
+            [np.broadcast_to(np.arange(span.start), (len(queries_QE), span.start)), order_QC], axis=1
+        )
+        return np.take_along_axis(lists_QF, places_QP, axis=1), np.take_along_axis(scores_QF, places_QP, axis=1)
 
 
 def _describe(index: Any) -> tuple[Any, ...]:
