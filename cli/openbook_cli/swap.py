@@ -114,7 +114,7 @@ def _wait_through_canary(
     ready_at: float | None = None
     while True:
         (state,) = admin.list(database)
-        failed = _failures(admin, database, snapshot)
+        failed = _failures(state, snapshot)
         if failed or not state.candidate.startswith(snapshot):
             if state.live.startswith(snapshot):
                 return
@@ -149,19 +149,26 @@ def _is_ready(state: admin_pb2.DatabaseState) -> bool:
 def _activate_when_ready(
     admin: AdminClient, database: str, snapshot: str, start: float, deadline_s: float
 ) -> tuple[float, admin_pb2.DatabaseState]:
-    """When the last attempt began, and the state that it made."""
+    """When the last attempt began, and the state that it made. An attempt is audited: there is none before the replicas report
+    that they are ready, or that one has failed."""
     while True:
         attempted = time.perf_counter()
+        (current,) = admin.list(database)
+        late = attempted - start > deadline_s
+        ours = current.candidate.startswith(snapshot)
+        if ours and not late and not _failures(current, snapshot) and not _is_ready(current):
+            time.sleep(_POLL_S)
+            continue
         try:
             return attempted, admin.activate(database, snapshot)
         except PreconditionError as error:
-            failed = _failures(admin, database, snapshot)
             (current,) = admin.list(database)
+            failed = _failures(current, snapshot)
             if not current.candidate.startswith(snapshot):
                 failed.append(
                     f"somebody else ended this swap (being prepared now: {current.candidate[:12] or 'nothing'})"
                 )
-            if failed or error.reason is not Reason.NOT_READY or attempted - start > deadline_s:
+            if failed or error.reason is not Reason.NOT_READY or late:
                 raise UnavailableError(
                     f"snapshot {snapshot[:12]} of {database!r} was not made live: {'; '.join(failed) or error.message}",
                     reason=Reason.NOT_READY,
@@ -184,8 +191,7 @@ def wait_for_routers(
         time.sleep(_POLL_S)
 
 
-def _failures(admin: AdminClient, database: str, snapshot: str) -> list[str]:
-    (state,) = admin.list(database)
+def _failures(state: admin_pb2.DatabaseState, snapshot: str) -> list[str]:
     return [
         f"{replica.name}: {held.error}"
         for replica in state.replicas

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,11 +100,14 @@ def test_a_swap_that_was_ended_by_somebody_else_leaves_the_next_one_alone(tmp_pa
         thread = threading.Thread(target=swap)
         thread.start()
         support.wait_for(lambda: registry.control(DATABASE).candidate == old_id, "the swap begins")
+        time.sleep(0.5)
         registry.abort(DATABASE)
         registry.prepare(DATABASE, new_id)
         thread.join(20)
         assert "somebody else" in errors[0].message
         assert registry.control(DATABASE).candidate == new_id
+        tried = [entry.outcome for entry in registry.audit(DATABASE) if entry.verb == "activate"]
+        assert len(tried) <= 2, "asked and refused once: nothing is tried before the replicas are ready"
 
 
 def health_of(process: support.Process) -> str:
