@@ -38,7 +38,7 @@ class RetrieverConfig(DialingServerOptions):
         description="shard role: most memory of the process that checks a snapshot before it is loaded",
     )
     check_nice: int = Field(
-        default=19, ge=0, le=19, description="shard role: how far that process stands back behind what serves"
+        default=10, ge=0, le=19, description="shard role: how far that process stands back behind what serves"
     )
     memory_limit_mb: float | None = Field(
         default=None,
