@@ -293,3 +293,29 @@ def test_the_factbook_s_model_reaches_its_goals_and_its_card_says_so() -> None:
             cells = [edition, f"{name}, {live[name]['questions']}", *(f"{share:.3f}" for share in shares)]
             row = f"| {' | '.join(cells)} |{old}|"
             assert row in card and row in log
+
+
+def test_both_columns_of_the_demo_are_as_the_guide_says() -> None:
+    path = ROOT / "docs" / "results" / "demo-two-columns.json"
+    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    second = figures["second_column"]
+    text = " ".join((ROOT / "docs" / "guides" / "demo.md").read_text(encoding="utf-8").split())
+    right = {"before": "matches_old", "after": "matches_new", "rollback": "matches_old"}
+    shares = [
+        [column[each][match] for each, match in right.items()] for column in (figures, second, second["held_out"])
+    ]
+    said = [f"{before:.2f}, {after:.2f} and {rollback:.2f}" for before, after, rollback in shares[:2]]
+    assert said[0] == said[1] and f"{said[0]} right in either column, none stale" in text
+    assert f"of the four about other countries {shares[2][0]:.2f}" in text and len(set(shares[2])) == 1
+    assert second["held_out"]["before"]["questions"] == 4
+    assert (
+        f"{figures['requests']:,} requests, {figures['failed_requests']} failed, {figures['mixed_replies']} mixed"
+        in text
+    )
+    assert all(
+        column[each][wrong] == 0
+        for column in (figures, second)
+        for each, wrong in zip(right, ("matches_new", "matches_old", "matches_new"), strict=True)
+    )
+    assert second["weights_hash_before"] == second["weights_hash_after"]
+    assert second["cross_attention"] == "on"
