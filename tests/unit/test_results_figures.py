@@ -12,7 +12,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 IN_README = {
-    "training": ("step_over_twin", "flops_over_twin", "decode_over_twin", "vs_retro_pytorch_train"),
+    "training": (
+        "step_over_twin",
+        "step_over_twin_by_cpu_time",
+        "flops_over_twin",
+        "decode_over_twin",
+        "vs_retro_pytorch_train",
+    ),
     "retriever": ("cpu_ratio_64", "cpu_ratio_1", "throughput_ratio_64", "added_p50_ms", "singles_ratio_32_callers"),
     "swap": ("swaps", "requests", "requests_in_window", "activate_s", "p99_ratio"),
 }
